@@ -1,0 +1,120 @@
+"""Engines: a loaded artifact that can infer in this process.
+
+The seam is one small protocol; each kind lives in its own file, which alone imports that kind's library, lazily.
+
+| kind               | artifact format | file              |
+|--------------------|-----------------|-------------------|
+| `onnxruntime-cpu`  | onnx            | onnxruntime.py    |
+| `onnxruntime-cuda` | onnx            | onnxruntime.py    |
+| `openvino-cpu`     | openvino        | openvino.py       |
+| `tensorrt`         | tensorrt        | tensorrt.py       |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+
+from enginehouse.bundle import Artifact, Bundle, Format
+from enginehouse.errors import ConfigError
+from enginehouse.tensors import Signature, Tensors
+
+EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu", "tensorrt"]
+Accelerator: TypeAlias = Literal["cpu", "gpu"]
+
+ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
+FORMAT_OF: Mapping[EngineKind, Format] = {
+    "onnxruntime-cpu": "onnx",
+    "onnxruntime-cuda": "onnx",
+    "openvino-cpu": "openvino",
+    "tensorrt": "tensorrt",
+}
+ACCELERATOR_OF: Mapping[EngineKind, Accelerator] = {
+    "onnxruntime-cpu": "cpu",
+    "onnxruntime-cuda": "gpu",
+    "openvino-cpu": "cpu",
+    "tensorrt": "gpu",
+}
+
+
+class Engine(Protocol):
+    """Constructed means loaded and able to answer; `infer` may be called from several threads at once."""
+
+    signature: Signature
+    precision: str
+    """The precision the engine really computes in, as it reports it itself (not the one asked for)."""
+
+    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Run one batch. The caller owns the outputs. Raises InvalidInput or InferenceFailed."""
+
+    def close(self) -> None:
+        """Release the engine's memory; `infer` raises EngineUnavailable from then on. May be called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is built with: files already verified, and the limits it may count on.
+
+    `threads` are intra-op CPU threads; `concurrency` is how many `infer` calls may run at once; `max_rows` is the
+    largest batch (device buffers are sized by it).
+    """
+
+    files: Sequence[Path]
+    artifact: Artifact
+    signature: Signature
+    max_rows: int
+    threads: int
+    concurrency: int = 1
+
+
+def load_engine(kind: EngineKind, bundle: Bundle, artifact: Artifact, *, threads: int, concurrency: int = 1) -> Engine:
+    """Verify the artifact's digests, load it and warm up every batch bucket.
+
+    Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
+    """
+    if artifact.format != FORMAT_OF[kind]:
+        raise ConfigError(
+            f"engine {kind!r} loads {FORMAT_OF[kind]!r} artifacts; {artifact.name!r} is {artifact.format!r}"
+        )
+    manifest = bundle.manifest
+    options = EngineOptions(
+        files=bundle.verified_files(artifact),
+        artifact=artifact,
+        signature=manifest.signature.signature(),
+        max_rows=manifest.max_batch,
+        threads=threads,
+        concurrency=concurrency,
+    )
+    engine = _constructor(kind)(options)
+    warm_up(engine, manifest.batch_buckets())
+    return engine
+
+
+def warm_up(engine: Engine, batch_sizes: Sequence[int]) -> None:
+    """Run every batch size once, so that no request pays for lazy allocation or kernel selection."""
+    for rows in batch_sizes:
+        engine.infer({spec.name: spec.example(rows) for spec in engine.signature.inputs})
+
+
+def _constructor(kind: EngineKind) -> Callable[[EngineOptions], Engine]:
+    if kind == "onnxruntime-cpu":
+        from enginehouse.engines.onnxruntime import OnnxRuntimeCpu
+
+        return OnnxRuntimeCpu
+    if kind == "onnxruntime-cuda":
+        from enginehouse.engines.onnxruntime import OnnxRuntimeCuda
+
+        return OnnxRuntimeCuda
+    if kind == "openvino-cpu":
+        from enginehouse.engines.openvino import OpenVinoCpu
+
+        return OpenVinoCpu
+    if kind == "tensorrt":
+        from enginehouse.engines.tensorrt import TensorRT
+
+        return TensorRT
+    raise ConfigError(f"engine {kind!r} is not known; the engines are {', '.join(ENGINE_KINDS)}")
