@@ -9,9 +9,10 @@ A bundle is immutable once published. Facts about a model live in its manifest o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +26,23 @@ Format: TypeAlias = Literal["onnx", "openvino", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 NumericsClass: TypeAlias = Literal["full", "int8"]
 Status: TypeAlias = Literal["ready", "failed", "unavailable"]
+EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu", "tensorrt"]
+Accelerator: TypeAlias = Literal["cpu", "gpu"]
+
+ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
+#: The one format that each kind of engine loads, and the hardware that it needs.
+FORMAT_OF: Mapping[EngineKind, Format] = {
+    "onnxruntime-cpu": "onnx",
+    "onnxruntime-cuda": "onnx",
+    "openvino-cpu": "openvino",
+    "tensorrt": "tensorrt",
+}
+ACCELERATOR_OF: Mapping[EngineKind, Accelerator] = {
+    "onnxruntime-cpu": "cpu",
+    "onnxruntime-cuda": "gpu",
+    "openvino-cpu": "cpu",
+    "tensorrt": "gpu",
+}
 
 
 class _Record(BaseModel):

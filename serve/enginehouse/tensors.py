@@ -50,7 +50,7 @@ def datatype(dtype: np.dtype) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output. `shape` counts every dimension; None is a free one. In a batched model dim 0 is the batch."""
+    """One input or output. In `shape`, None is a free dimension; in a batched model dim 0 is the batch."""
 
     name: str
     dtype: np.dtype

@@ -12,33 +12,16 @@ The seam is one small protocol; each kind lives in its own file, which alone imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Protocol
 
 import numpy as np
 
-from enginehouse.bundle import Artifact, Bundle, Format
+from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, Artifact, Bundle, EngineKind
 from enginehouse.errors import ConfigError
 from enginehouse.tensors import Signature, Tensors
-
-EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu", "tensorrt"]
-Accelerator: TypeAlias = Literal["cpu", "gpu"]
-
-ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
-FORMAT_OF: Mapping[EngineKind, Format] = {
-    "onnxruntime-cpu": "onnx",
-    "onnxruntime-cuda": "onnx",
-    "openvino-cpu": "openvino",
-    "tensorrt": "tensorrt",
-}
-ACCELERATOR_OF: Mapping[EngineKind, Accelerator] = {
-    "onnxruntime-cpu": "cpu",
-    "onnxruntime-cuda": "gpu",
-    "openvino-cpu": "cpu",
-    "tensorrt": "gpu",
-}
 
 
 class Engine(Protocol):
