@@ -1,0 +1,158 @@
+"""OpenVINO engine: `openvino-cpu`.
+
+One compiled model and one infer request per concurrent caller, because a request that is running refuses every other
+call. Callers beyond `EngineOptions.concurrency` wait for a free request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from enginehouse.bundle import Precision
+from enginehouse.engines import EngineOptions
+from enginehouse.errors import EngineUnavailable, InferenceFailed
+from enginehouse.tensors import Signature, Tensors
+
+_KIND = "openvino-cpu"
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+#: Left to itself OpenVINO computes fp32 models in bf16 where the CPU can. Its int8 operators ignore the hint.
+_HINT: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_PRECISION_OF_TYPE = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+
+
+class OpenVinoCpu:
+    """OpenVINO on this machine's CPU. Raises EngineUnavailable if the model cannot be loaded.
+
+    `precision` is read back from the compiled model: a CPU without fp16 arithmetic runs fp16 models in bf16 or fp32.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.signature: Signature = options.signature
+        specs = options.signature.inputs + options.signature.outputs
+        if any(spec.dtype.hasobject for spec in specs):
+            # Observed with 2026.4.1: one inference with a string tensor corrupts the heap and the process aborts.
+            raise EngineUnavailable(_KIND, "OpenVINO's string tensors are not safe; use onnxruntime-cpu for BYTES")
+        compiled = _compile(options)
+        self.precision: str = _effective_precision(compiled, options.artifact.precision)
+        self._ports = _output_ports(compiled, options.signature)
+        self._lock = threading.Lock()
+        self._closed = False
+        # None means closed: each waiting caller that takes it puts it back for the next one.
+        self._free: SimpleQueue[Any | None] = SimpleQueue()
+        for _ in range(options.concurrency):
+            self._free.put(compiled.create_infer_request())
+
+    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Run one batch, waiting for a free request if there is none; see `Engine.infer`."""
+        self.signature.check(inputs)
+        request = self._take()
+        try:
+            # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
+            answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
+            return {
+                spec.name: _array(answers[port], spec.dtype)
+                for spec, port in zip(self.signature.outputs, self._ports, strict=True)
+            }
+        except Exception as error:
+            raise InferenceFailed(f"{_KIND}: {error}") from error
+        finally:
+            self._give_back(request)
+
+    def close(self) -> None:
+        """Drop the free requests now and those in use when their `infer` returns."""
+        with self._lock:
+            self._closed = True
+            while True:
+                try:
+                    self._free.get_nowait()
+                except Empty:
+                    break
+            self._free.put(None)
+
+    def _take(self) -> Any:
+        request = None if self._closed else self._free.get()
+        if request is None:
+            self._free.put(None)
+            raise EngineUnavailable(_KIND, "it was closed")
+        return request
+
+    def _give_back(self, request: Any) -> None:
+        with self._lock:
+            if not self._closed:
+                self._free.put(request)
+
+
+def _compile(options: EngineOptions) -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineUnavailable(_KIND, f"{error}; install enginehouse[cpu]") from None
+    model = _model_file(options.files)
+    settings = {
+        "INFERENCE_PRECISION_HINT": _HINT[options.artifact.precision],
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": min(options.concurrency, options.threads),
+        # Pinning starts at core 0 in every process, so replicas on one host would share the same few cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        return openvino.Core().compile_model(model, "CPU", settings)
+    except Exception as error:
+        raise EngineUnavailable(_KIND, f"{model}: {error}") from error
+
+
+def _model_file(files: Sequence[Path]) -> Path:
+    models = [file for file in files if file.suffix == ".xml"]
+    if len(models) != 1:
+        raise EngineUnavailable(_KIND, f"the artifact has {len(models)} .xml files, it needs exactly 1")
+    return models[0]
+
+
+def _effective_precision(compiled: Any, asked: Precision) -> str:
+    if asked == "int8":
+        operators = compiled.get_runtime_model().get_ops()
+        ran = {
+            str(info["runtimePrecision"].value) for op in operators if "runtimePrecision" in (info := op.get_rt_info())
+        }
+        if ran & {"i8", "u8"}:
+            return "int8"
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return _PRECISION_OF_TYPE.get(hint, hint)
+
+
+def _output_ports(compiled: Any, signature: Signature) -> list[int]:
+    """Position of each output of the signature among the compiled model's outputs, after checking all names."""
+    inputs = [port.get_names() for port in compiled.inputs]
+    outputs = [port.get_names() for port in compiled.outputs]
+    fits = len(inputs) == len(signature.inputs) and all(
+        any(spec.name in names for names in have)
+        for specs, have in ((signature.inputs, inputs), (signature.outputs, outputs))
+        for spec in specs
+    )
+    if not fits:
+        have = [sorted(min(names, default="") for names in side) for side in (inputs, outputs)]
+        want = [sorted(spec.name for spec in side) for side in (signature.inputs, signature.outputs)]
+        raise EngineUnavailable(_KIND, f"the model has inputs and outputs {have}, the manifest says {want}")
+    return [next(port for port, names in enumerate(outputs) if spec.name in names) for spec in signature.outputs]
+
+
+def _tensor(array: np.ndarray) -> Any:
+    if array.dtype != _BFLOAT16:
+        return array
+    import openvino
+
+    words = np.ascontiguousarray(array).view(np.uint16)
+    return openvino.Tensor(words, words.shape, openvino.Type.bf16)
+
+
+def _array(answer: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    # OpenVINO hands out bfloat16 bits labelled as float16.
+    return answer.view(_BFLOAT16) if dtype == _BFLOAT16 else answer
