@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -46,7 +47,10 @@ _COMPUTE_CAPABILITY_MINOR = 76
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """`cores` are physical; `threads` are logical CPUs this process may use; `flags` is a subset of the known ones."""
+    """`cores` are physical and `threads` logical CPUs, both as far as this process may use them (affinity, cgroup).
+
+    `flags` are those of the known ones that the CPU has.
+    """
 
     model: str
     cores: int
@@ -75,14 +79,18 @@ def probe_cpu() -> Cpu:
     """This machine's CPU."""
     info = _cpuinfo()
     present = set((info.get("flags") or info.get("Features") or "").split())
-    logical = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-    # Inside containers the kernel may not tell physical cores; logical ones are the honest upper bound then.
     return Cpu(
         model=info.get("model name") or platform.processor() or platform.machine(),
-        cores=min(psutil.cpu_count(logical=False) or logical or 1, logical or 1),
-        threads=logical or 1,
+        cores=physical_cores(),
+        threads=_usable_threads(),
         flags=tuple(flag for flag, names in _FLAGS.items() if present.intersection(names)),
     )
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use, at least 1; logical CPUs where the kernel does not tell them apart."""
+    usable = _usable_threads()
+    return min(psutil.cpu_count(logical=False) or usable, usable)
 
 
 def probe_gpus() -> Gpus:
@@ -161,6 +169,22 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
     _call(driver, "cuDeviceGetAttribute", ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
     _call(driver, "cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     return Gpu(name.value.decode(), f"{major.value}.{minor.value}", memory.value)
+
+
+def _usable_threads() -> int:
+    # psutil has no cpu_affinity on macOS.
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)
+    threads = len(affinity()) if affinity else psutil.cpu_count() or 1
+    return max(1, min(threads, _cgroup_cpus() or threads))
+
+
+def _cgroup_cpus() -> int | None:
+    """Whole CPUs of this container's quota (cgroup v2 `cpu.max`, rounded up); None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else math.ceil(int(quota) / int(period))
 
 
 def _cpuinfo() -> dict[str, str]:

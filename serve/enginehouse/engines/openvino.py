@@ -124,7 +124,7 @@ def _effective_precision(compiled: Any, asked: Precision) -> str:
         }
         if ran & {"i8", "u8"}:
             return "int8"
-    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    hint: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return _PRECISION_OF_TYPE.get(hint, hint)
 
 
