@@ -1,0 +1,163 @@
+"""The whole application on one screen: a Router ingress bound to one pool per engine kind and hardware class.
+
+    HTTP ─┐                                     ┌─ Pool tensorrt          gpu nodes
+          ├─> Router: check, rank, fail over ───┼─ Pool onnxruntime-cuda  gpu nodes
+    handle┘   (Starlette routes in ingress.py)  ├─ Pool openvino-cpu      cpu nodes
+                                                └─ Pool onnxruntime-cpu   cpu nodes
+
+The graph is fixed by `args`; the models come and go through `user_config`, which keeps every process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from enginehouse import ingress, router
+from enginehouse.bundle import ACCELERATOR_OF
+from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
+from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
+from enginehouse.pool import Pool
+
+
+@serve.ingress(ingress.http)
+class Router:
+    """Deployment around the router core: HTTP through `ingress.http`, handle calls through its methods."""
+
+    def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
+        self.config = AppConfig.parse(args)
+        self.core = router.Router(
+            {name: (self.config.pools[name].engine, handles[_keyword(name)]) for name in self.config.pools},
+            default_deadline_s=self.config.router.default_deadline_s,
+        )
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take a new catalog; returns at once."""
+        self.core.models.apply(Catalog.parse(user_config))
+
+    def check_health(self) -> None:
+        """Fail, and so be replaced, when the catalog is no longer followed."""
+        self.core.models.check_health()
+
+    async def infer(
+        self,
+        model: str,
+        inputs: dict[str, np.ndarray],
+        version: str | None = None,
+        deadline_s: float | None = None,
+        backend: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name, for callers that have only Ray and numpy.
+
+        Raises ValueError (the request is wrong), LookupError (no such model), TimeoutError (deadline) or RuntimeError,
+        each with the text `Class: message`: a class of ours could not be unpickled where this package is missing.
+        """
+        try:
+            answer = await self.core.infer(model, inputs, version=version, deadline_s=deadline_s, backend=backend)
+        except EnginehouseError as error:
+            raise _builtin(error) from None
+        return answer.outputs
+
+    async def answer(
+        self,
+        model: str,
+        inputs: dict[str, np.ndarray],
+        version: str | None = None,
+        deadline_s: float | None = None,
+        backend: str | None = None,
+    ) -> dict[str, Any]:
+        """As `infer` with who answered, for callers that have this package: they get its own errors."""
+        answer = await self.core.infer(model, inputs, version=version, deadline_s=deadline_s, backend=backend)
+        return {"outputs": answer.outputs, **answer.origin()}
+
+    async def status(self) -> dict[str, Any]:
+        """Models, versions, backends, and why a backend is not live."""
+        return self.core.models.status()
+
+
+def _builtin(error: EnginehouseError) -> Exception:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModelNotFound):
+        return LookupError(text)
+    if isinstance(error, RequestError):
+        return ValueError(text)
+    if isinstance(error, DeadlineExceeded):
+        return TimeoutError(text)
+    if isinstance(error, CapacityError):
+        return RuntimeError(f"{text} (retryable)")
+    return RuntimeError(text)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application from its `args` (see AppConfig). Raises ConfigError."""
+    config = AppConfig.parse(args)
+    cpu_engines = sum(pool.max_replicas for pool in config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu")
+    pools = {
+        _keyword(name): serve.deployment(Pool)
+        .options(**pool_options(name, pool))
+        .bind(name, pool.model_dump(mode="json"), cpu_engines)
+        for name, pool in config.pools.items()
+    }
+    ingress_router = serve.deployment(Router).options(
+        name=ROUTER,
+        num_replicas=config.router.num_replicas,
+        max_ongoing_requests=config.router.max_ongoing_requests,
+        ray_actor_options={"num_cpus": config.router.num_cpus},
+        health_check_period_s=2,
+        health_check_timeout_s=5,
+    )
+    return ingress_router.bind(args, **pools)
+
+
+def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
+    """Serve deployment options of one pool: placement by label, replicas by hardware and load, health."""
+    return {
+        "name": name,
+        "max_ongoing_requests": pool.max_ongoing_requests,
+        "autoscaling_config": AutoscalingConfig(
+            # The policy decides; zero is what it needs while the hardware is absent.
+            min_replicas=0,
+            max_replicas=pool.max_replicas,
+            target_ongoing_requests=pool.target_ongoing_requests,
+            upscale_delay_s=pool.upscale_delay_s,
+            downscale_delay_s=pool.downscale_delay_s,
+            downscale_to_zero_delay_s=0,
+            metrics_interval_s=1,
+            look_back_period_s=5,
+            policy=AutoscalingPolicy(
+                policy_function="enginehouse.availability:HardwarePresent",
+                policy_kwargs={
+                    "nodes": list(pool.nodes),
+                    "min_replicas": pool.min_replicas,
+                    "max_replicas": pool.max_replicas,
+                },
+            ),
+        ),
+        "ray_actor_options": {
+            "num_cpus": pool.num_cpus,
+            "num_gpus": pool.num_gpus,
+            "label_selector": {ACCELERATOR_LABEL: _selector(pool)},
+        },
+        "request_router_config": RequestRouterConfig(
+            request_router_class="enginehouse.availability:LiveReplicas",
+            request_routing_stats_period_s=1,
+            request_routing_stats_timeout_s=5,
+        ),
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 5,
+        # 0 would stop the old replica first, which is downtime.
+        "max_surge_percent": 100,
+    }
+
+
+def _selector(pool: PoolConfig) -> str:
+    return pool.nodes[0] if len(pool.nodes) == 1 else f"in({','.join(pool.nodes)})"
+
+
+def _keyword(pool: str) -> str:
+    # Serve names nested deployments by init argument; keywords cannot hold every character of a pool's name.
+    return f"pool_{pool.replace('-', '_')}"

@@ -1,0 +1,87 @@
+"""Client: inference from another Ray job, with this package's own errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ray.serve.handle import DeploymentHandle
+
+from enginehouse import deploy
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable
+from enginehouse.router import translate
+from enginehouse.tensors import Tensors
+
+#: Added to a request's deadline before the client itself gives up: the router answers for the deadline, this only
+#: bounds the wait for a router that has gone.
+GRACE_S = 5.0
+
+
+class Client:
+    """Calls the Router of the cluster that this process is connected to.
+
+    A job without this package uses `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
+    """
+
+    def __init__(self) -> None:
+        self._handle: DeploymentHandle = deploy.router_handle()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Tensors,
+        *,
+        version: str | None = None,
+        deadline_s: float = 30.0,
+        backend: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name. Raises RequestError, CapacityError or EngineError."""
+        outputs: dict[str, np.ndarray] = self.answer(
+            model, inputs, version=version, deadline_s=deadline_s, backend=backend
+        )["outputs"]
+        return outputs
+
+    def answer(
+        self,
+        model: str,
+        inputs: Tensors,
+        *,
+        version: str | None = None,
+        deadline_s: float = 30.0,
+        backend: str | None = None,
+    ) -> dict[str, Any]:
+        """As `infer`, with who answered: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
+        response = self._handle.answer.remote(model, dict(inputs), version, deadline_s, backend)
+        try:
+            result: dict[str, Any] = response.result(timeout_s=deadline_s + GRACE_S)
+        except Exception as error:
+            raise _ours(error, deadline_s) from None
+        return result
+
+    async def answer_async(
+        self,
+        model: str,
+        inputs: Tensors,
+        *,
+        version: str | None = None,
+        deadline_s: float = 30.0,
+        backend: str | None = None,
+    ) -> dict[str, Any]:
+        """`answer` for callers that run an event loop."""
+        try:
+            result: dict[str, Any] = await self._handle.answer.remote(model, dict(inputs), version, deadline_s, backend)
+        except Exception as error:
+            raise _ours(error, deadline_s) from None
+        return result
+
+    def status(self) -> dict[str, Any]:
+        """Models, versions, backends, and why a backend is not live."""
+        status: dict[str, Any] = self._handle.status.remote().result(timeout_s=GRACE_S)
+        return status
+
+
+def _ours(error: Exception, deadline_s: float) -> EnginehouseError:
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(f"the router did not answer within {deadline_s + GRACE_S:g} s")
+    ours = translate(error, "Router")
+    return ours if not isinstance(ours, EngineUnavailable) else EngineUnavailable("Router", str(ours))

@@ -1,0 +1,157 @@
+"""Changing what a running cluster serves, without touching anything that is not ours.
+
+Serve's declarative deploy deletes every declaratively deployed application that the new config omits, so a change is
+always *read the live config, replace our application, write it back*. Writers are serialised through one named actor
+per cluster: two changes at the same time both land.
+
+Uses Serve's client and controller directly (`get_app_configs`, `deploy_apps`): the public REST API does the same but
+needs the dashboard. The contract test pins what is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeDeploySchema
+
+from enginehouse.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.errors import ConfigError, NoBackend
+from enginehouse.store import Store
+
+#: Applications by name, as plain config data.
+Applications = dict[str, dict[str, Any]]
+Change = Callable[[Applications], Applications]
+
+_NAMESPACE = "enginehouse"
+_TRIES = 10
+
+
+class _Writer:
+    """The one place from which this cluster's Serve config is changed; an actor runs one method at a time."""
+
+    def apply(self, change: Change) -> None:
+        client = _get_global_client()
+        details = client.get_serve_details()
+        live = {
+            name: app.model_dump(exclude_unset=True)
+            for name, app in ray.get(client._controller.get_app_configs.remote()).items()
+        }
+        wanted = change(live)
+        if wanted != live:
+            document = {"applications": list(wanted.values())}
+            if details.get("target_capacity") is not None:
+                document["target_capacity"] = details["target_capacity"]
+            client.deploy_apps(ServeDeploySchema(**document), _blocking=False)
+
+
+def apply(change: Change) -> None:
+    """Run `change` on the live applications and deploy the result. Idempotent changes only: it may run twice."""
+    writer = ray.remote(_Writer).options(
+        name="writer", namespace=_NAMESPACE, get_if_exists=True, num_cpus=0, max_restarts=0
+    )
+    for attempt in range(_TRIES):
+        try:
+            ray.get(writer.remote().apply.remote(change))
+            return
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError:
+            # The actor belonged to another job, which ended; the next one is ours.
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+
+
+def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
+    """Start Serve if it is not running, and put our application in place beside whatever else it runs."""
+    config = serve_config(app, catalog, host, port)
+    serve.start(
+        proxy_location=config["proxy_location"],
+        http_options=config["http_options"],
+        logging_config=config["logging_config"],
+    )
+    (application,) = config["applications"]
+    apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
+
+
+def add_model(model: ModelConfig) -> None:
+    """Serve `model`, or move it to another version; every process and every other model is left alone."""
+    apply(functools.partial(_change_catalog, functools.partial(_with_model, model)))
+
+
+def remove_model(name: str) -> None:
+    """Stop serving `name`. Raises ConfigError when it is not served."""
+    apply(functools.partial(_change_catalog, functools.partial(_without_model, name)))
+
+
+def undeploy() -> None:
+    """Remove our application; Serve and every other application go on."""
+    apply(_drop)
+
+
+def live_catalog() -> Catalog:
+    """What the cluster has been told to serve. Raises ConfigError when our application is not deployed."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    applications = ray.get(client._controller.get_app_configs.remote()) if client else {}
+    if APP_NAME not in applications:
+        raise ConfigError(
+            f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
+        )
+    return _catalog_of(applications[APP_NAME].model_dump(exclude_unset=True))
+
+
+def router_handle() -> DeploymentHandle:
+    """Handle to the running Router. Raises NoBackend when the application is not up."""
+    try:
+        return serve.get_app_handle(APP_NAME)
+    except Exception as error:
+        raise NoBackend(f"application {APP_NAME!r} is not running on this cluster: {error}") from None
+
+
+def resolve(store: str, name: str, version: str | None, **options: Any) -> ModelConfig:
+    """A catalog entry for `name`, with the store's newest version unless one is given. Raises ModelNotFound."""
+    return ModelConfig(name=name, version=version or Store(store).latest(name), **options)
+
+
+def _put(application: dict[str, Any], live: Applications) -> Applications:
+    return live | {APP_NAME: application}
+
+
+def _drop(live: Applications) -> Applications:
+    return {name: application for name, application in live.items() if name != APP_NAME}
+
+
+def _with_model(model: ModelConfig, catalog: Catalog) -> Catalog:
+    return catalog.with_model(model)
+
+
+def _without_model(name: str, catalog: Catalog) -> Catalog:
+    if catalog.find(name) is None:
+        raise ConfigError(f"model {name!r} is not served; served: {', '.join(m.id for m in catalog.models) or 'none'}")
+    return catalog.without(name)
+
+
+def _change_catalog(change: Callable[[Catalog], Catalog], live: Applications) -> Applications:
+    if APP_NAME not in live:
+        raise ConfigError(
+            f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
+        )
+    application = live[APP_NAME]
+    user_config = change(_catalog_of(application)).model_dump(mode="json", exclude_defaults=True)
+    deployments = [deployment | {"user_config": user_config} for deployment in application["deployments"]]
+    return live | {APP_NAME: application | {"deployments": deployments}}
+
+
+def _catalog_of(application: dict[str, Any]) -> Catalog:
+    for deployment in application.get("deployments", []):
+        if deployment["name"] == ROUTER:
+            return Catalog.parse(deployment.get("user_config"))
+    raise ConfigError(f"the live config of {APP_NAME!r} has no deployment {ROUTER!r} with a user_config")

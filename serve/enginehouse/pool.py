@@ -1,0 +1,289 @@
+"""The pool: one Serve deployment around one engine kind, whose replicas host many models.
+
+Models arrive through `reconfigure`, which only records them: a replica inside a slow reconfigure gets no traffic, so
+loading, retrying and unloading happen in a background task beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray import serve
+
+from enginehouse import availability, hardware
+from enginehouse.availability import ModelReport
+from enginehouse.bundle import Artifact, EngineKind, Manifest
+from enginehouse.config import Catalog, ModelConfig, PoolConfig
+from enginehouse.engines import Engine, load_engine
+from enginehouse.errors import (
+    ArtifactMissing,
+    DeadlineExceeded,
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    ModelNotFound,
+)
+from enginehouse.policy import choose_artifact
+from enginehouse.store import Store
+from enginehouse.tensors import Tensors, split, stack
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds until a model that failed to load is tried again: its store may have been out of reach.
+RETRY_AFTER_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds a request waited for its batch and the batch took to compute, and the rows of that batch."""
+
+    queue_ms: float
+    compute_ms: float
+    batch_rows: int
+
+
+Answer = tuple[dict[str, np.ndarray], Timing]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    inputs: Tensors
+    rows: int
+    arrived: float
+    deadline: float
+
+
+class LoadedModel:
+    """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's."""
+
+    def __init__(self, engine: Engine, manifest: Manifest, artifact: Artifact) -> None:
+        self.engine = engine
+        self.artifact = artifact
+        self.max_rows = manifest.max_batch
+        self.last_used = time.monotonic()
+        # One engine call at a time: a CPU engine already uses all of its threads.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
+
+        # serve.batch keeps one queue per decorated function, hence a function per model.
+        @serve.batch(max_batch_size=manifest.max_batch, batch_wait_timeout_s=0.0)
+        async def run(items: list[_Item]) -> list[Answer | EnginehouseError]:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+
+        self._batched = run
+
+    def set_batching(self, config: ModelConfig) -> None:
+        """Take batch size and wait from the catalog, live."""
+        self._batched.set_max_batch_size(config.max_batch_size or self.max_rows)
+        self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
+
+    async def infer(self, inputs: Tensors, rows: int, budget_s: float) -> Answer:
+        """Answer one request within `budget_s` seconds of its arrival here."""
+        self.last_used = now = time.monotonic()
+        answer = await self._batched(_Item(inputs, rows, now, now + budget_s))
+        # An exception *returned* for one item arrives as a value; raising it in the batch would fail its neighbours.
+        if isinstance(answer, EnginehouseError):
+            raise answer
+        return answer
+
+    def _run(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
+        """Worker thread: drop the expired, group what can be stacked, keep every engine call within `max_rows`."""
+        now = time.monotonic()
+        answers: dict[int, Answer | EnginehouseError] = {}
+        groups: dict[Any, list[int]] = {}
+        for index, item in enumerate(items):
+            if item.deadline <= now:
+                answers[index] = DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
+            elif not self.engine.signature.batched:
+                groups[index] = [index]
+            else:
+                groups.setdefault(tuple((n, a.shape[1:]) for n, a in sorted(item.inputs.items())), []).append(index)
+        for members in groups.values():
+            for part in _parts([items[index].rows for index in members], self.max_rows):
+                chosen = [members[position] for position in part]
+                answers.update(zip(chosen, self._compute([items[index] for index in chosen]), strict=True))
+        return [answers[index] for index in range(len(items))]
+
+    def _compute(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
+        rows = [item.rows for item in items]
+        started = time.monotonic()
+        try:
+            outputs = self._infer_in_pieces(stack([item.inputs for item in items]), sum(rows))
+        except InferenceFailed as error:
+            if len(items) == 1:
+                return [error]
+            # One request broke the batch; its neighbours still get their answers.
+            return [self._compute([item])[0] for item in items]
+        compute_ms = (time.monotonic() - started) * 1e3
+        return [
+            (part, Timing((started - item.arrived) * 1e3, compute_ms, sum(rows)))
+            for item, part in zip(items, split(outputs, rows), strict=True)
+        ]
+
+    def _infer_in_pieces(self, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
+        if rows <= self.max_rows:
+            return self.engine.infer(inputs)
+        pieces = [
+            self.engine.infer({name: array[start : start + self.max_rows] for name, array in inputs.items()})
+            for start in range(0, rows, self.max_rows)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _parts(rows: list[int], limit: int) -> list[list[int]]:
+    """Consecutive positions whose rows add up to at most `limit`; a single larger one stands alone."""
+    parts: list[list[int]] = []
+    total = limit + 1
+    for position, count in enumerate(rows):
+        if total + count > limit:
+            parts.append([])
+            total = 0
+        parts[-1].append(position)
+        total += count
+    return parts
+
+
+class Pool:
+    """Serve deployment: hosts every model of the catalog that its engine kind can run.
+
+    `engines_per_node` is how many CPU engine replicas a node may come to hold; it sets the default threads.
+    """
+
+    def __init__(self, name: str, config: dict[str, Any], engines_per_node: int) -> None:
+        self._name = name
+        self._config = PoolConfig.model_validate(config)
+        self._kind: EngineKind = self._config.engine
+        self._threads = self._config.threads or _threads(self._config.num_cpus, engines_per_node)
+        self._catalog: Catalog | None = None
+        self._reports: dict[str, ModelReport] = {}
+        self._models: dict[str, LoadedModel] = {}
+        self._retry_at: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Record the catalog and return at once; loading goes on beside it."""
+        self._catalog = Catalog.parse(user_config)
+        self._retry_at.clear()
+        for model in self._catalog.models:
+            if loaded := self._models.get(model.id):
+                loaded.set_batching(model)
+        self._wake.set()
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What every router gets to know of this replica; the controller pulls it about once a second."""
+        return {"models": dict(self._reports), "threads": self._threads}
+
+    def check_health(self) -> None:
+        """Fail, and so be replaced, when the task that loads models has died."""
+        if self._keeper is not None and self._keeper.done():
+            raise RuntimeError("the model keeper stopped") from self._keeper.exception()
+
+    async def infer(self, inputs: Tensors, rows: int, budget_s: float) -> Answer:
+        """Run checked `inputs` on the model that the call's multiplexed model id names.
+
+        Raises ModelNotFound, DeadlineExceeded, EngineUnavailable, a BundleError, or InferenceFailed.
+        """
+        model_id = serve.get_multiplexed_model_id()
+        loaded = self._models.get(model_id) or await self.engine(model_id)
+        return await loaded.infer(inputs, rows, budget_s)
+
+    @serve.multiplexed(max_num_models_per_replica=-1)
+    async def engine(self, model_id: str) -> LoadedModel:
+        """Load a model and warm it up. Serve calls this once per id and tells every router where it is."""
+        assert self._catalog is not None
+        name, _, version = model_id.partition("@")
+        config = self._catalog.find(name)
+        if config is None:
+            raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
+        self._report(model_id, "loading")
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(
+                None, self._load, self._catalog.store, config, version
+            )
+        except Exception as error:
+            state = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
+            self._report(model_id, state, f"{type(error).__name__}: {error}")
+            self._retry_at[model_id] = time.monotonic() + RETRY_AFTER_S
+            if isinstance(error, EnginehouseError):
+                raise
+            raise EngineUnavailable(self._kind, f"{type(error).__name__}: {error}") from error
+        loaded.set_batching(config)
+        self._models[model_id] = loaded
+        self._report(model_id, "ready", artifact=loaded.artifact.name, precision=loaded.engine.precision)
+        return loaded
+
+    def _load(self, store: str, config: ModelConfig, version: str) -> LoadedModel:
+        bundle = Store(store).open(config.name, version)
+        artifact = choose_artifact(bundle.manifest, self._kind, config.numerics)
+        if artifact is None:
+            raise ArtifactMissing(
+                f"{config.name}@{version}",
+                f"nothing here for {self._kind}: {_why_nothing(bundle.manifest, self._kind)}",
+            )
+        return LoadedModel(load_engine(self._kind, bundle, artifact, threads=self._threads), bundle.manifest, artifact)
+
+    def _report(
+        self, model_id: str, state: availability.ModelState, reason: str = "", artifact: str = "", precision: str = ""
+    ) -> None:
+        self._reports[model_id] = ModelReport(state=state, reason=reason, artifact=artifact, precision=precision)
+
+    async def _keep(self) -> None:
+        """Bring the loaded models in line with the catalog, whenever that changes and once a second."""
+        while True:
+            assert self._catalog is not None
+            mine = self._config.models
+            wanted = [model.id for model in self._catalog.models if mine is None or model.name in mine]
+            for model_id in wanted:
+                if model_id not in self._models and time.monotonic() >= self._retry_at.get(model_id, 0.0):
+                    try:
+                        await self.engine(model_id)
+                    except EnginehouseError as error:
+                        logger.warning("%s cannot serve %s: %s", self._name, model_id, error)
+            self._unload_all_but(set(wanted))
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+    def _unload_all_but(self, wanted: set[str]) -> None:
+        """Let go of versions that the catalog no longer names, once their successor is warm and they are idle."""
+        coming = {model_id.partition("@")[0] for model_id in wanted if model_id not in self._models}
+        for model_id in [known for known in self._reports if known not in wanted]:
+            loaded = self._models.get(model_id)
+            if loaded is not None:
+                idle_s = time.monotonic() - loaded.last_used
+                if model_id.partition("@")[0] in coming or idle_s < self._config.unload_after_s:
+                    continue
+                # The engine frees its memory when the last running call drops its reference.
+                del self._models[model_id]
+                availability.unload(self, model_id)
+            del self._reports[model_id]
+
+
+def _threads(num_cpus: float, engines_per_node: int) -> int:
+    """Physical cores of this node over the CPU engine replicas that it may come to hold."""
+    me = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == me), 1.0)
+    fits = int(cpus / num_cpus) if num_cpus else engines_per_node
+    return max(1, hardware.physical_cores() // max(1, min(engines_per_node, fits)))
+
+
+def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
+    from enginehouse.bundle import FORMAT_OF
+
+    reasons = [
+        f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")
+        for artifact in manifest.artifacts
+        if artifact.format == FORMAT_OF[kind]
+    ]
+    return "; ".join(reasons) or f"the bundle has no {FORMAT_OF[kind]} artifact"

@@ -1,0 +1,214 @@
+"""The served models: follows the catalog, reads manifests, and switches versions when their successors are warm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from enginehouse import availability
+from enginehouse.bundle import EngineKind, Manifest
+from enginehouse.config import APP_NAME, Catalog, ModelConfig
+from enginehouse.errors import ModelNotFound, NoBackend
+from enginehouse.policy import BackendState
+from enginehouse.store import Store
+from enginehouse.tensors import Signature
+
+logger = logging.getLogger("ray.serve")
+
+#: How long a new version may keep loading on one pool after it is warm on another, before it takes over regardless.
+PATIENCE_S = 60.0
+#: Seconds until a manifest that could not be read is tried again.
+RETRY_AFTER_S = 5.0
+#: How often the pools' reports are compared with the catalog.
+PERIOD_S = 0.1
+
+State = Literal["ready", "loading", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model version with what its manifest says."""
+
+    config: ModelConfig
+    manifest: Manifest
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """One model version on one pool: replicas, how many of them are warm, and why it is not live (empty: loading)."""
+
+    pool: str
+    engine: EngineKind
+    replicas: int
+    ready: int
+    artifact: str
+    precision: str
+    reason: str
+
+    @property
+    def loading(self) -> bool:
+        return self.replicas > 0 and not self.ready and not self.reason
+
+
+class ServedModels:
+    """Which version answers for each model. A version that cannot be loaded leaves the one before it in place.
+
+    `engines` maps each pool's name to its engine kind.
+    """
+
+    def __init__(self, engines: Mapping[str, EngineKind]) -> None:
+        self._engines = engines
+        self._catalog = Catalog(store="")
+        self._serving: dict[str, Served] = {}
+        self._coming: dict[str, Served] = {}
+        self._unreadable: dict[str, str] = {}
+        self._retry_at: dict[str, float] = {}
+        self._warm_since: dict[str, float] = {}
+        self._keeper: asyncio.Task[None] | None = None
+
+    def apply(self, catalog: Catalog) -> None:
+        """Record the catalog and return at once; a model it no longer names stops answering now."""
+        self._catalog = catalog
+        self._serving = {name: served for name, served in self._serving.items() if catalog.find(name)}
+        self._coming, self._unreadable, self._retry_at, self._warm_since = {}, {}, {}, {}
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+
+    def check_health(self) -> None:
+        """Raise when the task that follows the catalog has died."""
+        if self._keeper is not None and self._keeper.done():
+            raise RuntimeError("the catalog is no longer followed") from self._keeper.exception()
+
+    def get(self, model: str, version: str | None = None) -> Served:
+        """The version that answers for `model`. Raises ModelNotFound, or NoBackend for one that is not warm yet."""
+        served = self._serving.get(model)
+        if served is not None and version in (None, served.config.version):
+            return served
+        wanted = self._catalog.find(model)
+        if wanted is not None and served is None and version in (None, wanted.version):
+            raise NoBackend(f"model {wanted.id!r} is not warm yet: {self._why_not(wanted)}")
+        raise ModelNotFound(model, version, tuple(sorted(served.config.id for served in self._serving.values())))
+
+    def backends(self, served: Served) -> list[BackendStatus]:
+        """The model version on every pool, from the reports of their replicas."""
+        model_id = served.config.id
+        return [self._backend(pool, engine, model_id) for pool, engine in self._engines.items()]
+
+    def live(self, served: Served) -> list[BackendState]:
+        """The backends that can answer now, as the policy wants them."""
+        return [
+            BackendState(
+                pool=status.pool,
+                engine=status.engine,
+                artifact=status.artifact,
+                precision=status.precision,
+                numerics=served.manifest.artifact(status.artifact).numerics_class,
+                replicas=status.ready,
+                table=served.manifest.latency_of(status.engine, status.artifact),
+            )
+            for status in self.backends(served)
+            if status.ready
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Models, versions, pools, backends and reasons, as plain data."""
+        return {
+            "store": self._catalog.store,
+            "models": [self._model_status(model) for model in self._catalog.models],
+            "pools": [
+                {"name": pool, "engine": engine, "replicas": len(availability.replicas(APP_NAME, pool))}
+                for pool, engine in self._engines.items()
+            ],
+        }
+
+    def _model_status(self, model: ModelConfig) -> dict[str, Any]:
+        serving, coming = self._serving.get(model.name), self._coming.get(model.name)
+        backends = self.backends(coming or serving) if coming or serving else []
+        problem = self._unreadable.get(model.id, "")
+        hopeless = bool(backends) and not any(backend.ready or backend.loading for backend in backends)
+        state: State = "loading"
+        if serving is not None and serving.config == model:
+            state = "ready" if self.live(serving) else "failed"
+        elif problem or (hopeless and any(backend.replicas for backend in backends)):
+            state = "failed"
+        return {
+            "name": model.name,
+            "wanted": model.version,
+            "serving": serving.config.version if serving else None,
+            "state": state,
+            "reason": problem,
+            "backends": [asdict(backend) for backend in backends],
+        }
+
+    def _backend(self, pool: str, engine: EngineKind, model_id: str) -> BackendStatus:
+        replicas = availability.replicas(APP_NAME, pool)
+        reports = [replica.models[model_id] for replica in replicas if model_id in replica.models]
+        ready = [report for report in reports if report["state"] == "ready"]
+        out = [report["reason"] for report in reports if report["state"] in ("failed", "unavailable")]
+        reason = ""
+        if not replicas:
+            reason = "no replica: no live node has its hardware, or it is still starting"
+        elif out and not ready:
+            reason = out[0]
+        first = ready[0] if ready else None
+        return BackendStatus(
+            pool=pool,
+            engine=engine,
+            replicas=len(replicas),
+            ready=len(ready),
+            artifact=first["artifact"] if first else "",
+            precision=first["precision"] if first else "",
+            reason=reason,
+        )
+
+    def _why_not(self, model: ModelConfig) -> str:
+        if problem := self._unreadable.get(model.id):
+            return problem
+        coming = self._coming.get(model.name)
+        if coming is None:
+            return "its manifest is being read"
+        return "; ".join(f"{status.pool}: {status.reason or 'loading'}" for status in self.backends(coming))
+
+    async def _keep(self) -> None:
+        while True:
+            await self._read_manifests(self._catalog)
+            self._switch_versions()
+            await asyncio.sleep(PERIOD_S)
+
+    async def _read_manifests(self, catalog: Catalog) -> None:
+        for model in catalog.models:
+            current = self._serving.get(model.name)
+            known = model.name in self._coming or (current is not None and current.config == model)
+            if known or time.monotonic() < self._retry_at.get(model.id, 0.0):
+                continue
+            try:
+                manifest = await asyncio.to_thread(Store(catalog.store).manifest, model.name, model.version)
+            except Exception as error:
+                # Whatever an fsspec backend raises: the model is reported, the others are not held up.
+                self._unreadable[model.id] = f"{type(error).__name__}: {error}"
+                self._retry_at[model.id] = time.monotonic() + RETRY_AFTER_S
+                continue
+            if catalog is not self._catalog:
+                return
+            self._unreadable.pop(model.id, None)
+            self._coming[model.name] = Served(model, manifest, manifest.signature.signature())
+
+    def _switch_versions(self) -> None:
+        for name, served in list(self._coming.items()):
+            current = self._serving.get(name)
+            # Only settings of the same version changed, or: warm somewhere and no pool is still loading it.
+            if (current is not None and current.config.id == served.config.id) or self._is_warm(served, current):
+                self._serving[name] = self._coming.pop(name)
+
+    def _is_warm(self, served: Served, current: Served | None) -> bool:
+        backends = self.backends(served)
+        if not any(backend.ready for backend in backends):
+            return False
+        since = self._warm_since.setdefault(served.config.id, time.monotonic())
+        waited = time.monotonic() - since > PATIENCE_S
+        return current is None or waited or not any(backend.loading for backend in backends)
