@@ -6,10 +6,8 @@ call. Callers beyond `EngineOptions.concurrency` wait for a free request.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +15,7 @@ import numpy as np
 
 from enginehouse.bundle import Precision
 from enginehouse.engines import EngineOptions
+from enginehouse.engines.slots import Slots
 from enginehouse.errors import EngineUnavailable, InferenceFailed
 from enginehouse.tensors import Signature, Tensors
 
@@ -43,51 +42,25 @@ class OpenVinoCpu:
         compiled = _compile(options)
         self.precision: str = _effective_precision(compiled, options.artifact.precision)
         self._ports = _output_ports(compiled, options.signature)
-        self._lock = threading.Lock()
-        self._closed = False
-        # None means closed: each waiting caller that takes it puts it back for the next one.
-        self._free: SimpleQueue[Any | None] = SimpleQueue()
-        for _ in range(options.concurrency):
-            self._free.put(compiled.create_infer_request())
+        self._requests: Slots[Any] = Slots(_KIND, [compiled.create_infer_request() for _ in range(options.concurrency)])
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Run one batch, waiting for a free request if there is none; see `Engine.infer`."""
         self.signature.check(inputs)
-        request = self._take()
-        try:
-            # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
-            answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
+        with self._requests.use() as request:
+            try:
+                # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
+                answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
+            except Exception as error:
+                raise InferenceFailed(f"{_KIND}: {error}") from error
             return {
                 spec.name: _array(answers[port], spec.dtype)
                 for spec, port in zip(self.signature.outputs, self._ports, strict=True)
             }
-        except Exception as error:
-            raise InferenceFailed(f"{_KIND}: {error}") from error
-        finally:
-            self._give_back(request)
 
     def close(self) -> None:
         """Drop the free requests now and those in use when their `infer` returns."""
-        with self._lock:
-            self._closed = True
-            while True:
-                try:
-                    self._free.get_nowait()
-                except Empty:
-                    break
-            self._free.put(None)
-
-    def _take(self) -> Any:
-        request = None if self._closed else self._free.get()
-        if request is None:
-            self._free.put(None)
-            raise EngineUnavailable(_KIND, "it was closed")
-        return request
-
-    def _give_back(self, request: Any) -> None:
-        with self._lock:
-            if not self._closed:
-                self._free.put(request)
+        self._requests.close()
 
 
 def _compile(options: EngineOptions) -> Any:

@@ -1,0 +1,302 @@
+"""TensorRT engine: `tensorrt`, for both flavours (`tensorrt` and `tensorrt_rtx` 11-style APIs are one code path).
+
+One deserialised engine per process. Each concurrent caller gets a worker of its own: an execution context, a stream,
+and device and pinned host buffers that hold the largest shapes of the optimisation profile, allocated once.
+An engine file runs only on the flavour, version and compute capability that `Artifact.requires` names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enginehouse.engines import EngineOptions
+from enginehouse.engines.slots import Slots
+from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.hardware import probe_gpus
+from enginehouse.tensors import DTYPES, Signature, Tensors
+
+_KIND = "tensorrt"
+_PROFILE = 0
+
+#: Flavour, which is also the module's name -> the extra that installs it.
+FLAVOURS: Mapping[str, str] = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx"}
+
+#: Name in the enum `DataType` -> name in the protocol.
+_DATATYPE = {
+    "FLOAT": "FP32",
+    "HALF": "FP16",
+    "BF16": "BF16",
+    "INT8": "INT8",
+    "UINT8": "UINT8",
+    "INT32": "INT32",
+    "INT64": "INT64",
+    "BOOL": "BOOL",
+}
+
+
+def mismatch(requires: Mapping[str, str], version: str, compute_capability: str) -> str | None:
+    """Why an engine with these `requires` cannot run on this library `version` and GPU, or None if it can.
+
+    `requires["compute_capability"]` lists what it was built for ("8.6,8.9"); empty or absent means any.
+    """
+    if requires.get("version") != version:
+        return f"it was built with {requires['flavour']} {requires.get('version')}, this process has {version}"
+    built_for = requires.get("compute_capability", "").replace(",", " ").split()
+    if built_for and compute_capability not in built_for:
+        return (
+            f"it was built for compute capability {', '.join(built_for)}, this GPU has {compute_capability}; "
+            "build it again on a node with this GPU"
+        )
+    return None
+
+
+class TensorRT:
+    """TensorRT on the first GPU that the driver shows to this process.
+
+    Raises EngineUnavailable without a GPU, when flavour, version or compute capability differ from those of the
+    build, and for shape tensors or outputs whose shape depends on data. `infer` raises InvalidInput for shapes outside
+    the optimisation profile.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.signature: Signature = options.signature
+        # Networks are strongly typed: what the file was built from is what it computes in.
+        self.precision: str = options.artifact.effective_precision or options.artifact.precision
+        trt = _library(options.artifact.requires)
+        engine, log = _deserialize(trt, options.files)
+        _check_tensors(trt, engine, options.signature)
+        workers: list[_Worker] = []
+        try:
+            for _ in range(options.concurrency):
+                workers.append(_Worker(engine, log, options.signature))
+        except _DeviceError as error:
+            for worker in workers:
+                worker.free()
+            raise EngineUnavailable(_KIND, str(error)) from None
+        self._profile = {spec.name: _profile_shapes(engine, spec.name) for spec in options.signature.inputs}
+        self._workers = Slots(_KIND, workers, _Worker.free)
+
+    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Run one batch, waiting for a free worker if there is none; see `Engine.infer`."""
+        self.signature.check(inputs)
+        for name, array in inputs.items():
+            smallest, largest = self._profile[name]
+            if any(not low <= dim <= high for low, dim, high in zip(smallest, array.shape, largest, strict=True)):
+                raise InvalidInput(
+                    f"input {name!r} has shape {list(array.shape)}; this engine was built for "
+                    f"{list(smallest)} to {list(largest)}"
+                )
+        with self._workers.use() as worker:
+            try:
+                return worker.run(inputs)
+            except _DeviceError as error:
+                raise InferenceFailed(f"{_KIND}: {error}") from None
+
+    def close(self) -> None:
+        """Free the workers that are idle now and the others when their `infer` returns."""
+        self._workers.close()
+
+
+class _DeviceError(Exception):
+    """A CUDA runtime or TensorRT call failed; the text says which and why."""
+
+
+class _Worker:
+    """What one `infer` call needs for itself. Raises _DeviceError; frees what it has when it cannot be made."""
+
+    def __init__(self, engine: Any, log: list[str], signature: Signature) -> None:
+        self._log = log
+        self._signature = signature
+        self._buffers: dict[str, _Buffer] = {}
+        self._stream: Any = None
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise _DeviceError(f"no execution context: {_last(log)}")
+        try:
+            self._allocate(engine)
+        except BaseException:
+            self.free()
+            raise
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Copy in, execute, copy out; the arrays returned are new."""
+        try:
+            for name, array in inputs.items():
+                self._set_shape(name, array.shape)
+                self._buffers[name].upload(array, self._stream)
+            if not self._context.execute_async_v3(int(self._stream)):
+                raise _DeviceError(f"execute_async_v3 refused the batch: {_last(self._log)}")
+            views = {
+                spec.name: self._buffers[spec.name].download(
+                    tuple(self._context.get_tensor_shape(spec.name)), spec.dtype, self._stream
+                )
+                for spec in self._signature.outputs
+            }
+        finally:
+            # Also after a failure: the next caller reuses these buffers.
+            _cuda("cudaStreamSynchronize", self._stream)
+        return {name: view.copy() for name, view in views.items()}
+
+    def free(self) -> None:
+        """Release stream, buffers and context."""
+        self._context = None
+        for buffer in self._buffers.values():
+            buffer.free()
+        self._buffers.clear()
+        if self._stream is not None:
+            _cuda("cudaStreamDestroy", self._stream)
+            self._stream = None
+
+    def _allocate(self, engine: Any) -> None:
+        from cuda.bindings import runtime
+
+        self._stream = _cuda("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        for spec in self._signature.inputs:
+            largest = _profile_shapes(engine, spec.name)[1]
+            self._set_shape(spec.name, largest)
+            self._bind(spec.name, math.prod(largest) * spec.dtype.itemsize)
+        # Known only once every input has its largest shape.
+        for spec in self._signature.outputs:
+            if -1 in tuple(self._context.get_tensor_shape(spec.name)):
+                raise EngineUnavailable(
+                    _KIND, f"the shape of output {spec.name!r} depends on data, which is not supported"
+                )
+            self._bind(spec.name, int(self._context.get_max_output_size(spec.name)))
+
+    def _bind(self, name: str, size: int) -> None:
+        self._buffers[name] = buffer = _Buffer(size)
+        if not self._context.set_tensor_address(name, buffer.device):
+            raise _DeviceError(f"set_tensor_address({name!r}) failed: {_last(self._log)}")
+
+    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(name, shape):
+            raise _DeviceError(f"set_input_shape({name!r}, {shape}) failed: {_last(self._log)}")
+
+
+class _Buffer:
+    """The same number of bytes on the device and, pinned, on the host."""
+
+    def __init__(self, size: int) -> None:
+        size = max(size, 1)
+        self.device: int = _cuda("cudaMalloc", size)
+        try:
+            self._pinned: int = _cuda("cudaMallocHost", size)
+        except _DeviceError:
+            _cuda("cudaFree", self.device)
+            raise
+        self._host: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._pinned))
+
+    def upload(self, array: np.ndarray, stream: Any) -> None:
+        """Start copying `array` to the device; it may be changed as soon as this returns."""
+        from cuda.bindings import runtime
+
+        np.copyto(self._view(array.shape, array.dtype), array)
+        self._copy(self.device, self._pinned, array.nbytes, runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
+
+    def download(self, shape: tuple[int, ...], dtype: np.dtype, stream: Any) -> np.ndarray:
+        """Start copying from the device; the view that is returned holds the data once `stream` is synchronised."""
+        from cuda.bindings import runtime
+
+        view = self._view(shape, dtype)
+        self._copy(self._pinned, self.device, view.nbytes, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
+        return view
+
+    def free(self) -> None:
+        """Release both sides."""
+        _cuda("cudaFree", self.device)
+        _cuda("cudaFreeHost", self._pinned)
+
+    def _view(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return self._host[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+    @staticmethod
+    def _copy(target: int, source: int, size: int, kind: Any, stream: Any) -> None:
+        _cuda("cudaMemcpyAsync", target, source, size, kind, stream)
+
+
+def _cuda(function: str, *arguments: Any) -> Any:
+    """Call the CUDA runtime and return its result, or raise _DeviceError with the runtime's own words."""
+    from cuda.bindings import runtime
+
+    error, *result = getattr(runtime, function)(*arguments)
+    if error != runtime.cudaError_t.cudaSuccess:
+        text = runtime.cudaGetErrorString(error)[1]
+        raise _DeviceError(f"{function} failed with {error.name} ({text.decode()})")
+    return result[0] if result else None
+
+
+def _library(requires: Mapping[str, str]) -> Any:
+    """The TensorRT module that the artifact wants, after checking that this node can run the artifact."""
+    flavour = requires.get("flavour", "").replace("-", "_")
+    if flavour not in FLAVOURS:
+        known = " or ".join(FLAVOURS)
+        raise EngineUnavailable(_KIND, f"the artifact requires flavour {flavour!r}; only {known} can be loaded")
+    gpus = probe_gpus()
+    if not gpus.devices:
+        raise EngineUnavailable(_KIND, gpus.reason)
+    try:
+        trt: Any = importlib.import_module(flavour)
+        importlib.import_module("cuda.bindings.runtime")
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(_KIND, f"{error}; install enginehouse[{FLAVOURS[flavour]}]") from None
+    reason = mismatch({**requires, "flavour": flavour}, trt.__version__, gpus.devices[0].compute_capability)
+    if reason:
+        raise EngineUnavailable(_KIND, reason)
+    return trt
+
+
+def _deserialize(trt: Any, files: Sequence[Path]) -> tuple[Any, list[str]]:
+    """The engine in the one file, and the list to which TensorRT's error messages are added from now on."""
+    if len(files) != 1:
+        raise EngineUnavailable(_KIND, f"the artifact has {len(files)} files, it needs exactly 1")
+    log: list[str] = []
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                log[:-9] = []
+                log.append(message)
+
+    runtime = trt.Runtime(Log())
+    engine = runtime.deserialize_cuda_engine(files[0].read_bytes())
+    if engine is None:
+        raise EngineUnavailable(_KIND, f"{files[0]}: not loadable by {trt.__name__} {trt.__version__}: {_last(log)}")
+    return engine, log
+
+
+def _check_tensors(trt: Any, engine: Any, signature: Signature) -> None:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    for what, mode, specs in (
+        ("inputs", trt.TensorIOMode.INPUT, signature.inputs),
+        ("outputs", trt.TensorIOMode.OUTPUT, signature.outputs),
+    ):
+        have = {name for name in names if engine.get_tensor_mode(name) == mode}
+        want = {spec.name for spec in specs}
+        if have != want:
+            raise EngineUnavailable(_KIND, f"the engine's {what} are {sorted(have)}, the manifest says {sorted(want)}")
+        for spec in specs:
+            found = engine.get_tensor_dtype(spec.name).name
+            if DTYPES.get(_DATATYPE.get(found, "")) != spec.dtype:
+                raise EngineUnavailable(_KIND, f"{spec.name!r} is {found} in the engine, the manifest says {spec}")
+            if engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE:
+                raise EngineUnavailable(_KIND, f"{spec.name!r} is a shape tensor, which is not supported")
+
+
+def _profile_shapes(engine: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Smallest and largest shape of an input."""
+    smallest, _, largest = engine.get_tensor_profile_shape(name, _PROFILE)
+    return tuple(smallest), tuple(largest)
+
+
+def _last(log: list[str]) -> str:
+    return log[-1] if log else "TensorRT gave no reason"
