@@ -74,7 +74,7 @@ class TensorRT:
         _check_tensors(trt, engine, options.signature)
         workers: list[_Worker] = []
         try:
-            for _ in range(options.concurrency):
+            while len(workers) < options.concurrency:
                 workers.append(_Worker(engine, log, options.signature))
         except _DeviceError as error:
             for worker in workers:
