@@ -7,6 +7,8 @@ broadcasts changes to every process that holds a handle to the pool. Reading it 
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -47,13 +49,34 @@ _request_routers: dict[tuple[str, str], PowerOfTwoChoicesRequestRouter] = {}
 
 
 class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
-    """Serve's own request router, which also lets this process read the replicas that it chooses among."""
+    """Serve's own request router, which also lets this process read the replicas that it chooses among.
+
+    Serve leaves a replica out of its list while it reconfigures it. Ours answer all the while (reconfigure only takes
+    notes), so a replica that vanishes is kept for `KEEP_S`: if it died instead, the first call to it says so.
+    """
+
+    #: Below the 2 s for which Serve lets a stopping replica finish its calls.
+    KEEP_S = 1.0
 
     def initialize_state(self, **_: object) -> None:
         # Serve pickles this class by value, so the registry must be reached through the module's name.
         from enginehouse import availability
 
+        self._listed: list[Any] = []
+        self._missing_since: dict[Any, float] = {}
         availability.register(self)
+
+    def update_replicas(self, replicas: list[Any]) -> None:
+        """Take Serve's new list, plus those that vanished from it a moment ago."""
+        now = time.monotonic()
+        self._listed = replicas
+        listed = {replica.replica_id for replica in replicas}
+        missing = {known: replica for known, replica in self.curr_replicas.items() if known not in listed}
+        self._missing_since = {known: self._missing_since.get(known, now) for known in missing}
+        kept = [replica for known, replica in missing.items() if now - self._missing_since[known] < self.KEEP_S]
+        super().update_replicas([*replicas, *kept])
+        if kept:
+            asyncio.get_running_loop().call_later(self.KEEP_S, lambda: self.update_replicas(self._listed))
 
 
 def register(router: PowerOfTwoChoicesRequestRouter) -> None:
