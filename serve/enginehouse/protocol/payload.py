@@ -82,9 +82,7 @@ def from_json(name: str, dtype: np.dtype, shape: Sequence[int], data: object) ->
         with np.errstate(over="raise"):
             return _reshaped(name, np.array(flat, dtype), shape)
     except (OverflowError, FloatingPointError):
-        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        # As Python numbers: compared with a float32, a Python float would be rounded to it first.
-        low, high = np.array([limits.min, limits.max]).tolist()
+        low, high = _limits(dtype)
         stray = next(value for value in flat if math.isfinite(value) and not low <= value <= high)
         raise InvalidInput(f"input {name!r} has the element {stray}; {kind} takes {low} to {high}") from None
 
@@ -108,6 +106,13 @@ def json_text(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return reprlib.repr(value)
+
+
+def _limits(dtype: np.dtype) -> tuple[float, float]:
+    # As Python numbers: compared with a float32, a Python float would be rounded to it first.
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    return np.iinfo(dtype).min, np.iinfo(dtype).max
 
 
 def _byte_strings(name: str, count: int, data: memoryview) -> np.ndarray:
