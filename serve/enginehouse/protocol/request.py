@@ -167,7 +167,8 @@ def _parameters(owner: dict[str, Any], what: str) -> Parameters:
     for key, value in parameters.items():
         if not isinstance(value, str | int | float | bool):
             raise InvalidInput(
-                f"parameter {json_text(key)} of {what} is {json_text(value)}; parameters are strings, numbers or booleans"
+                f"parameter {json_text(key)} of {what} is {json_text(value)}; "
+                "parameters are strings, numbers or booleans"
             )
         if key.startswith("shared_memory"):
             raise InvalidInput(f"parameter {json_text(key)} of {what}: shared memory is not supported; use binary data")
