@@ -21,6 +21,7 @@ from enginehouse.tensors import Signature, Tensors
 
 _KIND = "openvino-cpu"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_INT32 = np.iinfo(np.int32)
 
 #: Left to itself OpenVINO computes fp32 models in bf16 where the CPU can. Its int8 operators ignore the hint.
 _HINT: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -30,6 +31,7 @@ _PRECISION_OF_TYPE = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 class OpenVinoCpu:
     """OpenVINO on this machine's CPU. Raises EngineUnavailable if the model cannot be loaded.
 
+    Whole numbers must fit 32 bits: `infer` raises InferenceFailed for larger ones, so that another engine may answer.
     `precision` is read back from the compiled model: a CPU without fp16 arithmetic runs fp16 models in bf16 or fp32.
     """
 
@@ -47,6 +49,7 @@ class OpenVinoCpu:
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Run one batch, waiting for a free request if there is none; see `Engine.infer`."""
         self.signature.check(inputs)
+        _check_integers(inputs)
         with self._requests.use() as request:
             try:
                 # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
@@ -115,6 +118,15 @@ def _output_ports(compiled: Any, signature: Signature) -> list[int]:
         want = [sorted(spec.name for spec in side) for side in (signature.inputs, signature.outputs)]
         raise EngineUnavailable(_KIND, f"the model has inputs and outputs {have}, the manifest says {want}")
     return [next(port for port, names in enumerate(outputs) if spec.name in names) for spec in signature.outputs]
+
+
+def _check_integers(inputs: Tensors) -> None:
+    # The CPU plugin computes 64-bit integers in 32 bits and wraps silently (observed with 2026.4.1).
+    for name, array in inputs.items():
+        if array.dtype in (np.int64, np.uint64) and (array.max() > _INT32.max or array.min() < _INT32.min):
+            raise InferenceFailed(
+                f"{_KIND}: input {name!r} has values beyond 32 bits, which OpenVINO would cut; use onnxruntime-cpu"
+            )
 
 
 def _tensor(array: np.ndarray) -> Any:
