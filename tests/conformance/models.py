@@ -62,7 +62,7 @@ def _case(
             helper.make_tensor_value_info(
                 spec.name,
                 _ONNX_OF[spec.dtype.name],
-                [f"free{axis}" if dim is None else dim for axis, dim in enumerate(spec.shape)],
+                [_dim(spec, axis) for axis in range(len(spec.shape))],
             )
             for spec in specs
         ]
@@ -77,6 +77,11 @@ def _case(
     )
     signature = Signature(tuple(inputs), tuple(outputs), batched)
     return Case(name, signature, graph, sample, expected, tolerance, unfit or {})
+
+
+def _dim(spec: TensorSpec, axis: int) -> int | str:
+    dim = spec.shape[axis]
+    return dim if dim is not None else "rows" if axis == 0 else f"{spec.name}_{axis}"
 
 
 def _spec(name: str, dtype: object, *shape: int | None) -> TensorSpec:
@@ -241,4 +246,15 @@ CASES = [
         unfit=dict.fromkeys(("openvino-cpu", "onnxruntime-cuda", "tensorrt"), _ONLY_STRINGS),
     ),
 ]
+#: Two free lengths that must agree: no signature can say so, only running it can.
+PAIR = _case(
+    "pair",
+    [_spec("a", np.float32, None, None), _spec("b", np.float32, None, None)],
+    [_spec("y", np.float32, None, None)],
+    [helper.make_node("Add", ["a", "b"], ["y"])],
+    {},
+    lambda rng, rows: _floats("a", 4)(rng, rows) | _floats("b", 4)(rng, rows),
+    lambda inputs: {"y": inputs["a"] + inputs["b"]},
+    unfit={"tensorrt": "the build stage gives only the batch a range"},
+)
 BY_NAME = {case.name: case for case in CASES}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 from tests.conformance.conftest import MAX_ROWS, Load, Publish
-from tests.conformance.models import BIAS, BY_NAME, CASES, WEIGHT, Case
+from tests.conformance.models import BIAS, BY_NAME, CASES, PAIR, WEIGHT, Case
 
-from enginehouse.bundle import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Bundle, EngineKind
+from enginehouse.bundle import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Bundle, EngineKind, sha256_of
 from enginehouse.engines import load_engine
-from enginehouse.errors import ConfigError, DigestMismatch, EngineUnavailable, InvalidInput
+from enginehouse.errors import ConfigError, DigestMismatch, EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.hardware import probe_gpus
 from enginehouse.tensors import Tensors
 
@@ -180,12 +180,32 @@ def test_a_flipped_byte_is_not_loaded(kind: EngineKind, publish: Publish, tmp_pa
         load_engine(kind, damaged, damaged.manifest.artifacts[0], threads=1)
 
 
-def test_an_unreadable_model_says_which_file(kind: EngineKind, publish: Publish) -> None:
+def test_a_file_that_is_no_model_is_named(kind: EngineKind, publish: Publish, tmp_path: Path) -> None:
     bundle = publish(AFFINE, FORMAT_OF[kind])
-    artifact = bundle.manifest.artifacts[0]
-    wrong = artifact.model_copy(update={"files": ()})
-    with pytest.raises(EngineUnavailable, match="0"):
-        load_engine(kind, bundle, wrong, threads=1)
+    garbled = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "garbled")))
+    artifact = garbled.manifest.artifacts[0]
+    files = []
+    for file in artifact.files:
+        path = garbled.path / file.path
+        path.write_bytes(b"this is no model")
+        files.append(file.model_copy(update={"sha256": sha256_of(path)}))
+    with pytest.raises(EngineUnavailable, match=str(garbled.path)):
+        load_engine(kind, garbled, artifact.model_copy(update={"files": tuple(files)}), threads=1)
+
+
+def test_an_artifact_without_a_model_file_is_refused(kind: EngineKind, publish: Publish) -> None:
+    bundle = publish(AFFINE, FORMAT_OF[kind])
+    empty = bundle.manifest.artifacts[0].model_copy(update={"files": ()})
+    with pytest.raises(EngineUnavailable, match="has 0 .*needs exactly 1"):
+        load_engine(kind, bundle, empty, threads=1)
+
+
+def test_a_failure_inside_the_engine_carries_its_words(kind: EngineKind, load: Load, rng: Generator) -> None:
+    engine = load(PAIR)
+    good = PAIR.sample(rng, 2)
+    with pytest.raises(InferenceFailed, match=rf"{kind}: .*\S{{3}}"):
+        engine.infer({"a": good["a"], "b": good["b"][:, :3]})
+    assert_answers(PAIR, engine.infer(good), good)
 
 
 @pytest.mark.parametrize("wanted", ENGINE_KINDS)

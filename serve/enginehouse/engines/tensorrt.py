@@ -47,7 +47,10 @@ def mismatch(requires: Mapping[str, str], version: str, compute_capability: str)
     `requires["compute_capability"]` lists what it was built for ("8.6,8.9"); empty or absent means any.
     """
     if requires.get("version") != version:
-        return f"it was built with {requires['flavour']} {requires.get('version')}, this process has {version}"
+        built_with = f"{requires.get('flavour')} {requires.get('version')}"
+        return (
+            f"it was built with {built_with}, this process has {version}; build it again with the version of this node"
+        )
     built_for = requires.get("compute_capability", "").replace(",", " ").split()
     if built_for and compute_capability not in built_for:
         return (
@@ -267,8 +270,8 @@ def _deserialize(trt: Any, files: Sequence[Path]) -> tuple[Any, list[str]]:
                 log[:-9] = []
                 log.append(message)
 
-    runtime = trt.Runtime(Log())
-    engine = runtime.deserialize_cuda_engine(files[0].read_bytes())
+    loader = trt.Runtime(Log())
+    engine = loader.deserialize_cuda_engine(files[0].read_bytes())
     if engine is None:
         raise EngineUnavailable(_KIND, f"{files[0]}: not loadable by {trt.__name__} {trt.__version__}: {_last(log)}")
     return engine, log
