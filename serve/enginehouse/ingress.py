@@ -1,8 +1,225 @@
-"""stub until the codec lands"""
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+"""The HTTP face: Open Inference Protocol v2 over the router. Thin: decode, infer, encode, and errors as `{"error"}`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import orjson
 from ray import serve
-async def ready(request):
-    return JSONResponse(serve.get_replica_context().servable_object.core.models.status())
-http = Starlette(routes=[Route("/v2/health/ready", ready)])
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from enginehouse import protocol
+from enginehouse.config import AppConfig
+from enginehouse.errors import EnginehouseError, InvalidInput, RequestTooLarge
+from enginehouse.router import Router
+
+#: Header before each fact about an answer: `enginehouse-backend`, `enginehouse-version`, ...
+PREFIX = "enginehouse-"
+#: Seconds that a client may take to send its body.
+BODY_TIMEOUT_S = 60.0
+_BINARY_HEADER = "Inference-Header-Content-Length"
+#: Content-Encoding -> zlib's window bits.
+_ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+
+class _Replica(Protocol):
+    core: Router
+    config: AppConfig
+
+
+def _replica() -> _Replica:
+    replica: _Replica = serve.get_replica_context().servable_object
+    return replica
+
+
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), status, headers, media_type="application/json")
+
+
+async def live(_: Request) -> Response:
+    return Response(status_code=200)
+
+
+async def ready(_: Request) -> Response:
+    """200 once every model of the catalog answers (Triton's strict readiness), else 400."""
+    models = _replica().core.models.status()["models"]
+    waiting = [model["name"] for model in models if not _replica().core.is_ready(model["name"])]
+    if waiting:
+        return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
+    return Response(status_code=200)
+
+
+async def server(_: Request) -> Response:
+    return _json(protocol.server_metadata(importlib.metadata.version("enginehouse")))
+
+
+async def model(request: Request) -> Response:
+    served = _replica().core.models.get(*_model_of(request))
+    config = served.config
+    return _json(protocol.model_metadata(config.name, [config.version], "enginehouse", served.signature))
+
+
+async def model_ready(request: Request) -> Response:
+    name, version = _model_of(request)
+    is_ready = _replica().core.is_ready(name, version)
+    if is_ready:
+        return _json({"name": name, "ready": True})
+    return _json({"error": f"model {name!r} has no live backend; see `enginehouse status`"}, 400)
+
+
+async def infer(request: Request) -> Response:
+    replica = _replica()
+    name, version = _model_of(request)
+    body = await _body(request, replica.config.router.max_body_bytes)
+    # After the last await before `core.infer`: a version may be switched while a body arrives.
+    served = replica.core.models.get(name, version)
+    length = protocol.parse_header_length(request.headers.get(_BINARY_HEADER))
+    wanted = protocol.decode_request(body, length, served.signature)
+    answer = await replica.core.infer(
+        name,
+        wanted.inputs,
+        version=version,
+        deadline_s=_deadline_s(request, wanted.parameters),
+        backend=request.headers.get(PREFIX + "backend") or _text(wanted.parameters, "backend"),
+    )
+    content, json_length = protocol.encode_response(name, answer.version, wanted, answer.outputs, served.signature)
+    headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in answer.origin().items()}
+    if json_length is None:
+        return Response(content, 200, headers, media_type="application/json")
+    headers[_BINARY_HEADER] = str(json_length)
+    return Response(content, 200, headers, media_type="application/octet-stream")
+
+
+async def index(_: Request) -> Response:
+    """The models by name, version and state, as Triton's repository index gives them."""
+    models = _replica().core.models.status()["models"]
+    return _json(
+        [
+            {
+                "name": entry["name"],
+                "version": entry["serving"] or entry["wanted"],
+                "state": "READY" if _replica().core.is_ready(entry["name"]) else "UNAVAILABLE",
+                "reason": entry["reason"],
+            }
+            for entry in models
+        ]
+    )
+
+
+def _model_of(request: Request) -> tuple[str, str | None]:
+    return request.path_params["model"], request.path_params.get("version")
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole body, decompressed. Raises RequestTooLarge before more than `limit` bytes are held."""
+    too_large = RequestTooLarge(f"the body is larger than {limit} bytes; send fewer rows in a request")
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise too_large
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", *_ENCODINGS):
+        raise HTTPException(415, f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes so far)") from None
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if encoding == "identity":
+        return body
+    inflater = zlib.decompressobj(_ENCODINGS[encoding])
+    try:
+        plain = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidInput(f"the body is not valid {encoding}: {error}") from None
+    if len(plain) > limit:
+        raise too_large
+    if not inflater.eof:
+        raise InvalidInput(f"the {encoding} body is truncated")
+    return plain
+
+
+def _deadline_s(request: Request, parameters: Any) -> float | None:
+    """The caller's deadline: our header or parameter in milliseconds, or Triton's `timeout` in microseconds."""
+    given = request.headers.get(PREFIX + "deadline-ms") or parameters.get("deadline-ms")
+    unit = 1e3
+    if given is None:
+        given, unit = parameters.get("timeout"), 1e6
+    if given is None:
+        return None
+    try:
+        return float(given) / unit
+    except (TypeError, ValueError):
+        raise InvalidInput(f"deadline {given!r} is not a number") from None
+
+
+def _text(parameters: Any, key: str) -> str | None:
+    value = parameters.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InvalidInput(f"parameter {key!r} is {value!r}; it must be a string")
+    return value
+
+
+async def _our_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, EnginehouseError)
+    headers = {"Retry-After": "1"} if error.retryable and error.status != 504 else None
+    return _json(protocol.error_document(error), error.status, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if error.status_code == 404:
+        detail = f"{request.url.path!r} is not a path of this server; inference is at /v2/models/<model>/infer"
+    elif error.status_code == 405:
+        detail = f"{request.method} is not allowed on {request.url.path!r}"
+    return _json({"error": detail}, error.status_code, dict(error.headers or {}))
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _any_error(_: Request, error: Exception) -> Response:
+    return _json({"error": f"internal error: {type(error).__name__}: {error}"}, 500)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _model_routes(suffix: str, endpoint: Endpoint, method: str) -> list[Route]:
+    paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+    return [Route(path + suffix, endpoint, methods=[method]) for path in paths]
+
+
+http = Starlette(
+    routes=[
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2", server),
+        Route("/v2/", server),
+        Route("/v2/repository/index", index, methods=["POST"]),
+        *_model_routes("", model, "GET"),
+        *_model_routes("/ready", model_ready, "GET"),
+        *_model_routes("/infer", infer, "POST"),
+    ],
+    exception_handlers={
+        EnginehouseError: _our_error,
+        HTTPException: _http_error,
+        ClientDisconnect: _gone,
+        Exception: _any_error,
+    },
+)

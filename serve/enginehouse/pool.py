@@ -18,7 +18,7 @@ import ray
 from ray import serve
 
 from enginehouse import availability, hardware
-from enginehouse.availability import ModelReport
+from enginehouse.availability import ModelReport, ModelState
 from enginehouse.bundle import Artifact, EngineKind, Manifest
 from enginehouse.config import Catalog, ModelConfig, PoolConfig
 from enginehouse.engines import Engine, load_engine
@@ -72,7 +72,7 @@ class LoadedModel:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
         # serve.batch keeps one queue per decorated function, hence a function per model.
-        @serve.batch(max_batch_size=manifest.max_batch, batch_wait_timeout_s=0.0)
+        @serve.batch(max_batch_size=manifest.max_batch, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
         async def run(items: list[_Item]) -> list[Answer | EnginehouseError]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
 
@@ -86,7 +86,7 @@ class LoadedModel:
     async def infer(self, inputs: Tensors, rows: int, budget_s: float) -> Answer:
         """Answer one request within `budget_s` seconds of its arrival here."""
         self.last_used = now = time.monotonic()
-        answer = await self._batched(_Item(inputs, rows, now, now + budget_s))
+        answer: Answer | EnginehouseError = await self._batched(_Item(inputs, rows, now, now + budget_s))
         # An exception *returned* for one item arrives as a value; raising it in the batch would fail its neighbours.
         if isinstance(answer, EnginehouseError):
             raise answer
@@ -196,7 +196,7 @@ class Pool:
         loaded = self._models.get(model_id) or await self.engine(model_id)
         return await loaded.infer(inputs, rows, budget_s)
 
-    @serve.multiplexed(max_num_models_per_replica=-1)
+    @serve.multiplexed(max_num_models_per_replica=-1)  # type: ignore[untyped-decorator]
     async def engine(self, model_id: str) -> LoadedModel:
         """Load a model and warm it up. Serve calls this once per id and tells every router where it is."""
         assert self._catalog is not None
@@ -210,7 +210,7 @@ class Pool:
                 None, self._load, self._catalog.store, config, version
             )
         except Exception as error:
-            state = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
+            state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
             self._report(model_id, state, f"{type(error).__name__}: {error}")
             self._retry_at[model_id] = time.monotonic() + RETRY_AFTER_S
             if isinstance(error, EnginehouseError):
@@ -232,7 +232,7 @@ class Pool:
         return LoadedModel(load_engine(self._kind, bundle, artifact, threads=self._threads), bundle.manifest, artifact)
 
     def _report(
-        self, model_id: str, state: availability.ModelState, reason: str = "", artifact: str = "", precision: str = ""
+        self, model_id: str, state: ModelState, reason: str = "", artifact: str = "", precision: str = ""
     ) -> None:
         self._reports[model_id] = ModelReport(state=state, reason=reason, artifact=artifact, precision=precision)
 

@@ -75,6 +75,13 @@ class Router:
         for handle in self._handles.values():
             availability.watch(handle)
 
+    def is_ready(self, model: str, version: str | None = None) -> bool:
+        """Whether a request for `model` would find a live backend now. Raises ModelNotFound."""
+        try:
+            return bool(self.models.live(self.models.get(model, version)))
+        except NoBackend:
+            return False
+
     async def infer(
         self,
         model: str,

@@ -128,7 +128,8 @@ class ServedModels:
 
     def _model_status(self, model: ModelConfig) -> dict[str, Any]:
         serving, coming = self._serving.get(model.name), self._coming.get(model.name)
-        backends = self.backends(coming or serving) if coming or serving else []
+        shown = coming or serving
+        backends = self.backends(shown) if shown else []
         problem = self._unreadable.get(model.id, "")
         hopeless = bool(backends) and not any(backend.ready or backend.loading for backend in backends)
         state: State = "loading"

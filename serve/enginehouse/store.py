@@ -44,6 +44,10 @@ class Store:
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._local = bool(protocols & {"file", "local"})
 
+    def absolute_url(self) -> str:
+        """The store's URL as every process may use it, whatever its working directory."""
+        return str(Path(self.url).resolve()) if self._local and "://" not in self.url else self.url
+
     def models(self) -> list[str]:
         """Names of all models in the store, sorted."""
         return sorted({PurePosixPath(path).parent.parent.name for path in self._manifests("*")})

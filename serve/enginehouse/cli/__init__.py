@@ -1,0 +1,33 @@
+"""The command line: build, inspect, serve, models, status, infer, score, doctor."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from enginehouse.cli import build, console, infer, models, score, serve, status
+from enginehouse.errors import EnginehouseError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Build engines from a trained model, and serve the best one that is alive.",
+)
+app.command()(build.build)
+app.command()(build.inspect)
+app.command()(serve.serve)
+app.add_typer(models.app, name="models")
+app.command()(status.status)
+app.command()(infer.infer)
+app.command()(score.score)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit code 1."""
+    try:
+        app()
+    except EnginehouseError as error:
+        console.fail(error)
+        sys.exit(1)

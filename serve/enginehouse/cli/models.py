@@ -1,0 +1,76 @@
+"""`enginehouse models`: add, update, remove and list models on a running application."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from enginehouse.cli.console import out, say
+from enginehouse.cli.serve import wait_until_served
+from enginehouse.cli.status import Address, show
+from enginehouse.errors import EngineUnavailable
+
+app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
+    numerics: Annotated[Literal["full", "int8", "any"], typer.Option(help="Which artifacts may answer.")] = "full",
+    max_batch_size: Annotated[int | None, typer.Option(help="Most requests merged into one batch.")] = None,
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for more requests.")] = 0.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 120,
+    address: Address = "auto",
+) -> None:
+    """Serve a model, or move it to another version. A version that cannot be loaded leaves the old one serving."""
+    from enginehouse import cluster, deploy
+
+    with cluster.connected(address):
+        before = deploy.live_catalog()
+        model_name, _, version = name.partition("@")
+        model = deploy.resolve(
+            before.store,
+            model_name,
+            version or None,
+            numerics=numerics,
+            max_batch_size=max_batch_size,
+            batch_wait_ms=batch_wait_ms,
+        )
+        old = before.find(model_name)
+        deploy.add_model(model)
+        say(f"{model.id}: loading")
+        document = wait_until_served(before.with_model(model), timeout)
+        entry = next(entry for entry in document["models"] if entry["name"] == model_name)
+        if entry["state"] == "failed":
+            reasons = [
+                f"{backend['pool']}: {backend['reason']}" for backend in entry["backends"] if backend["replicas"]
+            ]
+            why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
+            if old is None:
+                deploy.remove_model(model_name)
+                raise EngineUnavailable(model.id, f"{why}; it was not added")
+            deploy.add_model(old)
+            raise EngineUnavailable(model.id, f"{why}; {old.id} goes on serving")
+        show(document)
+
+
+@app.command()
+def remove(name: Annotated[str, typer.Argument(help="Model to stop serving.")], address: Address = "auto") -> None:
+    """Stop serving a model; its engines are unloaded once they are idle."""
+    from enginehouse import cluster, deploy
+
+    with cluster.connected(address):
+        deploy.remove_model(name)
+    say(f"{name}: removed")
+
+
+@app.command("list")
+def list_models(address: Address = "auto") -> None:
+    """List what the application has been told to serve."""
+    from enginehouse import cluster, deploy
+
+    with cluster.connected(address):
+        catalog = deploy.live_catalog()
+    for model in catalog.models:
+        out.print(model.id, highlight=False)

@@ -1,0 +1,126 @@
+"""`enginehouse serve`: the application on a local Ray, or on a running cluster."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from enginehouse.cli.console import out, say
+from enginehouse.cli.status import show
+from enginehouse.errors import ConfigError, EnginehouseError, NoBackend
+
+if TYPE_CHECKING:
+    from enginehouse.config import AppConfig, Catalog
+
+
+def serve(
+    store: Annotated[str, typer.Argument(help="Folder or fsspec URL that holds the bundles.")],
+    models: Annotated[str, typer.Option(help="Models to serve, `name` or `name@version`, by comma; default all.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
+    address: Annotated[str, typer.Option(help="`local`: start Ray here; `auto` or host:port: a running cluster.")] = (
+        "local"
+    ),
+    threads: Annotated[int | None, typer.Option(help="CPU threads of an engine; default: cores over engines.")] = None,
+    max_replicas: Annotated[int, typer.Option(help="Most replicas of a pool.")] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
+    print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
+        False
+    ),
+) -> None:
+    """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
+    from enginehouse import cluster
+    from enginehouse.config import AppConfig, serve_config
+
+    if print_config:
+        typer.echo(yaml.safe_dump(serve_config(AppConfig(), catalog_of(store, models), host, port), sort_keys=False))
+        return
+    started = time.monotonic()
+    catalog = catalog_of(store, models)
+    if address != "local":
+        with cluster.connected(address):
+            _deploy(AppConfig(), catalog, host, port, timeout, started)
+        return
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    say("starting a local Ray")
+    with cluster.local(port) as ray_address:
+        _deploy(cluster.local_app(threads, max_replicas), catalog, host, port, timeout, started, stop)
+        out.print(f"Ray address for other jobs: {ray_address}", highlight=False)
+        if not stop.is_set():
+            out.print("Ctrl-C ends it.")
+        stop.wait()
+        say("stopping")
+
+
+def catalog_of(store: str, models: str) -> Catalog:
+    """The catalog for `--models`; every model of the store in its newest version when that is empty."""
+    from enginehouse import deploy
+    from enginehouse.config import Catalog
+    from enginehouse.store import Store
+
+    root = Store(store).absolute_url()
+    wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
+    if not wanted:
+        raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
+    entries = []
+    for entry in wanted:
+        name, _, version = entry.partition("@")
+        entries.append(deploy.resolve(root, name, version or None))
+    return Catalog(store=root, models=tuple(entries))
+
+
+def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Wait until every model of the catalog answers or has failed, and return the status document.
+
+    Raises NoBackend after `timeout` seconds, naming what is still missing.
+    """
+    from enginehouse.client import Client
+
+    give_up = time.monotonic() + timeout
+    missing = "the router is not up"
+    while time.monotonic() < give_up and not (stop and stop.is_set()):
+        try:
+            document = Client().status()
+        except EnginehouseError as error:
+            missing = str(error)
+        except Exception as error:
+            missing = f"{type(error).__name__}: {error}"
+        else:
+            known = {entry["name"]: entry for entry in document["models"]}
+            waiting = [
+                model.id
+                for model in catalog.models
+                if known.get(model.name, {}).get("wanted") != model.version or known[model.name]["state"] == "loading"
+            ]
+            if not waiting:
+                return document
+            missing = f"still loading: {', '.join(waiting)}"
+        time.sleep(0.1)
+    if stop and stop.is_set():
+        return {"store": catalog.store, "models": [], "pools": []}
+    raise NoBackend(f"not served within {timeout:g} s: {missing} (see `enginehouse status`)")
+
+
+def _deploy(
+    app: AppConfig,
+    catalog: Catalog,
+    host: str,
+    port: int,
+    timeout: float,
+    started: float,
+    stop: threading.Event | None = None,
+) -> None:
+    from enginehouse import deploy
+
+    say(f"deploying {', '.join(model.id for model in catalog.models)}")
+    deploy.deploy(app, catalog, host, port)
+    show(wait_until_served(catalog, timeout, stop))
+    first = catalog.models[0].name
+    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{host}:{port}/v2/models/{first}")

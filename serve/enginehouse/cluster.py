@@ -1,0 +1,122 @@
+"""Connecting to a Ray cluster, or starting a local one, with the environment that serving needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from enginehouse import hardware
+from enginehouse.bundle import ACCELERATOR_OF
+from enginehouse.config import SERVING_ENV, AppConfig, PoolConfig
+from enginehouse.errors import ConfigError
+
+#: A synchronous driver has no event loop for Serve's handles, whatever the throughput flags say to replicas.
+_DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+#: Logical CPUs that the default pools, the router and one scoring job fit into.
+_MIN_CPUS = 2
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be a driver of the running cluster at `address` (`auto`: the one of this machine). Raises ConfigError."""
+    os.environ.update({name: value for name, value in SERVING_ENV.items() if name not in os.environ})
+    os.environ.update(_DRIVER_ENV)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"no Ray cluster at {address!r}: {reason}; start one with `enginehouse serve`") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def local(port: int) -> Iterator[str]:
+    """A Ray cluster of this machine alone, for as long as the context lasts; its address is yielded.
+
+    Raises ConfigError when `port` is taken.
+    """
+    if _in_use(port):
+        raise ConfigError(f"port {port} is in use; choose another with --port")
+    temporary = tempfile.mkdtemp(prefix="enginehouse-")
+    # Set before Ray starts, because its processes inherit it.
+    os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
+    context = ray.init(
+        address="local",
+        num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
+        labels=hardware.node_labels(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    # Only for this process: replicas run their handles in the loop that they have.
+    os.environ.update(_DRIVER_ENV)
+    try:
+        yield str(context.address_info["gcs_address"])
+    finally:
+        _stop_serve()
+        ray.shutdown()
+
+
+def local_app(threads: int | None, max_replicas: int) -> AppConfig:
+    """The default pools for one machine: CPU engines accept it even when it has a GPU."""
+    (accelerator,) = hardware.node_labels().values()
+    pools: dict[str, PoolConfig] = {}
+    for name, pool in AppConfig().pools.items():
+        changes: dict[str, Any] = {"threads": threads, "max_replicas": max_replicas}
+        if ACCELERATOR_OF[pool.engine] == "cpu":
+            changes["nodes"] = (accelerator,)
+        pools[name] = pool.model_copy(update=changes)
+    return AppConfig(pools=pools)
+
+
+def _local_env(temporary: str) -> dict[str, str]:
+    """Serving flags, and HAProxy's files and side ports kept apart from any other cluster of this machine."""
+    folder = Path(temporary)
+    return {
+        **SERVING_ENV,
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Nobody drains a laptop: the 30 s default only delays Ctrl-C.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": temporary,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+    }
+
+
+def _stop_serve() -> None:
+    from ray import serve
+
+    # Serve may already be going down with the cluster; ending the processes is what counts.
+    with contextlib.suppress(Exception):
+        serve.shutdown()
+
+
+def _in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

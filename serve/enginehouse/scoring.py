@@ -1,0 +1,171 @@
+"""Batch scoring: rows of Parquet or NPZ through the live backends with Ray Data, outputs joined to an id column."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from enginehouse.client import Client
+from enginehouse.errors import CapacityError, ConfigError, InvalidInput
+from enginehouse.tensors import Signature, Tensors
+
+#: Logical CPUs of one scoring actor, and of one reading or writing task. Ray Data's own default of a whole CPU for
+#: every task hangs a small cluster whose engines hold the rest.
+ACTOR_CPUS = 0.25
+IO_CPUS = 0.25
+#: Rows of one request to the router, and requests that an actor has under way.
+REQUEST_ROWS = 32
+REQUESTS_IN_FLIGHT = 8
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Result of a scoring run."""
+
+    rows: int
+    backends: tuple[str, ...]
+
+
+def score(
+    model: str,
+    signature: Signature,
+    source: str,
+    target: str,
+    *,
+    id_column: str = "id",
+    min_actors: int = 1,
+    max_actors: int = 4,
+    progress: bool = True,
+) -> Scored:
+    """Score every row of `source` and write `id_column` plus one column per output to Parquet files under `target`.
+
+    `source` is a Parquet file or folder with one column per input, or an .npz file with one array per input; without an
+    id column rows are numbered from 0. The pool of scoring actors grows from `min_actors` to `max_actors`.
+    Raises ConfigError when too little CPU is free (Ray Data would wait for ever), InvalidInput for missing columns.
+    """
+    _check_room(min_actors)
+    context = DataContext.get_current()
+    context.enable_progress_bars = progress
+    names = [spec.name for spec in signature.inputs]
+    rows = _read(source, names, id_column)
+    missing = [name for name in [*names, id_column] if name not in rows.schema().names]
+    if missing:
+        raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(rows.schema().names)}")
+    scored = rows.map_batches(
+        _Scorer,
+        fn_constructor_kwargs={"model": model, "signature": signature, "id_column": id_column},
+        batch_size=REQUEST_ROWS * REQUESTS_IN_FLIGHT,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors, initial_size=min_actors),
+        num_cpus=ACTOR_CPUS,
+    )
+    scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
+    written = ray.data.read_parquet(target, columns=[_BACKEND], ray_remote_args={"num_cpus": IO_CPUS})
+    return Scored(written.count(), tuple(sorted(str(name) for name in written.unique(_BACKEND))))
+
+
+_BACKEND = "backend"
+
+
+class _Scorer:
+    """Ray Data actor: a batch becomes several requests, all under way at once."""
+
+    def __init__(self, model: str, signature: Signature, id_column: str) -> None:
+        self._client = Client()
+        self._model, self._signature, self._id_column = model, signature, id_column
+
+    async def __call__(self, batch: dict[str, np.ndarray]) -> Any:
+        inputs = {spec.name: _dense(batch[spec.name], spec.dtype, spec.name) for spec in self._signature.inputs}
+        step = REQUEST_ROWS if self._signature.batched else 1
+        count = len(batch[self._id_column])
+        answers = await asyncio.gather(
+            *(self._answer(_rows(inputs, start, step, self._signature.batched)) for start in range(0, count, step))
+        )
+        result: dict[str, np.ndarray] = {self._id_column: batch[self._id_column]}
+        for spec in self._signature.outputs:
+            parts = [answer["outputs"][spec.name] for answer in answers]
+            result[spec.name] = np.concatenate(parts) if self._signature.batched else np.stack(parts)
+        sizes = [min(step, count - start) for start in range(0, count, step)]
+        result[_BACKEND] = np.repeat([answer["backend"] for answer in answers], sizes)
+        yield result
+
+    async def _answer(self, inputs: Tensors) -> dict[str, Any]:
+        for attempt in range(_TRIES):
+            try:
+                return await self._client.answer_async(self._model, inputs, deadline_s=60)
+            except CapacityError:
+                if attempt == _TRIES - 1:
+                    raise
+                await asyncio.sleep(1.0 * (attempt + 1))
+        raise AssertionError("unreachable")
+
+
+def _read(source: str, names: list[str], id_column: str) -> Dataset:
+    if not source.endswith(".npz"):
+        rows = ray.data.read_parquet(source, ray_remote_args={"num_cpus": IO_CPUS})
+        if id_column in rows.schema().names:
+            return rows
+        raise InvalidInput(f"{source}: no column {id_column!r} to join by; it has {', '.join(rows.schema().names)}")
+    if not Path(source).is_file():
+        raise InvalidInput(f"{source}: no such file")
+    with np.load(source, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise InvalidInput(f"{source}: no array {', '.join(missing)}; it has {', '.join(arrays) or 'none'}")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise InvalidInput(f"{source}: arrays differ in rows: {counts}")
+    arrays.setdefault(id_column, np.arange(counts[names[0]]))
+    return ray.data.from_blocks([_block(arrays, names, id_column)])
+
+
+def _block(arrays: dict[str, np.ndarray], names: list[str], id_column: str) -> Any:
+    import pyarrow as pa
+    from ray.data.extensions import ArrowTensorArray
+
+    columns = {
+        name: pa.array(arrays[name]) if arrays[name].ndim == 1 else ArrowTensorArray.from_numpy(arrays[name])
+        for name in (id_column, *names)
+    }
+    return pa.table(columns)
+
+
+def _dense(column: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A Parquet column as one array: nested lists come as an object array of arrays."""
+    if dtype.hasobject:
+        return column
+    array = (
+        np.stack([np.asarray(row.tolist() if row.dtype.hasobject else row) for row in column])
+        if (column.dtype.hasobject)
+        else column
+    )
+    if array.dtype == dtype:
+        return array
+    if not np.can_cast(array.dtype, dtype, "same_kind") and not np.array_equal(array, array.astype(dtype)):
+        raise InvalidInput(f"column {name!r} holds {array.dtype} values that {dtype} cannot")
+    return array.astype(dtype)
+
+
+def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:
+    if batched:
+        return {name: array[start : start + step] for name, array in inputs.items()}
+    return {name: array[start] for name, array in inputs.items()}
+
+
+def _check_room(actors: int) -> None:
+    free = ray.available_resources().get("CPU", 0.0)
+    needed = actors * ACTOR_CPUS + IO_CPUS
+    if free < needed:
+        total = ray.cluster_resources().get("CPU", 0.0)
+        raise ConfigError(
+            f"scoring needs {needed:g} free logical CPUs ({actors} actors of {ACTOR_CPUS:g}, {IO_CPUS:g} to read "
+            f"and write), but {free:g} of {total:g} are free; give the cluster a CPU node or lower the pools' num_cpus"
+        )
