@@ -1,4 +1,4 @@
-"""The fp32 ONNX reference: exported from torch or adopted from a file, with a batch dimension that is proven dynamic."""
+"""The fp32 ONNX reference: exported from torch or adopted from a file, its batch dimension proven to be dynamic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import onnx
 import onnxscript.optimizer
 import torch
 
-from enginehouse.errors import ExportFailed, InvalidInput
+from enginehouse.errors import ExportFailed, InvalidInput, ParityFailed
 from enginehouse.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.parity import FP32_LIMIT, compare, take
 from enginehouse_build.source import TorchModel
@@ -106,7 +106,10 @@ def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensor
 
 
 def _same(got: Tensors, want: Tensors, what: str) -> None:
-    figures = compare(got, want)
+    try:
+        figures = compare(got, want)
+    except ParityFailed as error:
+        raise ExportFailed(f"{what} differs from the reference: {error}") from None
     if figures.relative_l2 > FP32_LIMIT:
         raise ExportFailed(
             f"{what} differs from the reference by {figures.relative_l2:.2e} (relative L2 of {figures.output!r}, "

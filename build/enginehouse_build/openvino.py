@@ -7,8 +7,8 @@ from pathlib import Path
 from enginehouse.errors import ConversionFailed, EngineUnavailable
 
 
-def convert(onnx: Path, folder: Path) -> dict[str, str]:
-    """Write `model.xml` and `model.bin` into `folder`; nothing is required of the process that loads them.
+def convert(onnx: Path, folder: Path) -> None:
+    """Write `model.xml` and `model.bin` into `folder`.
 
     Raises EngineUnavailable without OpenVINO, ConversionFailed with its reason.
     """
@@ -22,7 +22,6 @@ def convert(onnx: Path, folder: Path) -> dict[str, str]:
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     except Exception as error:
         raise ConversionFailed(f"OpenVINO cannot convert the model: {_reason(error)}") from error
-    return {}
 
 
 def _reason(error: Exception) -> str:

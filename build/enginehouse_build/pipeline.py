@@ -122,17 +122,17 @@ class _Build:
         target = folder / name
         target.mkdir()
         try:
-            requires = _convert(format, reference, target, self.recipe.max_rows)
+            requires, remark = _convert(format, reference, target, self.recipe.max_rows)
         except Exception as error:
             shutil.rmtree(target)
             return self._out(stage, blank, error)
-        self.progress(stage, "done")
+        self.progress(stage, "done", remark)
         files = tuple(
             File(path=file.relative_to(folder).as_posix(), sha256=sha256_of(file), bytes=file.stat().st_size)
             for file in sorted(target.rglob("*"))
             if file.is_file()
         )
-        return blank.model_copy(update={"files": files, "requires": requires})
+        return blank.model_copy(update={"files": files, "requires": requires, "reason": remark or None})
 
     def _verified(
         self, bundle: Bundle, artifact: Artifact, reference: Reference
@@ -146,7 +146,7 @@ class _Build:
         worst: Parity | None = None
         passed: list[EngineKind] = []
         absent: list[str] = []
-        effective = artifact.precision
+        effective: str = artifact.precision
         for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
             try:
                 figures, precision = parity.verify(kind, bundle, artifact, reference.run, requests, self.recipe.threads)
@@ -162,7 +162,8 @@ class _Build:
             passed.append(kind)
         if worst is None:
             unverified = EngineUnavailable(artifact.format, "; ".join(absent))
-            return self._out(stage, artifact, unverified, f"built, but not verified: {'; '.join(absent)}"), ()
+            reason = "; ".join(["built, but not verified: " + "; ".join(absent), *filter(None, [artifact.reason])])
+            return self._out(stage, artifact, unverified, reason), ()
         self.progress(stage, "done", f"relative L2 {worst.relative_l2:.1e} on {', '.join(passed)}")
         return artifact.model_copy(update={"parity": worst, "effective_precision": effective}), tuple(passed)
 
@@ -196,13 +197,15 @@ class _Build:
         )
 
 
-def _convert(format: Format, reference: Reference, folder: Path, max_rows: int) -> dict[str, str]:
-    if format == "onnx":
-        shutil.copyfile(reference.onnx, folder / "model.onnx")
-        return {}
+def _convert(format: Format, reference: Reference, folder: Path, max_rows: int) -> tuple[dict[str, str], str]:
+    """Write the artifact's files into `folder`; returns `Artifact.requires`, and a remark for whoever reads it."""
+    if format == "tensorrt":
+        return tensorrt.convert(reference.onnx, folder, reference.signature, max_rows)
     if format == "openvino":
-        return openvino.convert(reference.onnx, folder)
-    return tensorrt.convert(reference.onnx, folder, reference.signature, max_rows)
+        openvino.convert(reference.onnx, folder)
+    else:
+        shutil.copyfile(reference.onnx, folder / "model.onnx")
+    return {}, ""
 
 
 def _write(folder: Path, manifest: Manifest) -> Bundle:

@@ -31,7 +31,7 @@ from enginehouse_build.parity import take
 
 ROUNDS = 4
 #: Seconds of measuring for one engine and artifact, over all rounds and batch sizes.
-BUDGET_S = 2.0
+BUDGET_S = 1.5
 
 
 def measure(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from enginehouse.bundle import Format, Precision
 from enginehouse.errors import ConfigError, InvalidInput
+from enginehouse.hardware import probe_cpu
 from enginehouse.store import Store, check_name
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     max_batch: int = Field(default=32, ge=1, le=65536)
     batched: bool = True
     samples: Path | None = None
-    threads: int = Field(default_factory=lambda: psutil.cpu_count(logical=False) or 1, ge=1)
+    threads: int = Field(default_factory=lambda: probe_cpu().cores, ge=1)
 
     @classmethod
     def of(cls, **values: Any) -> Recipe:

@@ -52,7 +52,7 @@ class TorchModel:
             raise
         except Exception as error:
             raise ExportFailed(
-                f"the module fails on its own example inputs ({', '.join(self.inputs)}): {type(error).__name__}: {error}"
+                f"the module fails on its example inputs ({', '.join(self.inputs)}): {type(error).__name__}: {error}"
             ) from error
 
     def __call__(self, inputs: Tensors) -> dict[str, np.ndarray]:

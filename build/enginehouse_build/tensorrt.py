@@ -7,6 +7,7 @@ TensorRT-RTX builds one engine for a list of compute capabilities and needs no G
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,42 @@ ENGINE_FILE = "model.engine"
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
 
 
-def convert(onnx: Path, folder: Path, signature: Signature, max_rows: int) -> dict[str, str]:
-    """Write an engine for 1 to `max_rows` rows into `folder`; returns what the process that loads it must match.
+def convert(onnx: Path, folder: Path, signature: Signature, max_rows: int) -> tuple[dict[str, str], str]:
+    """Write an engine for 1 to `max_rows` rows into `folder`.
 
+    Returns what the process that loads it must match, and which wanted compute capabilities were left out and why.
     Raises EngineUnavailable where no TensorRT can build, ConversionFailed with what the parser or builder said.
     """
     flavour, library = _library()
     targets = RTX_COMPUTE_CAPABILITIES if flavour == "tensorrt-rtx" else _local_compute_capability()
+    left_out: dict[str, str] = {}
+    try:
+        engine = _built(flavour, library, onnx, signature, max_rows, targets)
+    except ConversionFailed:
+        if len(targets) == 1:
+            raise
+        # One GPU generation without a kernel fails them all (observed: no fp32 GEMM for 7.5), so each is asked alone.
+        for target in targets:
+            try:
+                _built(flavour, library, onnx, signature, max_rows, (target,))
+            except ConversionFailed as error:
+                left_out[target] = str(error)
+        targets = tuple(target for target in targets if target not in left_out)
+        if not targets:
+            raise
+        engine = _built(flavour, library, onnx, signature, max_rows, targets)
+    (folder / ENGINE_FILE).write_bytes(engine)
+    requires = {"flavour": flavour, "version": str(library.__version__), "compute_capability": ",".join(targets)}
+    return requires, "; ".join(f"not for compute capability {target}: {why}" for target, why in left_out.items())
+
+
+def _built(
+    flavour: str, library: Any, onnx: Path, signature: Signature, max_rows: int, targets: tuple[str, ...]
+) -> bytes:
+    """One serialized engine for all of `targets`, or ConversionFailed."""
     log = _collector(library)
     builder = library.Builder(log)
-    strongly_typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly_typed)
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx)):
         told = [str(parser.get_error(index)) for index in range(parser.num_errors)]
@@ -47,8 +73,7 @@ def convert(onnx: Path, folder: Path, signature: Signature, max_rows: int) -> di
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ConversionFailed(f"TensorRT cannot build the engine: {_first(log.errors)}")
-    (folder / ENGINE_FILE).write_bytes(memoryview(engine))
-    return {"flavour": flavour, "version": str(library.__version__), "compute_capability": ",".join(targets)}
+    return bytes(memoryview(engine))
 
 
 def _library() -> tuple[str, Any]:
@@ -103,4 +128,6 @@ def _collector(library: Any) -> Any:
 
 def _first(told: list[str]) -> str:
     text = " | ".join(" ".join(line.split()) for line in told[:2]) or "no reason was given"
+    # Places in TensorRT's own source say nothing to anybody else.
+    text = re.sub(r"(IBuilder::buildSerializedNetwork: )|( In \S+ at /\S+?:\d+)", "", text)
     return text if len(text) <= 400 else text[:400] + "..."

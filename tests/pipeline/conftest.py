@@ -1,0 +1,81 @@
+"""Small real models, and one digits bundle that is built once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from enginehouse.bundle import Bundle
+from enginehouse_build.pipeline import build
+from enginehouse_build.recipe import Recipe
+
+
+@dataclass
+class Recorder:
+    """A progress callback that remembers what it was told."""
+
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __call__(self, stage: str, outcome: str, detail: str = "") -> None:
+        self.events.append((stage, outcome, detail))
+
+
+@dataclass
+class Built:
+    bundle: Bundle
+    store: Path
+    progress: Recorder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    store = tmp_path_factory.mktemp("store")
+    progress = Recorder()
+    recipe = Recipe.of(source="examples.digits:digits", name="digits", store=str(store), threads=2)
+    return Built(build(recipe, progress), store, progress)
+
+
+@pytest.fixture
+def build_onnx(tmp_path: Path) -> Callable[..., Bundle]:
+    """Build an ONNX file into `tmp_path/store`; keyword arguments are the recipe's."""
+
+    def run(path: Path, **values: Any) -> Bundle:
+        defaults = {"name": "tiny", "formats": ("onnx",), "threads": 1, "max_batch": 4}
+        if values.get("batched") is False:
+            defaults.pop("max_batch")
+        return build(Recipe.of(source=str(path), store=str(tmp_path / "store"), **(defaults | values)))
+
+    return run
+
+
+def write_onnx(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, Sequence[int | str]],
+    outputs: dict[str, Sequence[int | str]],
+    **constants: np.ndarray,
+) -> Path:
+    """An fp32 ONNX file made of `nodes`; a dimension given as text is free."""
+
+    def values(shapes: dict[str, Sequence[int | str]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "test", values(inputs), values(outputs), weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """y = relu(x @ w): [batch, 3] -> [batch, 2]."""
+    w = np.array([[1.0, -2.0], [0.5, 4.0], [-3.0, 1.5]], dtype=np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    return write_onnx(tmp_path / "linear.onnx", nodes, {"x": ["batch", 3]}, {"y": ["batch", 2]}, w=w)

@@ -1,0 +1,82 @@
+"""Torch factories for the export tests; named on the command line as path/to/modules.py:factory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from enginehouse_build.source import ModelSource
+
+
+class Net(nn.Module):
+    """One linear layer after whatever `mix` does to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(6, 4)
+
+    def mix(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.mix(x))
+        return logits
+
+
+class BakedReshape(Net):
+    def mix(self, x: Tensor) -> Tensor:
+        return x.reshape(int(x.shape[0]), -1)
+
+
+class DataDependent(Net):
+    def mix(self, x: Tensor) -> Tensor:
+        return x.flatten(1) + 1 if x.sum() > 0 else x.flatten(1)
+
+
+class MixesRows(Net):
+    def mix(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - x.flatten(1).mean(dim=0)
+
+
+class TwoFaced(nn.Module):
+    """Two inputs in, a mapping of two outputs out."""
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"total": left + right, "product": left * right}
+
+
+EXAMPLE = torch.zeros(1, 2, 3)
+
+
+def plain() -> tuple[nn.Module, tuple[Tensor]]:
+    return Net(), (EXAMPLE,)
+
+
+def baked() -> tuple[nn.Module, Tensor]:
+    return BakedReshape(), EXAMPLE
+
+
+def data_dependent() -> tuple[nn.Module, Tensor]:
+    return DataDependent(), EXAMPLE
+
+
+def mixes_rows() -> tuple[nn.Module, Tensor]:
+    return MixesRows(), EXAMPLE
+
+
+def two_faced() -> ModelSource:
+    # By name and in the other order than `forward` has them.
+    return ModelSource(TwoFaced(), {"right": torch.ones(2, 3), "left": torch.zeros(2, 3)})
+
+
+def wrong_example() -> tuple[nn.Module, Tensor]:
+    return Net(), torch.zeros(1, 7)
+
+
+def not_a_model() -> str:
+    return "weights.pt"
+
+
+def raises() -> None:
+    raise FileNotFoundError("weights.pt")

@@ -1,0 +1,102 @@
+"""The digits CNN, built for every format from real data."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from examples.digits import held_out
+
+from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, MANIFEST, EngineKind, Manifest, sha256_of
+from enginehouse.engines import load_engine
+from enginehouse.hardware import probe_gpus
+
+from .conftest import Built
+
+CPU_KINDS: tuple[EngineKind, ...] = ("onnxruntime-cpu", "openvino-cpu")
+
+
+@pytest.mark.parametrize("kind", CPU_KINDS)
+def test_cpu_artifacts_are_ready_and_agree_with_torch(digits: Built, kind: EngineKind) -> None:
+    artifact = digits.bundle.manifest.artifact(f"{FORMAT_OF[kind]}-fp32")
+    assert (artifact.status, artifact.reason, artifact.effective_precision) == ("ready", None, "fp32")
+    parity = artifact.parity
+    assert parity is not None
+    assert parity.rows == (1, 2, 32)
+    assert 0 < parity.relative_l2 <= parity.limit
+    assert parity.top1_agreement == 1.0
+    assert parity.cosine == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", CPU_KINDS)
+def test_served_answers_are_right_on_digits_never_trained_on(digits: Built, kind: EngineKind) -> None:
+    images, labels = held_out()
+    artifact = digits.bundle.manifest.artifact(f"{FORMAT_OF[kind]}-fp32")
+    engine = load_engine(kind, digits.bundle, artifact, threads=2)
+    predicted = [engine.infer({"image": part})["logits"].argmax(axis=1) for part in np.array_split(images, 12)]
+    engine.close()
+    assert (np.concatenate(predicted) == labels).mean() >= 0.97
+
+
+def test_tensorrt_engine_is_really_built(digits: Built) -> None:
+    if importlib.util.find_spec("tensorrt") is None and importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
+    artifact = digits.bundle.manifest.artifact("tensorrt-fp32")
+    (file,) = artifact.files
+    assert file.bytes > 50_000
+    assert sha256_of(digits.bundle.path / file.path) == file.sha256
+    assert artifact.requires["flavour"] in ("tensorrt", "tensorrt-rtx")
+    assert artifact.requires["compute_capability"]
+    if artifact.requires["flavour"] == "tensorrt-rtx":
+        assert {"8.6", "8.9"} <= set(artifact.requires["compute_capability"].split(","))
+    if not probe_gpus().devices:
+        assert artifact.status == "unavailable"
+        assert (artifact.reason or "").startswith("built, but not verified: ")
+        assert artifact.parity is None
+
+
+def test_manifest_reads_back_as_written(digits: Built) -> None:
+    text = (digits.bundle.path / MANIFEST).read_text()
+    manifest = Manifest.parse(text, MANIFEST)
+    assert manifest == digits.bundle.manifest
+    assert [str(spec) for spec in manifest.signature.signature().inputs] == ["image: UINT8[*,8,8]"]
+    assert [str(spec) for spec in manifest.signature.signature().outputs] == ["logits: FP32[*,10]"]
+    assert {"python", "torch", "onnx", "onnxruntime", "openvino"} <= set(manifest.versions)
+    assert manifest.hardware["cpu"]
+    listed = {file.path for artifact in manifest.artifacts for file in artifact.files}
+    on_disk = {path.relative_to(digits.bundle.path).as_posix() for path in digits.bundle.path.rglob("*.*")}
+    assert on_disk == listed | {MANIFEST}
+
+
+def test_latency_is_measured_for_every_engine_that_runs_here(digits: Built) -> None:
+    manifest = digits.bundle.manifest
+    for kind in CPU_KINDS:
+        table = manifest.latency_of(kind, f"{FORMAT_OF[kind]}-fp32")
+        assert table is not None
+        assert tuple(point.rows for point in table.points) == manifest.batch_buckets() == (1, 2, 4, 8, 16, 32)
+        assert all(0 < point.min_ms <= point.median_ms <= point.p90_ms for point in table.points)
+        assert all(point.count >= 10 for point in table.points)
+    measured = {table.engine for table in manifest.latency}
+    assert measured <= {kind for kind in ENGINE_KINDS if manifest.artifact(f"{FORMAT_OF[kind]}-fp32").status == "ready"}
+
+
+def test_bundle_tells_nothing_about_the_machine_it_was_exported_on(digits: Built) -> None:
+    content = (digits.bundle.path / "onnx-fp32" / "model.onnx").read_bytes()
+    assert b"digits.py" not in content
+    assert b"site-packages" not in content
+
+
+def test_each_stage_is_told_when_it_starts_and_how_it_ends(digits: Built) -> None:
+    stages = ["reference", "convert onnx-fp32", "verify openvino-fp32", "profile", "publish"]
+    for stage in stages:
+        assert [outcome for name, outcome, _ in digits.progress.events if name == stage] == ["started", "done"]
+
+
+def test_held_out_digits_need_no_torch() -> None:
+    program = "import sys; from examples.digits import held_out; images, labels = held_out(); "
+    program += "assert images.shape == (360, 8, 8) and images.dtype == 'uint8' and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
