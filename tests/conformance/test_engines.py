@@ -200,8 +200,9 @@ def test_an_artifact_without_a_model_file_is_refused(kind: EngineKind, publish: 
         load_engine(kind, bundle, empty, threads=1)
 
 
-def test_a_failure_inside_the_engine_carries_its_words(kind: EngineKind, load: Load, rng: Generator) -> None:
-    engine = load(PAIR)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failure_inside_the_engine_is_told(kind: EngineKind, load: Load, threads: int, rng: Generator) -> None:
+    engine = load(PAIR, threads=threads)
     good = PAIR.sample(rng, 2)
     with pytest.raises(InferenceFailed, match=rf"{kind}: .*\S{{3}}"):
         engine.infer({"a": good["a"], "b": good["b"][:, :3]})

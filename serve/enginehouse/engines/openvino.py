@@ -44,6 +44,11 @@ class OpenVinoCpu:
         compiled = _compile(options)
         self.precision: str = _effective_precision(compiled, options.artifact.precision)
         self._ports = _output_ports(compiled, options.signature)
+        self._emptied = {
+            port: [0] * len(spec.shape)
+            for spec, port in zip(options.signature.outputs, self._ports, strict=True)
+            if compiled.outputs[port].partial_shape.is_dynamic
+        }
         self._requests: Slots[Any] = Slots(_KIND, [compiled.create_infer_request() for _ in range(options.concurrency)])
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
@@ -52,10 +57,17 @@ class OpenVinoCpu:
         _check_integers(inputs)
         with self._requests.use() as request:
             try:
+                # With one thread OpenVINO 2026.4.1 swallows failures of dynamic shapes and would hand out what the
+                # previous caller got; an output that still has these empty dimensions was not computed.
+                for port, empty in self._emptied.items():
+                    request.get_output_tensor(port).set_shape(empty)
                 # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
                 answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
             except Exception as error:
                 raise InferenceFailed(f"{_KIND}: {error}") from error
+            if any(list(answers[port].shape) == empty for port, empty in self._emptied.items()):
+                shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in inputs.items())
+                raise InferenceFailed(f"{_KIND}: the model cannot run with shapes {shapes}")
             return {
                 spec.name: _array(answers[port], spec.dtype)
                 for spec, port in zip(self.signature.outputs, self._ports, strict=True)
