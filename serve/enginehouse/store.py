@@ -69,9 +69,9 @@ class Store:
         return Manifest.parse(self._read_manifest(model, version), self._path(model, version, MANIFEST))
 
     def open(self, model: str, version: str) -> Bundle:
-        """The bundle in a local folder, fetched first if the store is remote. Raises ManifestInvalid."""
+        """The bundle in a local folder, fetched first if the store is remote. Raises ManifestInvalid, InvalidInput."""
         if self._local:
-            return Bundle.open(Path(self._path(model, version)))
+            return Bundle.open(Path(self._path(check_name("model", model), check_name("version", version))))
         text = self._read_manifest(model, version)
         folder = _cache() / hashlib.sha256(text).hexdigest()
         if not folder.is_dir():

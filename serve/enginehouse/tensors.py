@@ -117,7 +117,7 @@ def _check_tensor(array: np.ndarray, spec: TensorSpec) -> None:
     fits_dtype = array.dtype.kind in "OSU" if spec.dtype.hasobject else array.dtype == spec.dtype
     if not fits_dtype:
         raise InvalidInput(
-            f"input {spec.name!r} has dtype {array.dtype} ({datatype(array.dtype)}); "
+            f"input {spec.name!r} has dtype {array.dtype} ({_label(array.dtype)}); "
             f"the model wants {spec.dtype} ({datatype(spec.dtype)})"
         )
     fits_shape = len(array.shape) == len(spec.shape) and all(
@@ -126,6 +126,10 @@ def _check_tensor(array: np.ndarray, spec: TensorSpec) -> None:
     if not fits_shape:
         dims = ", ".join("*" if dim is None else str(dim) for dim in spec.shape)
         raise InvalidInput(f"input {spec.name!r} has shape {list(array.shape)}; the model wants [{dims}]")
+
+
+def _label(dtype: np.dtype) -> str:
+    return "BYTES" if dtype.kind in "OSU" else _NAMES.get(dtype, "not in the protocol")
 
 
 def stack(requests: Sequence[Tensors]) -> Tensors:

@@ -1,0 +1,139 @@
+"""What a manifest says is what is loaded, or the error says what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enginehouse.bundle import (
+    Artifact,
+    Bundle,
+    File,
+    LatencyPoint,
+    LatencyTable,
+    Manifest,
+    SignatureRecord,
+    sha256_of,
+)
+from enginehouse.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
+from enginehouse.tensors import Signature, TensorSpec
+
+SIGNATURE = Signature(
+    (TensorSpec("image", np.dtype(np.uint8), (None, 8, 8)),), (TensorSpec("logits", np.dtype(np.float32), (None, 10)),)
+)
+POINTS = tuple(
+    LatencyPoint(rows=rows, median_ms=time, p90_ms=time, min_ms=time, count=9) for rows, time in ((1, 2.0), (4, 5.0))
+)
+
+
+def manifest(*artifacts: Artifact, max_batch: int = 16) -> Manifest:
+    return Manifest(
+        name="digits",
+        version="1",
+        created="2026-01-01T00:00:00Z",
+        source="tests",
+        signature=SignatureRecord.of(SIGNATURE),
+        max_batch=max_batch,
+        artifacts=artifacts,
+        latency=(LatencyTable(engine="openvino-cpu", artifact="ov", threads=1, host="here", points=POINTS),),
+    )
+
+
+def artifact(folder: Path, content: bytes = b"weights") -> Artifact:
+    path = folder / "model.onnx"
+    path.write_bytes(content)
+    file = File(path="model.onnx", sha256=sha256_of(path), bytes=len(content))
+    return Artifact(name="onnx-fp32", format="onnx", precision="fp32", status="ready", files=(file,))
+
+
+def test_a_manifest_is_the_same_after_writing_and_reading(tmp_path: Path) -> None:
+    written = manifest(artifact(tmp_path))
+    (tmp_path / "manifest.json").write_text(written.model_dump_json())
+    bundle = Bundle.open(tmp_path)
+    assert bundle.manifest == written
+    assert bundle.manifest.signature.signature() == SIGNATURE
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"surprise": 1}, "surprise"),
+        ({"signature": {"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}], "outputs": []}}, "'FP8'"),
+    ],
+)
+def test_an_unusable_manifest_says_which_field(change: dict[str, object], told: str) -> None:
+    record = json.loads(manifest().model_dump_json()) | change
+    with pytest.raises(ManifestInvalid, match=told):
+        Manifest.parse(json.dumps(record), "somewhere/manifest.json")
+
+
+def test_a_missing_or_garbled_manifest_says_where(tmp_path: Path) -> None:
+    with pytest.raises(ManifestInvalid, match=str(tmp_path)):
+        Bundle.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ManifestInvalid, match=str(tmp_path)):
+        Bundle.open(tmp_path)
+
+
+def test_verified_files_are_those_of_the_manifest(tmp_path: Path) -> None:
+    ready = artifact(tmp_path)
+    assert Bundle(tmp_path, manifest(ready)).verified_files(ready) == [tmp_path / "model.onnx"]
+
+
+def test_a_changed_file_is_named_with_both_digests(tmp_path: Path) -> None:
+    ready = artifact(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"Weights")
+    with pytest.raises(DigestMismatch) as refused:
+        Bundle(tmp_path, manifest(ready)).verified_files(ready)
+    assert refused.value.args == (
+        str(tmp_path / "model.onnx"),
+        ready.files[0].sha256,
+        sha256_of(tmp_path / "model.onnx"),
+    )
+    assert all(word in str(refused.value) for word in refused.value.args)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    ready = artifact(tmp_path)
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(ArtifactMissing, match=r"model\.onnx"):
+        Bundle(tmp_path, manifest(ready)).verified_files(ready)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/hostname"])
+def test_a_manifest_cannot_point_outside_its_bundle(tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    outside = artifact(folder).model_copy(update={"files": (File(path=path, sha256="0", bytes=1),)})
+    with pytest.raises(ArtifactMissing, match="outside"):
+        Bundle(folder, manifest(outside)).verified_files(outside)
+
+
+def test_an_artifact_that_is_not_ready_says_why(tmp_path: Path) -> None:
+    failed = Artifact(name="trt", format="tensorrt", precision="fp32", status="failed", reason="parser: no Loop")
+    with pytest.raises(ArtifactMissing, match="'trt' is failed: parser: no Loop"):
+        Bundle(tmp_path, manifest(failed)).verified_files(failed)
+
+
+def test_an_unknown_artifact_is_told_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissing, match="'trt'.*onnx-fp32"):
+        manifest(artifact(tmp_path)).artifact("trt")
+
+
+@pytest.mark.parametrize(("max_batch", "buckets"), [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
+def test_batch_buckets_are_powers_of_two_and_the_maximum(max_batch: int, buckets: tuple[int, ...]) -> None:
+    assert manifest(max_batch=max_batch).batch_buckets() == buckets
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 2.0), (2, 3.0), (4, 5.0), (8, 10.0)])
+def test_latency_is_linear_between_points_and_proportional_beyond(rows: int, expected: float) -> None:
+    table = manifest().latency_of("openvino-cpu", "ov")
+    assert table
+    assert table.predict_ms(rows) == pytest.approx(expected)
+    assert manifest().latency_of("tensorrt", "ov") is None
