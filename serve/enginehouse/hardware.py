@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-ACCELERATOR_LABEL = "enginehouse.io/accelerator"
+from enginehouse.config import ACCELERATOR_LABEL
 
 #: Distributions that carry an engine; the first two install into one folder and overwrite each other.
 ENGINE_DISTRIBUTIONS = (

@@ -1,0 +1,132 @@
+"""The doctor sees what is there, and each fault it finds comes with its remedy."""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from enginehouse.cli.doctor import Finding, command, findings
+from enginehouse.config import SERVING_ENV
+from enginehouse.doctor import probe_node
+
+LISTENER = """
+import socket, time
+sockets = [socket.create_server((address, 0)) for address in ("127.0.0.1", "0.0.0.0")]
+print(*[each.getsockname()[1] for each in sockets], flush=True)
+time.sleep(60)
+"""
+HEALTHY: dict[str, Any] = {
+    "host": "node",
+    "engines": {"onnxruntime": "1.31.1"},
+    "conflict": None,
+    "cpu": {"model": "a CPU", "cores": 2, "threads": 4, "flags": ["avx2"]},
+    "gpus": {"devices": [], "reason": "no NVIDIA driver: libcuda.so.1 cannot be loaded"},
+    "labels": {"enginehouse.io/accelerator": "cpu"},
+    "flags": [{"pid": 7, "unreadable": "", "missing": []}],
+    "ports": [{"port": 8000, "free": True, "by": None}, {"port": 8404, "free": False, "by": "haproxy"}],
+    "listening": [{"process": "haproxy", "pid": 8, "address": "127.0.0.1", "port": 8000, "open": False}],
+}
+
+
+def faults(**changes: Any) -> list[Finding]:
+    return [finding for finding in findings(copy.deepcopy(HEALTHY) | changes) if finding.status != "ok"]
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[tuple[int, int, int]]:
+    """A process that looks like one of Ray's agents: its pid, a loopback port and an open port."""
+    script = tmp_path / "ray" / "dashboard" / "agent.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(LISTENER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        loopback, is_open = map(int, process.stdout.readline().split())
+        yield process.pid, loopback, is_open
+        process.kill()
+
+
+def test_a_healthy_node_has_no_faults() -> None:
+    assert faults() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "told", "remedy"),
+    [
+        ({"engines": {}}, "fail", "no engine library", "enginehouse[cpu]"),
+        ({"conflict": "both wheels; uninstall both"}, "fail", "both wheels", "uninstall both"),
+        ({"flags": [{"pid": 7, "unreadable": "", "missing": ["A=1"]}]}, "warn", "raylet 7", "A=1"),
+        ({"flags": [{"pid": 7, "unreadable": "denied", "missing": []}]}, "warn", "denied", "user who started Ray"),
+        ({"ports": [{"port": 8000, "free": False, "by": None}]}, "warn", "8000", "--port"),
+        ({"ports": [{"port": 9101, "free": False, "by": None}]}, "warn", "9101", "RAY_SERVE_HAPROXY_METRICS_PORT"),
+        (
+            {"listening": [{"process": "raylet", "pid": 7, "address": "::", "port": 1234, "open": True}]},
+            "warn",
+            "raylet (7): [::]:1234",
+            "firewall",
+        ),
+        (
+            {"gpus": {"devices": [{"name": "G", "compute_capability": "9.0", "memory_bytes": 2**34}], "reason": ""}},
+            "warn",
+            "no engine library that uses it",
+            "enginehouse[gpu]",
+        ),
+        ({"gpus": {"devices": [], "reason": "cuInit failed with 999"}}, "warn", "cuInit failed with 999", "nvidia-smi"),
+    ],
+)
+def test_each_fault_is_told_once_with_its_remedy(changes: dict[str, Any], status: str, told: str, remedy: str) -> None:
+    (finding,) = faults(**changes)
+    assert finding.status == status
+    assert told in finding.text
+    assert remedy in finding.remedy
+
+
+def test_listening_addresses_of_rays_processes_are_seen(listener: tuple[int, int, int]) -> None:
+    pid, loopback, is_open = listener
+    seen = {entry["port"]: entry for entry in probe_node()["listening"] if entry["pid"] == pid}
+    assert seen[loopback]["open"] is False
+    assert seen[is_open]["open"] is True
+    assert seen[is_open]["process"] == "ray dashboard/agent"
+
+
+def test_ports_are_free_or_told_with_who_has_them(listener: tuple[int, int, int]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        taken = foreign.getsockname()[1]
+        by_ray, by_other = probe_node((listener[1], taken))["ports"]
+    assert by_ray == {"port": listener[1], "free": False, "by": "ray dashboard/agent"}
+    assert by_other == {"port": taken, "free": False, "by": None}
+    assert probe_node((taken,))["ports"] == [{"port": taken, "free": True, "by": None}]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_flags_are_those_a_raylet_was_started_with(tmp_path: Path) -> None:
+    raylet = tmp_path / "raylet"
+    raylet.symlink_to("/bin/sleep")
+    environment = {name: value for name, value in SERVING_ENV.items() if name != "RAY_SERVE_ENABLE_HA_PROXY"}
+    with subprocess.Popen([str(raylet), "60"], env=environment) as process:
+        seen = {entry["pid"]: entry for entry in probe_node()["flags"]}[process.pid]
+        process.kill()
+    assert seen["missing"] == ["RAY_SERVE_ENABLE_HA_PROXY=1"]
+
+
+def test_a_node_is_plain_data() -> None:
+    node = probe_node()
+    assert json.loads(json.dumps(node)).keys() == node.keys()
+
+
+def test_the_command_prints_json() -> None:
+    app = typer.Typer()
+    app.command()(command)
+    ran = CliRunner().invoke(app, ["--json"])
+    found = json.loads(ran.stdout)
+    assert {"engines", "cpu", "gpu", "labels", "flags", "ports", "network"} <= {finding["area"] for finding in found}
+    assert ran.exit_code == any(finding["status"] == "fail" for finding in found)
