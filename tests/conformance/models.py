@@ -246,15 +246,28 @@ CASES = [
         unfit=dict.fromkeys(("openvino-cpu", "onnxruntime-cuda", "tensorrt"), _ONLY_STRINGS),
     ),
 ]
-#: Two free lengths that must agree: no signature can say so, only running it can.
-PAIR = _case(
-    "pair",
-    [_spec("a", np.float32, None, None), _spec("b", np.float32, None, None)],
-    [_spec("y", np.float32, None, None)],
-    [helper.make_node("Add", ["a", "b"], ["y"])],
-    {},
-    lambda rng, rows: _floats("a", 4)(rng, rows) | _floats("b", 4)(rng, rows),
-    lambda inputs: {"y": inputs["a"] + inputs["b"]},
-    unfit={"tensorrt": "the build stage gives only the batch a range"},
-)
+#: Two free lengths that must agree: no signature can say so, only running them can.
+DISAGREEING = [
+    _case(
+        "pair",
+        [_spec("a", np.float32, None, None), _spec("b", np.float32, None, None)],
+        [_spec("y", np.float32, None, None)],
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        {},
+        lambda rng, rows: _floats("a", 4)(rng, rows) | _floats("b", 4)(rng, rows),
+        lambda inputs: {"y": inputs["a"] + inputs["b"]},
+        unfit={"tensorrt": "the build stage gives only the batch a range"},
+    ),
+    _case(
+        "pair_total",
+        [_spec("a", np.float32, 2, None), _spec("b", np.float32, 2, None)],
+        [_spec("y", np.float32, 2, 1)],
+        [helper.make_node("Add", ["a", "b"], ["s"]), helper.make_node("ReduceSum", ["s", "axis"], ["y"], keepdims=1)],
+        {"axis": np.array([1], np.int64)},
+        lambda rng, rows: _floats("a", 4)(rng, 2) | _floats("b", 4)(rng, 2),
+        lambda inputs: {"y": (inputs["a"] + inputs["b"]).sum(axis=1, keepdims=True)},
+        batched=False,
+        unfit={"tensorrt": "the build stage gives only the batch a range"},
+    ),
+]
 BY_NAME = {case.name: case for case in CASES}

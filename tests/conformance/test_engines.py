@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 from tests.conformance.conftest import MAX_ROWS, Load, Publish
-from tests.conformance.models import BIAS, BY_NAME, CASES, PAIR, WEIGHT, Case
+from tests.conformance.models import BIAS, BY_NAME, CASES, DISAGREEING, WEIGHT, Case
 
 from enginehouse.bundle import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Bundle, EngineKind, sha256_of
 from enginehouse.engines import load_engine
@@ -201,12 +201,16 @@ def test_an_artifact_without_a_model_file_is_refused(kind: EngineKind, publish: 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_failure_inside_the_engine_is_told(kind: EngineKind, load: Load, threads: int, rng: Generator) -> None:
-    engine = load(PAIR, threads=threads)
-    good = PAIR.sample(rng, 2)
+@pytest.mark.parametrize("case", DISAGREEING, ids=lambda case: case.name)
+def test_a_failure_inside_the_engine_is_told(
+    kind: EngineKind, load: Load, case: Case, threads: int, rng: Generator
+) -> None:
+    engine = load(case, threads=threads)
+    good = case.sample(rng, 2)
+    assert_answers(case, engine.infer(good), good)
     with pytest.raises(InferenceFailed, match=rf"{kind}: .*\S{{3}}"):
         engine.infer({"a": good["a"], "b": good["b"][:, :3]})
-    assert_answers(PAIR, engine.infer(good), good)
+    assert_answers(case, engine.infer(good), good)
 
 
 @pytest.mark.parametrize("wanted", ENGINE_KINDS)

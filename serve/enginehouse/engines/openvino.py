@@ -22,6 +22,7 @@ from enginehouse.tensors import Signature, Tensors
 _KIND = "openvino-cpu"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INT32 = np.iinfo(np.int32)
+_UNTOUCHED = 0xA5
 
 #: Left to itself OpenVINO computes fp32 models in bf16 where the CPU can. Its int8 operators ignore the hint.
 _HINT: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -44,10 +45,9 @@ class OpenVinoCpu:
         compiled = _compile(options)
         self.precision: str = _effective_precision(compiled, options.artifact.precision)
         self._ports = _output_ports(compiled, options.signature)
-        self._emptied = {
-            port: [0] * len(spec.shape)
-            for spec, port in zip(options.signature.outputs, self._ports, strict=True)
-            if compiled.outputs[port].partial_shape.is_dynamic
+        has_free_inputs = any(port.partial_shape.is_dynamic for port in compiled.inputs)
+        self._marked = {
+            port: compiled.outputs[port].partial_shape.is_dynamic for port in self._ports if has_free_inputs
         }
         self._requests: Slots[Any] = Slots(_KIND, [compiled.create_infer_request() for _ in range(options.concurrency)])
 
@@ -57,15 +57,13 @@ class OpenVinoCpu:
         _check_integers(inputs)
         with self._requests.use() as request:
             try:
-                # With one thread OpenVINO 2026.4.1 swallows failures of dynamic shapes and would hand out what the
-                # previous caller got; an output that still has these empty dimensions was not computed.
-                for port, empty in self._emptied.items():
-                    request.get_output_tensor(port).set_shape(empty)
+                for port, is_free in self._marked.items():
+                    _mark(request.get_output_tensor(port), is_free)
                 # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
                 answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
             except Exception as error:
                 raise InferenceFailed(f"{_KIND}: {error}") from error
-            if any(list(answers[port].shape) == empty for port, empty in self._emptied.items()):
+            if any(_is_marked(answers[port], is_free) for port, is_free in self._marked.items()):
                 shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in inputs.items())
                 raise InferenceFailed(f"{_KIND}: the model cannot run with shapes {shapes}")
             return {
@@ -148,6 +146,24 @@ def _tensor(array: np.ndarray) -> Any:
 
     words = np.ascontiguousarray(array).view(np.uint16)
     return openvino.Tensor(words, words.shape, openvino.Type.bf16)
+
+
+def _mark(output: Any, is_free: bool) -> None:
+    """Make `output` look as no inference leaves it.
+
+    With one thread OpenVINO 2026.4.1 swallows failures of free dimensions: `infer` returns as if all were well, and the
+    outputs are still those of the request's previous caller.
+    """
+    if is_free:
+        output.set_shape([0] * len(output.shape))
+    else:
+        output.data.reshape(-1).view(np.uint8)[...] = _UNTOUCHED
+
+
+def _is_marked(answer: np.ndarray, is_free: bool) -> bool:
+    if is_free:
+        return answer.shape == (0,) * answer.ndim
+    return bool((answer.reshape(-1).view(np.uint8) == _UNTOUCHED).all())
 
 
 def _array(answer: np.ndarray, dtype: np.dtype) -> np.ndarray:
