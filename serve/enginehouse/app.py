@@ -30,10 +30,7 @@ class Router:
 
     def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
         self.config = AppConfig.parse(args)
-        self.core = router.Router(
-            {name: (self.config.pools[name].engine, handles[_keyword(name)]) for name in self.config.pools},
-            default_deadline_s=self.config.router.default_deadline_s,
-        )
+        self.core = router.Router(self.config, {name: handles[_keyword(name)] for name in self.config.pools})
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""

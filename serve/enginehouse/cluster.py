@@ -1,16 +1,19 @@
-"""Connecting to a Ray cluster, or starting a local one, with the environment that serving needs."""
+"""Connecting to a Ray cluster, or starting a local one, with the environment that serving needs.
+
+Ray and Serve read their environment when they are imported, so this module imports them only once that is set.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from enginehouse import hardware
 from enginehouse.bundle import ACCELERATOR_OF
@@ -21,13 +24,22 @@ from enginehouse.errors import ConfigError
 _DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
 #: Logical CPUs that the default pools, the router and one scoring job fit into.
 _MIN_CPUS = 2
+#: Ray replaces 127.0.0.1 by the machine's address; the next one is as local and stays. Other systems have only one.
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
     """Be a driver of the running cluster at `address` (`auto`: the one of this machine). Raises ConfigError."""
+    _check_ray_is_not_imported()
     os.environ.update({name: value for name, value in SERVING_ENV.items() if name not in os.environ})
     os.environ.update(_DRIVER_ENV)
+    if address != "auto" and (Path.home() / ".ray" / "auth_token").is_file():
+        # Ray itself takes the token up only for `auto`; a cluster without authentication ignores it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    _quiet()
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -45,11 +57,14 @@ def local(port: int) -> Iterator[str]:
 
     Raises ConfigError when `port` is taken.
     """
+    _check_ray_is_not_imported()
     if _in_use(port):
         raise ConfigError(f"port {port} is in use; choose another with --port")
     temporary = tempfile.mkdtemp(prefix="enginehouse-")
     # Set before Ray starts, because its processes inherit it.
     os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
+    import ray
+
     context = ray.init(
         address="local",
         num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
@@ -57,7 +72,9 @@ def local(port: int) -> Iterator[str]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
+        _node_ip_address=_LOOPBACK,
     )
+    _quiet()
     # Only for this process: replicas run their handles in the loop that they have.
     os.environ.update(_DRIVER_ENV)
     try:
@@ -96,6 +113,16 @@ def _local_env(temporary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
     }
+
+
+def _check_ray_is_not_imported() -> None:
+    if "ray" in sys.modules:
+        raise RuntimeError("Ray was imported before the environment that it reads on import was set")
+
+
+def _quiet() -> None:
+    """Keep Serve's chatter out of a command's output; warnings stay."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _stop_serve() -> None:

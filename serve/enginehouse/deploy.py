@@ -24,7 +24,6 @@ from ray.serve.schema import ServeDeploySchema
 
 from enginehouse.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.errors import ConfigError, NoBackend
-from enginehouse.store import Store
 
 #: Applications by name, as plain config data.
 Applications = dict[str, dict[str, Any]]
@@ -114,11 +113,6 @@ def router_handle() -> DeploymentHandle:
         return serve.get_app_handle(APP_NAME)
     except Exception as error:
         raise NoBackend(f"application {APP_NAME!r} is not running on this cluster: {error}") from None
-
-
-def resolve(store: str, name: str, version: str | None, **options: Any) -> ModelConfig:
-    """A catalog entry for `name`, with the store's newest version unless one is given. Raises ModelNotFound."""
-    return ModelConfig(name=name, version=version or Store(store).latest(name), **options)
 
 
 def _put(application: dict[str, Any], live: Applications) -> Applications:

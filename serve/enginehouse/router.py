@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import availability
-from enginehouse.bundle import EngineKind
+from enginehouse.config import AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
     EnginehouseError,
@@ -59,18 +60,18 @@ class Answer:
 class Router:
     """Gets every request answered on the best live backend, or refused, within its deadline.
 
-    `pools` maps a pool's name to its engine kind and handle.
+    `handles` maps the name of each pool to the handle of its deployment.
     """
 
     def __init__(
         self,
-        pools: Mapping[str, tuple[EngineKind, DeploymentHandle]],
-        default_deadline_s: float,
+        config: AppConfig,
+        handles: Mapping[str, DeploymentHandle],
         policy: Policy | None = None,
     ) -> None:
-        self.models = ServedModels({name: kind for name, (kind, _) in pools.items()})
-        self._handles = {name: handle for name, (_, handle) in pools.items()}
-        self._default_deadline_s = default_deadline_s
+        self.models = ServedModels(config.pools)
+        self._handles = handles
+        self._default_deadline_s = config.router.default_deadline_s
         self._policy: Policy = policy or FastestLive()
         for handle in self._handles.values():
             availability.watch(handle)
@@ -99,6 +100,8 @@ class Router:
         served = self.models.get(model, version)
         rows = served.signature.check(inputs)
         budget = self._default_deadline_s if deadline_s is None else deadline_s
+        if not math.isfinite(budget):
+            raise InvalidInput(f"deadline of {budget} s is not a time; leave it out for {self._default_deadline_s:g} s")
         if budget <= 0:
             raise DeadlineExceeded(f"deadline of {budget * 1e3:g} ms had passed on arrival")
         if backend is not None and backend not in self._handles:
@@ -158,7 +161,7 @@ class Router:
             if hints.pool not in (None, status.pool):
                 continue
             live = f"live, but its {status.artifact} is not of the numerics class {hints.numerics!r}"
-            parts.append(f"{status.pool}: {live if status.ready else status.reason or 'loading'}")
+            parts.append(f"{status.pool}: {live if status.ready else status.reason or status.state}")
         return f"no live backend for {served.config.id!r} ({'; '.join(parts)})"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from enginehouse import availability
 from enginehouse.bundle import EngineKind, Manifest
-from enginehouse.config import APP_NAME, Catalog, ModelConfig
+from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.policy import BackendState
 from enginehouse.store import Store
@@ -27,6 +27,8 @@ RETRY_AFTER_S = 5.0
 PERIOD_S = 0.1
 
 State = Literal["ready", "loading", "failed"]
+#: `cold`: the hardware is there and no replica runs (yet); `unavailable`: the bundle has nothing for this engine.
+BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "no-hardware"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +42,23 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """One model version on one pool: replicas, how many of them are warm, and why it is not live (empty: loading)."""
+    """One model version on one pool: its replicas, how many of them are warm, and why it is not live."""
 
     pool: str
     engine: EngineKind
+    state: BackendKind
     replicas: int
     ready: int
     artifact: str
     precision: str
     reason: str
 
-    @property
-    def loading(self) -> bool:
-        return self.replicas > 0 and not self.ready and not self.reason
-
 
 class ServedModels:
-    """Which version answers for each model. A version that cannot be loaded leaves the one before it in place.
+    """Which version answers for each model. A version that cannot be loaded leaves the one before it in place."""
 
-    `engines` maps each pool's name to its engine kind.
-    """
-
-    def __init__(self, engines: Mapping[str, EngineKind]) -> None:
-        self._engines = engines
+    def __init__(self, pools: Mapping[str, PoolConfig]) -> None:
+        self._pools = pools
         self._catalog = Catalog(store="")
         self._serving: dict[str, Served] = {}
         self._coming: dict[str, Served] = {}
@@ -97,7 +93,7 @@ class ServedModels:
     def backends(self, served: Served) -> list[BackendStatus]:
         """The model version on every pool, from the reports of their replicas."""
         model_id = served.config.id
-        return [self._backend(pool, engine, model_id) for pool, engine in self._engines.items()]
+        return [self._backend(name, pool, model_id) for name, pool in self._pools.items()]
 
     def live(self, served: Served) -> list[BackendState]:
         """The backends that can answer now, as the policy wants them."""
@@ -121,8 +117,13 @@ class ServedModels:
             "store": self._catalog.store,
             "models": [self._model_status(model) for model in self._catalog.models],
             "pools": [
-                {"name": pool, "engine": engine, "replicas": len(availability.replicas(APP_NAME, pool))}
-                for pool, engine in self._engines.items()
+                {
+                    "name": name,
+                    "engine": pool.engine,
+                    "nodes": availability.nodes_with(pool.nodes),
+                    "replicas": len(availability.replicas(APP_NAME, name)),
+                }
+                for name, pool in self._pools.items()
             ],
         }
 
@@ -131,11 +132,12 @@ class ServedModels:
         shown = coming or serving
         backends = self.backends(shown) if shown else []
         problem = self._unreadable.get(model.id, "")
-        hopeless = bool(backends) and not any(backend.ready or backend.loading for backend in backends)
+        states = {backend.state for backend in backends}
+        hopeless = "failing" in states and not states & {"live", "loading", "cold"}
         state: State = "loading"
         if serving is not None and serving.config == model:
             state = "ready" if self.live(serving) else "failed"
-        elif problem or (hopeless and any(backend.replicas for backend in backends)):
+        elif problem or hopeless:
             state = "failed"
         return {
             "name": model.name,
@@ -146,25 +148,35 @@ class ServedModels:
             "backends": [asdict(backend) for backend in backends],
         }
 
-    def _backend(self, pool: str, engine: EngineKind, model_id: str) -> BackendStatus:
-        replicas = availability.replicas(APP_NAME, pool)
+    def _backend(self, name: str, pool: PoolConfig, model_id: str) -> BackendStatus:
+        replicas = availability.replicas(APP_NAME, name)
         reports = [replica.models[model_id] for replica in replicas if model_id in replica.models]
-        ready = [report for report in reports if report["state"] == "ready"]
-        out = [report["reason"] for report in reports if report["state"] in ("failed", "unavailable")]
-        reason = ""
-        if not replicas:
-            reason = "no replica: no live node has its hardware, or it is still starting"
-        elif out and not ready:
-            reason = out[0]
-        first = ready[0] if ready else None
+        by_state = {report["state"]: report for report in reports}
+        state: BackendKind
+        if "ready" in by_state:
+            state, shown = "live", by_state["ready"]
+        elif "failed" in by_state:
+            state, shown = "failing", by_state["failed"]
+        elif "unavailable" in by_state:
+            state, shown = "unavailable", by_state["unavailable"]
+        elif replicas:
+            state, shown = "loading", None
+        elif availability.nodes_with(pool.nodes):
+            state, shown = "cold", None
+        else:
+            state, shown = "no-hardware", None
+        reason = (
+            f"no live node is labelled {ACCELERATOR_LABEL}={'|'.join(pool.nodes)}" if state == "no-hardware" else ""
+        )
         return BackendStatus(
-            pool=pool,
-            engine=engine,
+            pool=name,
+            engine=pool.engine,
+            state=state,
             replicas=len(replicas),
-            ready=len(ready),
-            artifact=first["artifact"] if first else "",
-            precision=first["precision"] if first else "",
-            reason=reason,
+            ready=sum(report["state"] == "ready" for report in reports),
+            artifact=shown["artifact"] if shown else "",
+            precision=shown["precision"] if shown else "",
+            reason=shown["reason"] if shown else reason,
         )
 
     def _why_not(self, model: ModelConfig) -> str:
@@ -173,7 +185,7 @@ class ServedModels:
         coming = self._coming.get(model.name)
         if coming is None:
             return "its manifest is being read"
-        return "; ".join(f"{status.pool}: {status.reason or 'loading'}" for status in self.backends(coming))
+        return "; ".join(f"{status.pool}: {status.reason or status.state}" for status in self.backends(coming))
 
     async def _keep(self) -> None:
         while True:
@@ -212,4 +224,4 @@ class ServedModels:
             return False
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
-        return current is None or waited or not any(backend.loading for backend in backends)
+        return current is None or waited or all(backend.state != "loading" for backend in backends)

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from enginehouse import cluster
 from enginehouse.cli.console import out, say
-from enginehouse.cli.serve import wait_until_served
+from enginehouse.cli.serve import model_of, wait_until_served
 from enginehouse.cli.status import Address, show
 from enginehouse.errors import EngineUnavailable
 
@@ -24,31 +25,25 @@ def add(
     address: Address = "auto",
 ) -> None:
     """Serve a model, or move it to another version. A version that cannot be loaded leaves the old one serving."""
-    from enginehouse import cluster, deploy
-
     with cluster.connected(address):
+        from enginehouse import deploy
+
         before = deploy.live_catalog()
-        model_name, _, version = name.partition("@")
-        model = deploy.resolve(
-            before.store,
-            model_name,
-            version or None,
-            numerics=numerics,
-            max_batch_size=max_batch_size,
-            batch_wait_ms=batch_wait_ms,
+        model = model_of(
+            before.store, name, numerics=numerics, max_batch_size=max_batch_size, batch_wait_ms=batch_wait_ms
         )
-        old = before.find(model_name)
+        old = before.find(model.name)
         deploy.add_model(model)
         say(f"{model.id}: loading")
         document = wait_until_served(before.with_model(model), timeout)
-        entry = next(entry for entry in document["models"] if entry["name"] == model_name)
+        entry = next(entry for entry in document["models"] if entry["name"] == model.name)
         if entry["state"] == "failed":
             reasons = [
                 f"{backend['pool']}: {backend['reason']}" for backend in entry["backends"] if backend["replicas"]
             ]
             why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
             if old is None:
-                deploy.remove_model(model_name)
+                deploy.remove_model(model.name)
                 raise EngineUnavailable(model.id, f"{why}; it was not added")
             deploy.add_model(old)
             raise EngineUnavailable(model.id, f"{why}; {old.id} goes on serving")
@@ -58,9 +53,9 @@ def add(
 @app.command()
 def remove(name: Annotated[str, typer.Argument(help="Model to stop serving.")], address: Address = "auto") -> None:
     """Stop serving a model; its engines are unloaded once they are idle."""
-    from enginehouse import cluster, deploy
-
     with cluster.connected(address):
+        from enginehouse import deploy
+
         deploy.remove_model(name)
     say(f"{name}: removed")
 
@@ -68,9 +63,9 @@ def remove(name: Annotated[str, typer.Argument(help="Model to stop serving.")], 
 @app.command("list")
 def list_models(address: Address = "auto") -> None:
     """List what the application has been told to serve."""
-    from enginehouse import cluster, deploy
-
     with cluster.connected(address):
+        from enginehouse import deploy
+
         catalog = deploy.live_catalog()
     for model in catalog.models:
         out.print(model.id, highlight=False)

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from enginehouse import cluster
 from enginehouse.cli.console import out, say
 from enginehouse.cli.status import Address
 from enginehouse.errors import ConfigError
+from enginehouse.store import Store
 
 
 def score(
@@ -23,13 +25,10 @@ def score(
     address: Address = "auto",
 ) -> None:
     """Score every row of INPUT with Ray Data; OUTPUT gets the ids, the outputs and the backend that answered."""
-    from enginehouse import cluster, deploy
-    from enginehouse.store import Store
-
     if "://" not in target and Path(target).exists() and any(Path(target).iterdir()):
         raise ConfigError(f"{target} is not empty; name a new folder")
     with cluster.connected(address):
-        from enginehouse import scoring
+        from enginehouse import deploy, scoring
 
         catalog = deploy.live_catalog()
         config = catalog.find(model)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
 
+from enginehouse import cluster
 from enginehouse.cli.console import out, say
 from enginehouse.cli.status import show
+from enginehouse.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.errors import ConfigError, EnginehouseError, NoBackend
-
-if TYPE_CHECKING:
-    from enginehouse.config import AppConfig, Catalog
+from enginehouse.store import Store
 
 
 def serve(
@@ -34,9 +34,6 @@ def serve(
     ),
 ) -> None:
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
-    from enginehouse import cluster
-    from enginehouse.config import AppConfig, serve_config
-
     if print_config:
         typer.echo(yaml.safe_dump(serve_config(AppConfig(), catalog_of(store, models), host, port), sort_keys=False))
         return
@@ -47,12 +44,13 @@ def serve(
             _deploy(AppConfig(), catalog, host, port, timeout, started)
         return
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     say("starting a local Ray")
     with cluster.local(port) as ray_address:
+        # After Ray has started, which puts its own handler for SIGTERM.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         _deploy(cluster.local_app(threads, max_replicas), catalog, host, port, timeout, started, stop)
-        out.print(f"Ray address for other jobs: {ray_address}", highlight=False)
+        out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
         if not stop.is_set():
             out.print("Ctrl-C ends it.")
         stop.wait()
@@ -61,23 +59,21 @@ def serve(
 
 def catalog_of(store: str, models: str) -> Catalog:
     """The catalog for `--models`; every model of the store in its newest version when that is empty."""
-    from enginehouse import deploy
-    from enginehouse.config import Catalog
-    from enginehouse.store import Store
-
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:
         raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
-    entries = []
-    for entry in wanted:
-        name, _, version = entry.partition("@")
-        entries.append(deploy.resolve(root, name, version or None))
-    return Catalog(store=root, models=tuple(entries))
+    return Catalog(store=root, models=tuple(model_of(root, entry) for entry in wanted))
+
+
+def model_of(store: str, entry: str, **options: Any) -> ModelConfig:
+    """The catalog entry for `name` (its newest version) or `name@version`. Raises ModelNotFound."""
+    name, _, version = entry.partition("@")
+    return ModelConfig(name=name, version=version or Store(store).latest(name), **options)
 
 
 def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
-    """Wait until every model of the catalog answers or has failed, and return the status document.
+    """Wait until every model is settled on every pool whose hardware is there, and return the status document.
 
     Raises NoBackend after `timeout` seconds, naming what is still missing.
     """
@@ -97,7 +93,7 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
             waiting = [
                 model.id
                 for model in catalog.models
-                if known.get(model.name, {}).get("wanted") != model.version or known[model.name]["state"] == "loading"
+                if known.get(model.name, {}).get("wanted") != model.version or not _settled(known[model.name])
             ]
             if not waiting:
                 return document
@@ -106,6 +102,11 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
     if stop and stop.is_set():
         return {"store": catalog.store, "models": [], "pools": []}
     raise NoBackend(f"not served within {timeout:g} s: {missing} (see `enginehouse status`)")
+
+
+def _settled(entry: dict[str, Any]) -> bool:
+    waiting = any(backend["state"] in ("loading", "cold") for backend in entry["backends"])
+    return entry["state"] != "loading" and not waiting
 
 
 def _deploy(

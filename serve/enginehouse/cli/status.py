@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich import box
 from rich.table import Table
 
+from enginehouse import cluster
 from enginehouse.cli.console import out
 
 Address = Annotated[str, typer.Option(help="Ray cluster: `auto` for the one of this machine, or host:port.")]
@@ -15,10 +17,9 @@ Address = Annotated[str, typer.Option(help="Ray cluster: `auto` for the one of t
 
 def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="Print JSON.")] = False) -> None:
     """Show models, versions, backends, replicas, and why a backend is not live."""
-    from enginehouse import cluster
-    from enginehouse.client import Client
-
     with cluster.connected(address):
+        from enginehouse.client import Client
+
         document = Client().status()
     if json:
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
@@ -27,27 +28,30 @@ def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="P
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print a status document as two tables."""
-    out.print(f"store {document['store']}", highlight=False)
-    models = Table(title="models", title_justify="left")
-    for column in ("model", "wanted", "serving", "state", "backend", "artifact", "precision", "live", "why not"):
-        models.add_column(column, overflow="fold")
+    """Print a status document: one table of models and backends, and below it why a backend is not live."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("model", "state", "backend", "is", "artifact", "precision", "replicas"):
+        table.add_column(column, no_wrap=True)
+    reasons: dict[str, None] = {}
     for entry in document["models"]:
-        for index, backend in enumerate(entry["backends"] or [None]):
-            head = (entry["name"], entry["wanted"], entry["serving"] or "-", entry["state"]) if not index else ("",) * 4
-            models.add_row(*head, *_backend_cells(backend, entry["reason"]))
-    out.print(models)
-    pools = Table(title="pools", title_justify="left")
-    for column in ("pool", "engine", "replicas"):
-        pools.add_column(column)
-    for pool in document["pools"]:
-        pools.add_row(pool["name"], pool["engine"], str(pool["replicas"]))
-    out.print(pools)
+        version = entry["serving"] or "-"
+        shown = version if version == entry["wanted"] else f"{version} -> {entry['wanted']}"
+        head = (f"{entry['name']}@{shown}", entry["state"])
+        if entry["reason"]:
+            reasons[f"{entry['name']}@{entry['wanted']}: {entry['reason']}"] = None
+        for backend in entry["backends"] or [None]:
+            table.add_row(*head, *_cells(backend))
+            head = ("", "")
+            if backend and backend["reason"]:
+                reasons[f"{backend['pool']}: {backend['reason']}"] = None
+    out.print(table)
+    for reason in reasons:
+        out.print(f"  {reason}", highlight=False, markup=False)
+    out.print(f"  store: {document['store']}", highlight=False, markup=False)
 
 
-def _backend_cells(backend: dict[str, Any] | None, reason: str) -> tuple[str, ...]:
+def _cells(backend: dict[str, Any] | None) -> tuple[str, ...]:
     if backend is None:
-        return ("-", "", "", "", reason or "its manifest is being read")
-    why = backend["reason"] or ("" if backend["ready"] else "loading")
-    live = f"{backend['ready']}/{backend['replicas']}"
-    return (backend["pool"], backend["artifact"], backend["precision"], live, why)
+        return ("-",) * 5
+    replicas = f"{backend['ready']}/{backend['replicas']}"
+    return (backend["pool"], backend["state"], backend["artifact"], backend["precision"], replicas)
