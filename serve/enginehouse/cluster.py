@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from enginehouse import hardware
 from enginehouse.bundle import ACCELERATOR_OF
@@ -40,6 +43,10 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     _quiet()
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and not _answers(host, int(port)):
+        # Ray itself takes more than a minute to find out.
+        raise ConfigError(f"nothing listens at {address!r}; start a cluster with `enginehouse serve`")
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -82,6 +89,8 @@ def local(port: int) -> Iterator[str]:
     finally:
         _stop_serve()
         ray.shutdown()
+        _end_haproxy(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def local_app(threads: int | None, max_replicas: int) -> AppConfig:
@@ -133,6 +142,14 @@ def _stop_serve() -> None:
         serve.shutdown()
 
 
+def _end_haproxy(folder: str) -> None:
+    """End the HAProxy of this cluster if its manager was killed before it could: it would keep the port."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if command and Path(command[0]).name == "haproxy" and any(folder in argument for argument in command):
+            process.kill()
+
+
 def _in_use(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,6 +158,14 @@ def _in_use(port: int) -> bool:
         except OSError:
             return True
         return False
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_port() -> int:

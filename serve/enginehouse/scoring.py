@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
+from pyarrow import dataset, parquet
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.extensions import ArrowTensorArray
 
 from enginehouse.client import Client
 from enginehouse.errors import CapacityError, ConfigError, InvalidInput
@@ -22,6 +25,8 @@ IO_CPUS = 0.25
 #: Rows of one request to the router, and requests that an actor has under way.
 REQUEST_ROWS = 32
 REQUESTS_IN_FLIGHT = 8
+#: Rows of one block made from an .npz file.
+PIECE_ROWS = 4096
 _TRIES = 3
 
 
@@ -51,13 +56,9 @@ def score(
     Raises ConfigError when too little CPU is free (Ray Data would wait for ever), InvalidInput for missing columns.
     """
     _check_room(min_actors)
-    context = DataContext.get_current()
-    context.enable_progress_bars = progress
+    DataContext.get_current().enable_progress_bars = progress
     names = [spec.name for spec in signature.inputs]
-    rows = _read(source, names, id_column)
-    missing = [name for name in [*names, id_column] if name not in rows.schema().names]
-    if missing:
-        raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(rows.schema().names)}")
+    rows = _from_npz(source, names, id_column) if source.endswith(".npz") else _from_parquet(source, names, id_column)
     scored = rows.map_batches(
         _Scorer,
         fn_constructor_kwargs={"model": model, "signature": signature, "id_column": id_column},
@@ -67,8 +68,9 @@ def score(
         num_cpus=ACTOR_CPUS,
     )
     scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
-    written = ray.data.read_parquet(target, columns=[_BACKEND], ray_remote_args={"num_cpus": IO_CPUS})
-    return Scored(written.count(), tuple(sorted(str(name) for name in written.unique(_BACKEND))))
+    written = dataset.dataset(target)
+    backends = written.to_table(columns=[_BACKEND]).column(_BACKEND).unique().to_pylist()
+    return Scored(written.count_rows(), tuple(sorted(backends)))
 
 
 _BACKEND = "backend"
@@ -107,35 +109,57 @@ class _Scorer:
         raise AssertionError("unreachable")
 
 
-def _read(source: str, names: list[str], id_column: str) -> Dataset:
-    if not source.endswith(".npz"):
-        rows = ray.data.read_parquet(source, ray_remote_args={"num_cpus": IO_CPUS})
-        if id_column in rows.schema().names:
-            return rows
-        raise InvalidInput(f"{source}: no column {id_column!r} to join by; it has {', '.join(rows.schema().names)}")
+def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
+    """Row groups as pieces, read by our own small tasks: Ray Data's reader lists files with a task of a whole CPU."""
+    try:
+        files = dataset.dataset(source)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{source}: not readable as Parquet: {error}") from None
+    columns = [id_column, *names]
+    _check_columns(source, columns, files.schema.names)
+    pieces = [
+        {"file": piece.path, "row_group": piece.row_groups[0].id}
+        for file in files.get_fragments()
+        for piece in file.split_by_row_group()
+    ]
+    if not pieces:
+        raise InvalidInput(f"{source}: no rows")
+
+    def read(piece: dict[str, np.ndarray]) -> Any:
+        with files.filesystem.open_input_file(str(piece["file"][0])) as stream:
+            yield parquet.ParquetFile(stream).read_row_group(int(piece["row_group"][0]), columns=columns)
+
+    return ray.data.from_items(pieces).map_batches(read, batch_size=1, num_cpus=IO_CPUS)
+
+
+def _from_npz(source: str, names: list[str], id_column: str) -> Dataset:
     if not Path(source).is_file():
         raise InvalidInput(f"{source}: no such file")
     with np.load(source, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise InvalidInput(f"{source}: no array {', '.join(missing)}; it has {', '.join(arrays) or 'none'}")
+    _check_columns(source, names, list(arrays))
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise InvalidInput(f"{source}: arrays differ in rows: {counts}")
-    arrays.setdefault(id_column, np.arange(counts[names[0]]))
-    return ray.data.from_blocks([_block(arrays, names, id_column)])
+    count = counts[names[0]]
+    arrays.setdefault(id_column, np.arange(count))
+    columns = [id_column, *names]
+    return ray.data.from_blocks(
+        [
+            pa.table({name: _column(arrays[name][start : start + PIECE_ROWS]) for name in columns})
+            for start in range(0, count, PIECE_ROWS)
+        ]
+    )
 
 
-def _block(arrays: dict[str, np.ndarray], names: list[str], id_column: str) -> Any:
-    import pyarrow as pa
-    from ray.data.extensions import ArrowTensorArray
+def _column(array: np.ndarray) -> Any:
+    return pa.array(array) if array.ndim == 1 else ArrowTensorArray.from_numpy(array)
 
-    columns = {
-        name: pa.array(arrays[name]) if arrays[name].ndim == 1 else ArrowTensorArray.from_numpy(arrays[name])
-        for name in (id_column, *names)
-    }
-    return pa.table(columns)
+
+def _check_columns(source: str, wanted: list[str], have: list[str]) -> None:
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(have) or 'none'}")
 
 
 def _dense(column: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
@@ -162,10 +186,10 @@ def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:
 
 def _check_room(actors: int) -> None:
     free = ray.available_resources().get("CPU", 0.0)
-    needed = actors * ACTOR_CPUS + IO_CPUS
+    needed = actors * ACTOR_CPUS + 2 * IO_CPUS
     if free < needed:
         total = ray.cluster_resources().get("CPU", 0.0)
         raise ConfigError(
-            f"scoring needs {needed:g} free logical CPUs ({actors} actors of {ACTOR_CPUS:g}, {IO_CPUS:g} to read "
-            f"and write), but {free:g} of {total:g} are free; give the cluster a CPU node or lower the pools' num_cpus"
+            f"scoring needs {needed:g} free logical CPUs ({actors} actors of {ACTOR_CPUS:g}, {IO_CPUS:g} each to read "
+            f"and to write), but {free:g} of {total:g} are free; add a CPU node or lower the pools' num_cpus"
         )

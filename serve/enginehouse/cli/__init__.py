@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from enginehouse.cli import build, console, infer, models, score, serve, status
+from enginehouse.cli import build, console, doctor, infer, models, score, serve, status
 from enginehouse.errors import EnginehouseError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.command()(infer.infer)
 app.command()(score.score)
+app.command("doctor")(doctor.command)
 
 
 def main() -> None:

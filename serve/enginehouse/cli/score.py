@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def score(
             id_column=id_column,
             min_actors=min_actors,
             max_actors=max(min_actors, max_actors),
+            progress=sys.stderr.isatty(),
         )
         took = time.monotonic() - started
     speed = f"{scored.rows} rows in {took:.1f} s ({scored.rows / took:.0f} rows/s)"

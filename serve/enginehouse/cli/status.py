@@ -29,8 +29,8 @@ def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="P
 
 def show(document: dict[str, Any]) -> None:
     """Print a status document: one table of models and backends, and below it why a backend is not live."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("model", "state", "backend", "is", "artifact", "precision", "replicas"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for column in ("model", "state", "backend", "is", "artifact", "precision", "warm"):
         table.add_column(column, no_wrap=True)
     reasons: dict[str, None] = {}
     for entry in document["models"]:
