@@ -98,13 +98,18 @@ def undeploy() -> None:
 
 def live_catalog() -> Catalog:
     """What the cluster has been told to serve. Raises ConfigError when our application is not deployed."""
+    return _catalog_of(_live_application())
+
+
+def live_app() -> AppConfig:
+    """The pools and router of the running application. Raises ConfigError when it is not deployed."""
+    return AppConfig.parse(_live_application().get("args") or {})
+
+
+def http_port() -> int | None:
+    """The port that Serve was told to listen on; None while Serve does not run."""
     client = _get_global_client(raise_if_no_controller_running=False)
-    applications = ray.get(client._controller.get_app_configs.remote()) if client else {}
-    if APP_NAME not in applications:
-        raise ConfigError(
-            f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
-        )
-    return _catalog_of(applications[APP_NAME].model_dump(exclude_unset=True))
+    return int(client.http_config.port) if client else None
 
 
 def router_handle() -> DeploymentHandle:
@@ -113,6 +118,17 @@ def router_handle() -> DeploymentHandle:
         return serve.get_app_handle(APP_NAME)
     except Exception as error:
         raise NoBackend(f"application {APP_NAME!r} is not running on this cluster: {error}") from None
+
+
+def _live_application() -> dict[str, Any]:
+    client = _get_global_client(raise_if_no_controller_running=False)
+    applications = ray.get(client._controller.get_app_configs.remote()) if client else {}
+    if APP_NAME not in applications:
+        raise ConfigError(
+            f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
+        )
+    application: dict[str, Any] = applications[APP_NAME].model_dump(exclude_unset=True)
+    return application
 
 
 def _put(application: dict[str, Any], live: Applications) -> Applications:

