@@ -87,7 +87,7 @@ def local(port: int) -> Iterator[str]:
     try:
         yield str(context.address_info["gcs_address"])
     finally:
-        _stop_serve()
+        # All of it goes with Ray, but for HAProxy, whose manager dies without a chance to end it.
         ray.shutdown()
         _end_haproxy(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -130,20 +130,13 @@ def _check_ray_is_not_imported() -> None:
 
 
 def _quiet() -> None:
-    """Keep Serve's chatter out of a command's output; warnings stay."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-
-
-def _stop_serve() -> None:
-    from ray import serve
-
-    # Serve may already be going down with the cluster; ending the processes is what counts.
-    with contextlib.suppress(Exception):
-        serve.shutdown()
+    """Keep Serve's and Ray Data's chatter out of a command's output; warnings stay. Serve resets its logger's level."""
+    for name in ("ray.serve", "ray.data"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
 
 
 def _end_haproxy(folder: str) -> None:
-    """End the HAProxy of this cluster if its manager was killed before it could: it would keep the port."""
+    """End the HAProxy of this cluster, known by its files: it would keep the port."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
         if command and Path(command[0]).name == "haproxy" and any(folder in argument for argument in command):

@@ -90,8 +90,11 @@ async def infer(request: Request) -> Response:
         deadline_s=_deadline_s(request, wanted.parameters),
         backend=request.headers.get(PREFIX + "backend") or _text(wanted.parameters, "backend"),
     )
-    content, json_length = protocol.encode_response(name, answer.version, wanted, answer.outputs, served.signature)
-    headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in answer.origin().items()}
+    origin = answer.origin()
+    content, json_length = protocol.encode_response(
+        name, answer.version, wanted, answer.outputs, served.signature, origin
+    )
+    headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in origin.items()}
     if json_length is None:
         return Response(content, 200, headers, media_type="application/json")
     headers[_BINARY_HEADER] = str(json_length)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 
 from enginehouse.errors import EnginehouseError
 
-out = Console()
-err = Console(stderr=True, highlight=False)
+#: A pipe has no width of its own: wide enough for every table.
+_WIDTH = None if sys.stdout.isatty() else 120
+out = Console(width=_WIDTH)
+err = Console(stderr=True, highlight=False, width=_WIDTH)
 
 
 def say(text: str) -> None:

@@ -19,11 +19,17 @@ EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 
 
 def encode_response(
-    model: str, version: str, request: InferRequest, outputs: Mapping[str, np.ndarray], signature: Signature
+    model: str,
+    version: str,
+    request: InferRequest,
+    outputs: Mapping[str, np.ndarray],
+    signature: Signature,
+    parameters: Mapping[str, str | int | float] | None = None,
 ) -> tuple[bytes, int | None]:
     """The body of the answer, and the length of its JSON part where binary tensors follow it (else None).
 
-    Outputs come as `request` asked: JSON or binary, whole or as top-k classes, in its order. Raises InferenceFailed
+    Outputs come as `request` asked: JSON or binary, whole or as top-k classes, in its order. `parameters` say something
+    about the answer as a whole to clients that do not see HTTP headers (tritonclient). Raises InferenceFailed
     where the engine gave no such output, and InvalidInput where JSON was asked for and cannot carry the values.
     """
     entries: list[dict[str, Any]] = []
@@ -49,6 +55,8 @@ def encode_response(
     document: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         document["id"] = request.id
+    if parameters:
+        document["parameters"] = dict(parameters)
     document["outputs"] = entries
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([text, *payloads]), len(text)) if payloads else (text, None)
