@@ -1,0 +1,98 @@
+"""Real bundles made in milliseconds: one multiplication per version, so that every answer tells which version gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+from onnx import TensorProto, helper, numpy_helper
+
+from enginehouse.bundle import (
+    MANIFEST,
+    Artifact,
+    EngineKind,
+    File,
+    LatencyPoint,
+    LatencyTable,
+    Manifest,
+    SignatureRecord,
+    sha256_of,
+)
+from enginehouse.store import Store
+from enginehouse.tensors import Signature, TensorSpec
+
+WIDTH = 4
+MAX_BATCH = 8
+SIGNATURE = Signature(
+    (TensorSpec("x", np.dtype(np.float32), (None, WIDTH)),), (TensorSpec("y", np.dtype(np.float32), (None, WIDTH)),)
+)
+#: Declared, not measured: which pool is preferred has to be known to the tests.
+GPU_POOL_FIRST: Mapping[EngineKind, float] = {"onnxruntime-cpu": 0.1, "openvino-cpu": 0.2}
+CPU_POOL_FIRST: Mapping[EngineKind, float] = {"onnxruntime-cpu": 0.2, "openvino-cpu": 0.1}
+
+
+def publish(
+    store: Path, name: str, version: str, factor: float, latency_ms: Mapping[EngineKind, float] = GPU_POOL_FIRST
+) -> Path:
+    """`y = x * factor` with an ONNX and an OpenVINO artifact."""
+    target = Store(store)
+    folder = target.staging()
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", WIDTH])],
+        [numpy_helper.from_array(np.array([factor], np.float32), "factor")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    for part in ("onnx-fp32", "openvino-fp32"):
+        (folder / part).mkdir()
+    source = folder / "onnx-fp32" / "model.onnx"
+    onnx.save(model, source)
+    openvino.save_model(
+        openvino.convert_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False
+    )
+    manifest = Manifest(
+        name=name,
+        version=version,
+        created="2026-01-01T00:00:00Z",
+        source=f"y = x * {factor}",
+        signature=SignatureRecord.of(SIGNATURE),
+        max_batch=MAX_BATCH,
+        artifacts=(_artifact(folder, "onnx"), _artifact(folder, "openvino")),
+        latency=tuple(_table(kind, median) for kind, median in latency_ms.items()),
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return Path(target.publish(folder, name, version))
+
+
+def _artifact(folder: Path, fmt: str) -> Artifact:
+    files = sorted((folder / f"{fmt}-fp32").iterdir())
+    return Artifact.model_validate(
+        {
+            "name": f"{fmt}-fp32",
+            "format": fmt,
+            "precision": "fp32",
+            "status": "ready",
+            "files": [
+                File(path=path.relative_to(folder).as_posix(), sha256=sha256_of(path), bytes=path.stat().st_size)
+                for path in files
+            ],
+        }
+    )
+
+
+def _table(kind: EngineKind, median: float) -> LatencyTable:
+    artifact = "onnx-fp32" if kind == "onnxruntime-cpu" else "openvino-fp32"
+    point = LatencyPoint(rows=1, median_ms=median, p90_ms=median, min_ms=median, count=1)
+    return LatencyTable(engine=kind, artifact=artifact, threads=1, host="tests", points=(point,))
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle of a published file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

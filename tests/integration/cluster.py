@@ -1,0 +1,229 @@
+"""A real Ray cluster of several nodes on this machine: each node is its own `ray start`, so that one can be killed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from enginehouse.config import ACCELERATOR_LABEL, SERVING_ENV
+
+ROOT = Path(__file__).parents[2]
+_PR_SET_CHILD_SUBREAPER = 36
+_T = TypeVar("_T")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_env(**extra: str) -> dict[str, str]:
+    """The environment of this process without anything that changes Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | extra
+
+
+def wait_for(condition: Callable[[], _T], timeout: float, what: str) -> _T:
+    """The first true value of `condition`; fails naming `what` after `timeout` seconds."""
+    give_up = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > give_up:
+            raise AssertionError(f"not within {timeout:g} s: {what} (last: {value!r})")
+        time.sleep(0.05)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent dies, so that none can be left unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants() -> dict[int, psutil.Process]:
+    """Every living process below this one."""
+    alive = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive[process.pid] = process
+        except psutil.NoSuchProcess:
+            continue
+    return alive
+
+
+def describe(processes: Iterable[psutil.Process]) -> list[str]:
+    """What is left, for a message."""
+    shown = []
+    for process in processes:
+        try:
+            shown.append(f"{process.pid} {' '.join(process.cmdline())[:120] or process.name()}")
+        except psutil.NoSuchProcess:
+            continue
+    return shown
+
+
+class Node:
+    """One `ray start --block` and everything below it."""
+
+    def __init__(self, cluster: Cluster, ip: str, accelerator: str | None, arguments: list[str]) -> None:
+        self.ip = ip
+        self.accelerator = accelerator
+        self.log = cluster.folder / f"node-{ip}-{len(cluster.nodes)}.log"
+        labels = ["--labels", f"{ACCELERATOR_LABEL}={accelerator}"] if accelerator else []
+        self._process = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address", ip),
+                *("--object-store-memory", str(100 << 20), "--disable-usage-stats"),
+                *labels,
+                *arguments,
+            ],
+            env=cluster.env,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            # Not this test run's terminal: Ctrl-C is for pytest, which then ends the nodes.
+            start_new_session=True,
+        )
+
+    @property
+    def up(self) -> bool:
+        if self._process.poll() is not None:
+            raise AssertionError(f"the node on {self.ip} did not start:\n{self.log.read_text()}")
+        # What `ray start --block` prints once the node has joined.
+        return "Ray runtime started" in self.log.read_text()
+
+    def processes(self) -> list[psutil.Process]:
+        try:
+            top = psutil.Process(self._process.pid)
+            return [top, *top.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """`kill -9` of the whole node at once, as when its power goes."""
+        doomed = self.processes()
+        for process in doomed:
+            _send(process, signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(doomed, timeout=10)
+
+
+class Cluster:
+    """A head without accelerator label; nodes are added, killed and added again."""
+
+    def __init__(self) -> None:
+        # Short: Ray's sockets below it may have 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="eh-"))
+        self.http_port = free_port()
+        self.url = f"127.0.0.1:{self.http_port}"
+        self.nodes: list[Node] = []
+        self.env = clean_env(**SERVING_ENV, **self._apart())
+        port = free_port()
+        self.address = f"127.0.0.2:{port}"
+        self.head = Node(
+            self,
+            "127.0.0.2",
+            None,
+            [
+                *("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(self.folder)),
+                *("--ray-client-server-port", str(free_port()), "--num-cpus", "4"),
+            ],
+        )
+        self._joined(self.head)
+
+    def _apart(self) -> dict[str, str]:
+        """Everything that two clusters of one machine would otherwise share."""
+        folder = self.folder
+        return {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "serve"), str(ROOT)]),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "31500",
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "31900",
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        }
+
+    def add(self, accelerator: str, *, gpus: int = 0) -> Node:
+        """A node with this accelerator label and one logical CPU, once it has joined.
+
+        One after the other: of two nodes that start in one session folder at once, neither came up (Ray 2.60).
+        """
+        node = Node(
+            self,
+            {"cpu": "127.0.0.3", "gpu": "127.0.0.4"}[accelerator],
+            accelerator,
+            ["--address", self.address, "--num-cpus", "1", "--num-gpus", str(gpus)],
+        )
+        return self._joined(node)
+
+    def _joined(self, node: Node) -> Node:
+        self.nodes.append(node)
+        wait_for(lambda: node.up, 60, f"node {node.ip} joins")
+        return node
+
+    def kill(self, node: Node) -> None:
+        self.nodes.remove(node)
+        node.kill()
+
+    def pids(self, title: str) -> list[int]:
+        """Processes of the cluster whose title begins so, for instance `ray::ServeController`."""
+        found = []
+        for node in self.nodes:
+            for process in node.processes():
+                try:
+                    if " ".join(process.cmdline()).startswith(title):
+                        found.append(process.pid)
+                except psutil.NoSuchProcess:
+                    continue
+        return found
+
+    def replicas(self, deployment: str) -> list[int]:
+        """Processes of the running replicas of one of our deployments."""
+        return self.pids(f"ray::ServeReplica:enginehouse:{deployment}")
+
+    def run(self, *command: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program as another job of this cluster would, in a folder of its own."""
+        env = self.env | {"RAY_ADDRESS": self.address} | options.pop("env", {})
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=timeout, check=False, **({"cwd": self.folder} | options)
+        )
+
+    def cli(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """`enginehouse ...` against this cluster."""
+        address = [] if arguments[0] == "infer" else ["--address", self.address]
+        return self.run(sys.executable, "-m", "enginehouse", *arguments, *address, timeout=timeout)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+        self.nodes.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,86 @@
+"""`kill -9` of replicas, the Router and the Serve controller while requests are under way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import httpx
+import numpy as np
+import pytest
+from tests.integration.bundles import WIDTH
+from tests.integration.cluster import wait_for
+from tests.integration.conftest import House
+from tests.integration.load import body, by_handle, by_http, load, value
+
+X = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
+FACTOR = {"scale": 2, "other": 7}
+
+
+@pytest.mark.parametrize(("model", "pool"), [("scale", "gpu-pool"), ("other", "cpu-pool")])
+def test_a_killed_replica_costs_no_request(house: House, model: str, pool: str) -> None:
+    house.wait_live(model, "gpu-pool", "cpu-pool")
+    (victim,) = house.cluster.replicas(pool)
+    factors = [FACTOR[model]]
+    with (
+        load(f"{model} by HTTP", by_http(house.url, model), factors, callers=3) as http,
+        load(f"{model} by handle", by_handle(model), factors, callers=3) as handle,
+    ):
+        time.sleep(2)
+        assert http.backends[pool] and handle.backends[pool], "the victim serves"
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: [pid for pid in house.cluster.replicas(pool) if pid != victim], 60, f"a new {pool} replica")
+        house.wait_live(model, pool)
+        time.sleep(2)
+    assert http.problems == []
+    assert handle.problems == []
+    assert set(http.backends) == {"gpu-pool", "cpu-pool"}, "the other pool stood in"
+
+
+def test_a_killed_controller_loses_nothing(house: House) -> None:
+    (victim,) = house.cluster.pids("ray::ServeController")
+    before = {name: house.cluster.replicas(name) for name in ("Router", "gpu-pool", "cpu-pool")}
+    with (
+        load("scale by HTTP", by_http(house.url, "scale"), [2]) as http,
+        load("other by handle", by_handle("other"), [7]) as handle,
+    ):
+        time.sleep(1)
+        os.kill(victim, signal.SIGKILL)
+        wait_for(
+            lambda: [pid for pid in house.cluster.pids("ray::ServeController") if pid != victim], 60, "a new controller"
+        )
+        time.sleep(8)
+    assert http.problems == []
+    assert handle.problems == []
+    assert {name: house.cluster.replicas(name) for name in before} == before
+    assert {entry["name"] for entry in house.status()["models"]} >= {"scale", "other"}
+    # The new controller still takes changes to where they belong.
+    house.publish("after", "1", 17)
+    house.add("after", "1")
+    np.testing.assert_array_equal(by_http(house.url, "after")()(X)[0], X * 17)
+    house.remove("after")
+
+
+def test_a_killed_router_comes_back_with_its_models(house: House) -> None:
+    (victim,) = house.cluster.replicas("Router")
+    pools = {name: house.cluster.replicas(name) for name in ("gpu-pool", "cpu-pool")}
+    url = f"http://{house.url}/v2/models/scale/infer"
+    killed = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: [pid for pid in house.cluster.replicas("Router") if pid != victim], 60, "a new Router")
+
+    def answers() -> bool:
+        try:
+            return httpx.post(url, json=body(X), timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_for(answers, 60, "HTTP after the Router was killed")
+    print(f"HTTP answers again {time.monotonic() - killed:.1f} s after the Router was killed")
+    for _ in range(20):
+        answer = httpx.post(url, json=body(X), timeout=5)
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_array_equal(value(answer), X * 2)
+    assert {entry["name"] for entry in house.status()["models"]} >= {"scale", "other"}
+    assert {name: house.cluster.replicas(name) for name in pools} == pools
