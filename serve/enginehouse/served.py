@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from enginehouse import availability
+from enginehouse.availability import ModelReport, ModelState
 from enginehouse.bundle import EngineKind, Manifest
 from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
@@ -25,6 +26,8 @@ PATIENCE_S = 60.0
 RETRY_AFTER_S = 5.0
 #: How often the pools' reports are compared with the catalog.
 PERIOD_S = 0.1
+#: How often the nodes with each pool's hardware are counted (an RPC; only status and reasons need it).
+COUNT_NODES_S = 1.0
 
 State = Literal["ready", "loading", "failed"]
 #: `cold`: the hardware is there and no replica runs (yet); `unavailable`: the bundle has nothing for this engine.
@@ -59,6 +62,8 @@ class ServedModels:
 
     def __init__(self, pools: Mapping[str, PoolConfig]) -> None:
         self._pools = pools
+        #: Live nodes with the hardware of each pool.
+        self._nodes: dict[str, int] = {}
         self._catalog = Catalog(store="")
         self._serving: dict[str, Served] = {}
         self._coming: dict[str, Served] = {}
@@ -96,20 +101,24 @@ class ServedModels:
         return [self._backend(name, pool, model_id) for name, pool in self._pools.items()]
 
     def live(self, served: Served) -> list[BackendState]:
-        """The backends that can answer now, as the policy wants them."""
-        return [
-            BackendState(
-                pool=status.pool,
-                engine=status.engine,
-                artifact=status.artifact,
-                precision=status.precision,
-                numerics=served.manifest.artifact(status.artifact).numerics_class,
-                replicas=status.ready,
-                table=served.manifest.latency_of(status.engine, status.artifact),
-            )
-            for status in self.backends(served)
-            if status.ready
-        ]
+        """The backends that can answer now, as the policy wants them. On the path of every request: no RPC."""
+        states = []
+        for name, pool in self._pools.items():
+            ready = _reports(name, served.config.id, "ready")
+            if ready:
+                artifact = served.manifest.artifact(ready[0]["artifact"])
+                states.append(
+                    BackendState(
+                        pool=name,
+                        engine=pool.engine,
+                        artifact=artifact.name,
+                        precision=ready[0]["precision"],
+                        numerics=artifact.numerics_class,
+                        replicas=len(ready),
+                        table=served.manifest.latency_of(pool.engine, artifact.name),
+                    )
+                )
+        return states
 
     def status(self) -> dict[str, Any]:
         """Models, versions, pools, backends and reasons, as plain data."""
@@ -120,7 +129,7 @@ class ServedModels:
                 {
                     "name": name,
                     "engine": pool.engine,
-                    "nodes": availability.nodes_with(pool.nodes),
+                    "nodes": self._nodes.get(name, 0),
                     "replicas": len(availability.replicas(APP_NAME, name)),
                 }
                 for name, pool in self._pools.items()
@@ -150,21 +159,19 @@ class ServedModels:
 
     def _backend(self, name: str, pool: PoolConfig, model_id: str) -> BackendStatus:
         replicas = availability.replicas(APP_NAME, name)
-        reports = [replica.models[model_id] for replica in replicas if model_id in replica.models]
-        by_state = {report["state"]: report for report in reports}
+        ready = _reports(name, model_id, "ready")
         state: BackendKind
-        if "ready" in by_state:
-            state, shown = "live", by_state["ready"]
-        elif "failed" in by_state:
-            state, shown = "failing", by_state["failed"]
-        elif "unavailable" in by_state:
-            state, shown = "unavailable", by_state["unavailable"]
+        shown: ModelReport | None = None
+        if ready:
+            state, shown = "live", ready[0]
+        elif failed := _reports(name, model_id, "failed"):
+            state, shown = "failing", failed[0]
+        elif unavailable := _reports(name, model_id, "unavailable"):
+            state, shown = "unavailable", unavailable[0]
         elif replicas:
-            state, shown = "loading", None
-        elif availability.nodes_with(pool.nodes):
-            state, shown = "cold", None
+            state = "loading"
         else:
-            state, shown = "no-hardware", None
+            state = "cold" if self._nodes.get(name) else "no-hardware"
         reason = (
             f"no live node is labelled {ACCELERATOR_LABEL}={'|'.join(pool.nodes)}" if state == "no-hardware" else ""
         )
@@ -173,7 +180,7 @@ class ServedModels:
             engine=pool.engine,
             state=state,
             replicas=len(replicas),
-            ready=sum(report["state"] == "ready" for report in reports),
+            ready=len(ready),
             artifact=shown["artifact"] if shown else "",
             precision=shown["precision"] if shown else "",
             reason=shown["reason"] if shown else reason,
@@ -188,7 +195,12 @@ class ServedModels:
         return "; ".join(f"{status.pool}: {status.reason or status.state}" for status in self.backends(coming))
 
     async def _keep(self) -> None:
+        count_at = 0.0
         while True:
+            if time.monotonic() >= count_at:
+                for name, pool in self._pools.items():
+                    self._nodes[name] = await asyncio.to_thread(availability.nodes_with, pool.nodes)
+                count_at = time.monotonic() + COUNT_NODES_S
             await self._read_manifests(self._catalog)
             self._switch_versions()
             await asyncio.sleep(PERIOD_S)
@@ -225,3 +237,9 @@ class ServedModels:
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
         return current is None or waited or all(backend.state != "loading" for backend in backends)
+
+
+def _reports(pool: str, model_id: str, state: ModelState) -> list[ModelReport]:
+    replicas = availability.replicas(APP_NAME, pool)
+    reports = [replica.models[model_id] for replica in replicas if model_id in replica.models]
+    return [report for report in reports if report["state"] == state]
