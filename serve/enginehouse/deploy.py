@@ -81,6 +81,12 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
     apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
 
 
+def http_address() -> tuple[str, int]:
+    """Host and port that this cluster's Serve listens on: those it was first started with."""
+    options = _get_global_client().get_serve_details()["http_options"]
+    return str(options["host"]), int(options["port"])
+
+
 def add_model(model: ModelConfig) -> None:
     """Serve `model`, or move it to another version; every process and every other model is left alone."""
     apply(functools.partial(_change_catalog, functools.partial(_with_model, model)))

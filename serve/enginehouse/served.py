@@ -173,7 +173,9 @@ class ServedModels:
         else:
             state = "cold" if self._nodes.get(name) else "no-hardware"
         reason = (
-            f"no live node is labelled {ACCELERATOR_LABEL}={'|'.join(pool.nodes)}" if state == "no-hardware" else ""
+            f"no live node has the label {ACCELERATOR_LABEL}={'|'.join(pool.nodes)} (ray start --labels)"
+            if state == "no-hardware"
+            else ""
         )
         return BackendStatus(
             pool=name,

@@ -105,8 +105,11 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
 
 
 def _settled(entry: dict[str, Any]) -> bool:
-    waiting = any(backend["state"] in ("loading", "cold") for backend in entry["backends"])
-    return entry["state"] != "loading" and not waiting
+    states = {backend["state"] for backend in entry["backends"]}
+    if entry["state"] == "loading":
+        # No hardware for any engine is an answer too: the nodes may come later.
+        return bool(states) and "no-hardware" in states and not states & {"live", "loading", "cold"}
+    return not states & {"loading", "cold"}
 
 
 def _deploy(
@@ -122,6 +125,11 @@ def _deploy(
 
     say(f"deploying {', '.join(model.id for model in catalog.models)}")
     deploy.deploy(app, catalog, host, port)
-    show(wait_until_served(catalog, timeout, stop))
-    first = catalog.models[0].name
-    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{host}:{port}/v2/models/{first}")
+    document = wait_until_served(catalog, timeout, stop)
+    show(document)
+    ready = [entry["name"] for entry in document["models"] if entry["state"] == "ready"]
+    if not ready:
+        say("deployed, but no model answers yet; `enginehouse status` shows when one does")
+        return
+    host, port = deploy.http_address()
+    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{host}:{port}/v2/models/{ready[0]}")
