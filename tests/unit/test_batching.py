@@ -1,0 +1,200 @@
+"""What is batched together is answered as if it had come alone: real batch queues around real engines, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from ray import serve
+from ray.serve._private.config import DeploymentConfig
+from tests.conformance.conftest import MAX_ROWS, write_bundle
+from tests.conformance.models import BY_NAME, Case
+
+from enginehouse.bundle import Bundle
+from enginehouse.config import ModelConfig
+from enginehouse.engines import load_engine
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
+from enginehouse.pool import Answer, LoadedModel, _Item, _parts
+from enginehouse.store import Store
+from enginehouse.tensors import Signature, Tensors, TensorSpec
+
+TABLE = np.arange(10, dtype=np.float32) ** 2
+#: Looks numbers up in a table of 10: a number that is not in it fails the whole batch it is in.
+LOOKUP = Case(
+    "lookup",
+    Signature((TensorSpec("x", np.dtype(np.int64), (None, 2)),), (TensorSpec("y", np.dtype(np.float32), (None, 2)),)),
+    helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        "lookup",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["rows", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])],
+        [numpy_helper.from_array(TABLE, "table")],
+    ),
+    lambda rng, rows: {"x": rng.integers(0, 10, (rows, 2))},
+    lambda inputs: {"y": TABLE[inputs["x"]]},
+)
+RNG = np.random.default_rng(5)
+
+Load = Callable[[Case], LoadedModel]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """A model as a pool holds it. Serve's batch queue asks its replica one thing: how many requests it may hold."""
+    replica = SimpleNamespace(_deployment_config=DeploymentConfig(max_ongoing_requests=256))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: replica)
+    loaded: list[LoadedModel] = []
+
+    def load_case(case: Case) -> LoadedModel:
+        store = Store(tmp_path)
+        folder = store.staging()
+        write_bundle(folder, case, "onnx", "fp32", "1")
+        bundle = Bundle.open(Path(store.publish(folder, case.name, "1")))
+        artifact = bundle.manifest.artifacts[0]
+        model = LoadedModel(load_engine("onnxruntime-cpu", bundle, artifact, threads=1), bundle.manifest, artifact)
+        loaded.append(model)
+        return model
+
+    yield load_case
+    for model in loaded:
+        model.engine.close()
+
+
+def waiting(model: LoadedModel, ms: float = 100, at_most: int | None = None) -> LoadedModel:
+    """Let batches wait, so that what is sent together is batched together."""
+    model.set_batching(ModelConfig(name="m", version="1", batch_wait_ms=ms, max_batch_size=at_most))
+    return model
+
+
+async def send(model: LoadedModel, requests: list[Tensors], budget_s: float = 30) -> list[Answer | BaseException]:
+    def rows(inputs: Tensors) -> int:
+        return len(next(iter(inputs.values()))) if model.engine.signature.batched else 1
+
+    calls = [model.infer(inputs, rows(inputs), budget_s) for inputs in requests]
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def check(case: Case, requests: list[Tensors], answers: list[Answer | BaseException]) -> list[int]:
+    """Every answer is that of its own request; the rows of the batch each was in are returned."""
+    batches = []
+    for inputs, answer in zip(requests, answers, strict=True):
+        assert not isinstance(answer, BaseException), answer
+        outputs, timing = answer
+        for name, expected in case.expected(inputs).items():
+            np.testing.assert_allclose(outputs[name], expected, rtol=1e-4, atol=1e-4)
+        assert timing.compute_ms > 0
+        assert timing.queue_ms >= 0
+        batches.append(timing.batch_rows)
+    return batches
+
+
+async def test_requests_of_any_number_of_rows_are_joined_up_to_the_largest_batch(load: Load) -> None:
+    case = BY_NAME["affine"]
+    requests = [case.sample(RNG, rows) for rows in (1, 2, 3, 5, 8, 1)]
+    # At most 8 rows a batch: 1+2+3, 5, 8, 1.
+    assert check(case, requests, await send(waiting(load(case), at_most=6), requests)) == [6, 6, 6, 5, 8, 1]
+
+
+async def test_a_request_with_too_many_rows_is_run_in_pieces_and_answered_whole(load: Load) -> None:
+    case = BY_NAME["affine"]
+    requests = [case.sample(RNG, rows) for rows in (1, 2 * MAX_ROWS + 3, 1)]
+    assert check(case, requests, await send(waiting(load(case), at_most=3), requests)) == [1, 19, 1]
+
+
+async def test_requests_of_different_inner_shapes_are_batched_with_their_like(load: Load) -> None:
+    case = BY_NAME["free_length"]
+    requests = [{"x": RNG.standard_normal((1, width), dtype=np.float32)} for width in (3, 4, 3, 5, 4, 3)]
+    assert check(case, requests, await send(waiting(load(case), at_most=6), requests)) == [3, 2, 3, 1, 2, 3]
+
+
+async def test_requests_of_a_model_without_a_batch_are_run_one_by_one(load: Load) -> None:
+    case = BY_NAME["unbatched"]
+    requests = [case.sample(RNG, 1) for _ in range(3)]
+    assert check(case, requests, await send(waiting(load(case), at_most=3), requests)) == [1, 1, 1]
+
+
+async def test_an_expired_request_is_dropped_and_its_neighbours_answered(load: Load) -> None:
+    case = BY_NAME["affine"]
+    model = waiting(load(case), at_most=3)
+    requests = [case.sample(RNG, 1) for _ in range(3)]
+    calls = [model.infer(inputs, 1, budget) for inputs, budget in zip(requests, (30, 0.001, 30), strict=True)]
+    # The batch is full at once, and formed in this same turn of the loop: let the deadline pass before it.
+    tasks = [asyncio.create_task(call) for call in calls[:2]]
+    await asyncio.sleep(0.02)
+    answers = await asyncio.gather(*tasks, calls[2], return_exceptions=True)
+    assert isinstance(answers[1], DeadlineExceeded)
+    assert "in the queue of 'artifact'" in str(answers[1])
+    assert check(case, [requests[0], requests[2]], [answers[0], answers[2]]) == [2, 2]
+
+
+async def test_a_request_that_breaks_its_batch_fails_alone(load: Load) -> None:
+    requests: list[Tensors] = [LOOKUP.sample(RNG, rows) for rows in (1, 2, 3)]
+    poison = {"x": np.array([[3, 10]])}
+    answers = await send(waiting(load(LOOKUP), at_most=4), [*requests[:2], poison, requests[2]])
+    broken = answers.pop(2)
+    assert isinstance(broken, InferenceFailed)
+    assert "10" in str(broken)
+    check(LOOKUP, requests, answers)
+
+
+async def test_only_the_piece_that_breaks_a_large_request_matters_to_it_and_to_nobody_else(load: Load) -> None:
+    large = {"x": np.zeros((MAX_ROWS + 2, 2), np.int64)}
+    large["x"][-1, 0] = -11
+    neighbour = LOOKUP.sample(RNG, 1)
+    answers = await send(waiting(load(LOOKUP), at_most=2), [large, neighbour])
+    assert isinstance(answers[0], InferenceFailed)
+    check(LOOKUP, [neighbour], answers[1:])
+
+
+async def test_batch_size_and_wait_change_live(load: Load) -> None:
+    case = BY_NAME["affine"]
+    model = waiting(load(case), at_most=4)
+    requests = [case.sample(RNG, 1) for _ in range(4)]
+    assert check(case, requests, await send(model, requests)) == [4] * 4
+    waiting(model, at_most=2)
+    assert check(case, requests, await send(model, requests)) == [2] * 4
+    waiting(model, ms=200, at_most=8)
+    started = time.monotonic()
+    await send(model, requests)
+    assert time.monotonic() - started >= 0.15
+
+
+async def test_a_catalog_that_asks_for_no_batch_size_gets_the_manifests(load: Load) -> None:
+    case = BY_NAME["affine"]
+    model = waiting(load(case), at_most=1)
+    waiting(model, ms=500)
+    requests = [case.sample(RNG, 1) for _ in range(MAX_ROWS)]
+    assert check(case, requests, await send(model, requests)) == [MAX_ROWS] * MAX_ROWS
+
+
+async def test_many_concurrent_requests_each_get_their_own_answer(load: Load) -> None:
+    case = BY_NAME["classifier"]
+    requests = [case.sample(RNG, rows) for rows in RNG.integers(1, 12, 64)]
+    batches = check(case, requests, await send(waiting(load(case), ms=1), requests))
+    assert max(batches) > 1
+
+
+def test_no_answer_of_a_batch_is_an_exception_that_was_not_meant_to_travel(load: Load) -> None:
+    model = load(LOOKUP)
+    now = time.monotonic()
+    items = [_Item({"x": np.full((1, 2), number)}, 1, now, now + 30) for number in (1, 99, 2)]
+    answers = model._run(items)
+    assert [isinstance(answer, EnginehouseError) for answer in answers] == [False, True, False]
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 16))
+def test_parts_keep_the_order_and_the_limit_and_are_as_few_as_that_allows(rows: list[int], limit: int) -> None:
+    parts = _parts(rows, limit)
+    assert [position for part in parts for position in part] == list(range(len(rows)))
+    sizes = [sum(rows[position] for position in part) for part in parts]
+    assert all(size <= limit or len(part) == 1 for size, part in zip(sizes, parts, strict=True))
+    for size, after in zip(sizes, parts[1:], strict=False):
+        assert size + rows[after[0]] > limit

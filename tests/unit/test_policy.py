@@ -1,0 +1,201 @@
+"""The ranking: only live backends, never another numerics class, measured before unmeasured, fastest first."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginehouse.bundle import (
+    Artifact,
+    EngineKind,
+    Format,
+    LatencyPoint,
+    LatencyTable,
+    Manifest,
+    NumericsClass,
+    SignatureRecord,
+    Status,
+    TensorRecord,
+)
+from enginehouse.policy import BackendState, FastestLive, RequestHints, choose_artifact
+
+TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
+
+
+def table(*points: tuple[int, float], engine: str = "onnxruntime-cpu", artifact: str = "a") -> LatencyTable:
+    measured = tuple(LatencyPoint(rows=rows, median_ms=ms, p90_ms=ms, min_ms=ms, count=1) for rows, ms in points)
+    return LatencyTable(engine=engine, artifact=artifact, threads=1, host="here", points=measured)
+
+
+def backend(
+    pool: str,
+    *points: tuple[int, float],
+    replicas: int = 1,
+    numerics: NumericsClass = "full",
+    engine: EngineKind = "onnxruntime-cpu",
+) -> BackendState:
+    precision = "int8" if numerics == "int8" else "fp32"
+    return BackendState(pool, engine, "a", precision, numerics, replicas, table(*points) if points else None)
+
+
+def ranked(*backends: BackendState, rows: int = 1, **hints: object) -> list[str]:
+    choices = FastestLive().rank(backends, RequestHints(rows, **hints))  # type: ignore[arg-type]
+    return [choice.backend.pool for choice in choices]
+
+
+def test_the_fastest_for_this_many_rows_comes_first() -> None:
+    # A GPU has a price for each call, a CPU for each row: which is faster depends on the rows.
+    gpu, cpu = backend("gpu", (1, 2.0), (64, 4.0)), backend("cpu", (1, 0.5), (64, 30.0))
+    assert ranked(gpu, cpu, rows=1) == ["cpu", "gpu"]
+    assert ranked(gpu, cpu, rows=64) == ["gpu", "cpu"]
+
+
+def test_a_backend_without_a_warm_replica_is_never_chosen() -> None:
+    assert ranked(backend("gone", (1, 0.1), replicas=0), backend("slow", (1, 9.0))) == ["slow"]
+    assert ranked(backend("gone", (1, 0.1), replicas=0)) == []
+    assert ranked() == []
+
+
+def test_numerics_classes_are_never_mixed_unless_the_deployment_says_any() -> None:
+    backends = backend("int8", (1, 1.0), numerics="int8"), backend("full", (1, 2.0))
+    assert ranked(*backends) == ["full"]
+    assert ranked(*backends, numerics="int8") == ["int8"]
+    assert ranked(*backends, numerics="any") == ["int8", "full"]
+
+
+def test_a_pinned_backend_is_the_only_one_tried() -> None:
+    backends = backend("fast", (1, 1.0)), backend("slow", (1, 2.0))
+    assert ranked(*backends, pool="slow") == ["slow"]
+    assert ranked(backends[0], pool="slow") == []
+    assert ranked(backend("slow", (1, 2.0), numerics="int8"), pool="slow") == []
+
+
+def test_an_unmeasured_backend_comes_last_and_says_so() -> None:
+    backends = backend("unknown"), backend("slow", (1, 1e6))
+    assert ranked(*backends) == ["slow", "unknown"]
+    assert FastestLive().rank(backends, RequestHints(1))[-1].predicted_ms == math.inf
+
+
+def test_among_equals_the_order_of_the_pools_decides() -> None:
+    assert ranked(backend("a"), backend("b"), backend("c")) == ["a", "b", "c"]
+    assert ranked(backend("b", (1, 1.0)), backend("a", (1, 1.0))) == ["b", "a"]
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda ms, replicas, numerics: backend(
+                "p", *([(1, ms)] if ms else []), replicas=replicas, numerics=numerics
+            ),
+            st.one_of(st.none(), st.floats(0.01, 1e4)),
+            st.integers(0, 2),
+            st.sampled_from(["full", "int8"]),
+        )
+    ),
+    st.sampled_from(["full", "int8", "any"]),
+    st.integers(1, 300),
+)
+def test_a_ranking_is_every_backend_that_may_answer_in_order(
+    backends: list[BackendState], numerics: Literal["full", "int8", "any"], rows: int
+) -> None:
+    choices = FastestLive().rank(backends, RequestHints(rows, numerics))
+    allowed = [b for b in backends if b.replicas and numerics in ("any", b.numerics)]
+    assert sorted(map(id, allowed)) == sorted(id(choice.backend) for choice in choices)
+    predicted = [choice.predicted_ms for choice in choices]
+    assert predicted == sorted(predicted)
+
+
+def test_between_measured_rows_the_time_is_interpolated_and_beyond_them_proportional() -> None:
+    measured = table((1, 2.0), (4, 5.0), (8, 13.0))
+    assert [measured.predict_ms(rows) for rows in (1, 2, 4, 6, 8, 16)] == [2.0, 3.0, 5.0, 9.0, 13.0, 26.0]
+
+
+@given(
+    st.dictionaries(st.integers(1, 256), st.floats(0.01, 1e3), min_size=1, max_size=8),
+    st.integers(1, 2048),
+)
+def test_a_prediction_stays_within_what_was_measured(times: dict[int, float], rows: int) -> None:
+    measured = table(*sorted(times.items()))
+    predicted = measured.predict_ms(rows)
+    if rows <= max(times):
+        assert min(times.values()) <= predicted * (1 + 1e-9)
+        assert predicted <= max(times.values()) * (1 + 1e-9)
+    else:
+        np.testing.assert_allclose(predicted, times[max(times)] * rows / max(times))
+
+
+def artifact(name: str, fmt: Format, *, precision: str = "fp32", status: Status = "ready") -> Artifact:
+    return Artifact.model_validate({"name": name, "format": fmt, "precision": precision, "status": status})
+
+
+def manifest(artifacts: list[Artifact], *tables: LatencyTable, max_batch: int = 32) -> Manifest:
+    return Manifest(
+        name="m",
+        version="1",
+        created="2026-01-01T00:00:00Z",
+        source="tests",
+        signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
+        max_batch=max_batch,
+        artifacts=tuple(artifacts),
+        latency=tables,
+    )
+
+
+def chosen(described: Manifest, engine: EngineKind, numerics: Literal["full", "int8", "any"] = "full") -> str | None:
+    found = choose_artifact(described, engine, numerics)
+    return found.name if found else None
+
+
+def test_an_engine_gets_an_artifact_of_its_format() -> None:
+    both = manifest([artifact("o", "onnx"), artifact("v", "openvino")])
+    assert chosen(both, "openvino-cpu") == "v"
+    assert chosen(both, "onnxruntime-cuda") == "o"
+    assert chosen(both, "tensorrt") is None
+
+
+@pytest.mark.parametrize("status", ["failed", "unavailable"])
+def test_only_ready_artifacts_are_loaded(status: Status) -> None:
+    assert (
+        chosen(manifest([artifact("bad", "onnx", status=status), artifact("good", "onnx")]), "onnxruntime-cpu")
+        == "good"
+    )
+
+
+def test_the_artifact_that_is_fastest_at_full_batch_is_loaded() -> None:
+    described = manifest(
+        [artifact("a", "onnx"), artifact("b", "onnx", precision="fp16"), artifact("unmeasured", "onnx")],
+        table((1, 1.0), (32, 20.0), artifact="a"),
+        table((1, 2.0), (32, 10.0), artifact="b"),
+        # Another engine's figures for the same artifact say nothing about this one.
+        table((1, 0.1), (32, 0.1), artifact="unmeasured", engine="onnxruntime-cuda"),
+    )
+    assert chosen(described, "onnxruntime-cpu") == "b"
+    assert chosen(described, "onnxruntime-cuda") == "unmeasured"
+
+
+def test_int8_is_loaded_only_where_the_deployment_says_so() -> None:
+    described = manifest(
+        [artifact("full", "onnx"), artifact("small", "onnx", precision="int8")],
+        table((32, 20.0), artifact="full"),
+        table((32, 5.0), artifact="small"),
+    )
+    assert chosen(described, "onnxruntime-cpu") == "full"
+    assert chosen(described, "onnxruntime-cpu", "int8") == "small"
+    assert chosen(described, "onnxruntime-cpu", "any") == "small"
+
+
+def test_what_a_ranking_costs() -> None:
+    """No assertion on the time: it is for reading (-s), and a machine that runs tests is never quiet."""
+    backends = [backend(f"pool{n}", (1, 1.0 + n), (8, 4.0), (64, 20.0)) for n in range(4)]
+    policy, hints = FastestLive(), RequestHints(5)
+    started = time.perf_counter()
+    for _ in range(1000):
+        choices = policy.rank(backends, hints)
+    print(f"\nranking 4 backends: {(time.perf_counter() - started) * 1e3:.1f} us")
+    assert len(choices) == 4
