@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -24,6 +26,7 @@ from enginehouse.errors import (
     InvalidInput,
     ModelNotFound,
     NoBackend,
+    RequestTooLarge,
 )
 from enginehouse.policy import Choice, FastestLive, Policy, RequestHints
 from enginehouse.pool import Timing
@@ -174,4 +177,15 @@ def translate(error: Exception, pool: str) -> EnginehouseError:
         return EngineUnavailable(pool, f"{type(cause).__name__}: the replica is gone or full")
     if isinstance(cause, RayError | RayServeException | ConnectionError) and not isinstance(cause, RayTaskError):
         return EngineUnavailable(pool, f"{type(cause).__name__}: {cause}")
+    if isinstance(cause, AioRpcError):
+        return _of_grpc(cause, pool)
     return InferenceFailed(f"{pool}: {type(cause).__name__}: {cause}")
+
+
+def _of_grpc(error: AioRpcError, pool: str) -> EnginehouseError:
+    """Serve passes most of what its gRPC transport raises on as it is, such as CANCELLED from a replica that stops."""
+    told = f"{error.code().name}: {error.details()}"
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        remedy = "send fewer rows, or start every node with RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=2147483647"
+        return RequestTooLarge(f"{pool}: {told}; {remedy}")
+    return EngineUnavailable(pool, told)
