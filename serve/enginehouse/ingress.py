@@ -152,6 +152,8 @@ async def _body(request: Request, limit: int) -> bytes:
         raise too_large
     if not inflater.eof:
         raise InvalidInput(f"the {encoding} body is truncated")
+    if inflater.unused_data:
+        raise InvalidInput(f"{len(inflater.unused_data)} bytes follow the end of the {encoding} body")
     return plain
 
 

@@ -1,0 +1,220 @@
+"""The HTTP face refuses what is not a request, with one JSON error, before anything is decoded or held."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.testclient import TestClient
+
+from enginehouse import availability, ingress
+from enginehouse.config import AppConfig, Catalog, RouterConfig
+from enginehouse.errors import InvalidInput, RequestTooLarge
+from enginehouse.router import Router
+
+LIMIT = 10_000
+TEXT = b'{"inputs": []}'
+
+
+def request(*chunks: bytes, hangs: bool = False, **headers: str) -> Request:
+    """A request whose body arrives in these chunks, or stops arriving after them."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    if not hangs:
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await asyncio.Event().wait()
+        raise AssertionError("nothing more arrives")
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
+
+
+async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes:
+    return await ingress._body(request(*chunks, hangs=hangs, **headers), LIMIT)
+
+
+async def test_a_body_in_pieces_arrives_whole() -> None:
+    assert await body(b"{", b'"inputs"', b": []}") == TEXT
+    assert await body() == b""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP ", gzip.compress)]
+)
+async def test_a_compressed_body_is_inflated(encoding: str, compress: Any) -> None:
+    packed = compress(TEXT)
+    assert await body(packed[:7], packed[7:], content_encoding=encoding) == TEXT
+
+
+async def test_a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
+    full = b"x" * LIMIT
+    for headers, pack in (({}, bytes), ({"content_encoding": "gzip"}, gzip.compress)):
+        assert await body(pack(full), **headers) == full
+        with pytest.raises(RequestTooLarge, match=f"larger than {LIMIT} bytes"):
+            await body(pack(full + b"x"), **headers)
+
+
+async def test_a_body_announced_too_large_is_refused_unread() -> None:
+    with pytest.raises(RequestTooLarge):
+        # It would hang if it were waited for.
+        await asyncio.wait_for(body(hangs=True, content_length=str(LIMIT + 1)), 1)
+
+
+async def test_a_body_that_grows_too_large_is_refused_while_it_arrives() -> None:
+    with pytest.raises(RequestTooLarge):
+        await asyncio.wait_for(body(b"x" * LIMIT, b"x", hangs=True), 1)
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_bomb_is_refused_before_it_is_inflated(encoding: str, compress: Any) -> None:
+    bomb = compress(bytes(8 << 20))
+    assert len(bomb) < LIMIT
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestTooLarge):
+            await body(bomb, content_encoding=encoding)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(TEXT)[:-4], "the gzip body is truncated"),
+        (gzip.compress(TEXT)[:12], "the gzip body is truncated"),
+        (b"", "the gzip body is truncated"),
+        (TEXT, "not valid gzip"),
+        (gzip.compress(TEXT)[:-8] + bytes(8), "not valid gzip"),
+        (gzip.compress(TEXT) + b"more", "4 bytes follow the end"),
+    ],
+)
+async def test_a_broken_compressed_body_is_told(content: bytes, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        await body(content, content_encoding="gzip")
+
+
+async def test_an_unknown_encoding_is_refused_by_name() -> None:
+    with pytest.raises(HTTPException, match="'br' is not supported; use gzip, deflate") as caught:
+        await body(TEXT, content_encoding="br")
+    assert caught.value.status_code == 415
+
+
+async def test_a_body_that_stops_arriving_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "BODY_TIMEOUT_S", 0.02)
+    with pytest.raises(HTTPException, match=r"did not arrive within 0.02 s \(3 bytes so far\)") as caught:
+        await body(b"abc", hangs=True)
+    assert caught.value.status_code == 408
+
+
+@pytest.mark.parametrize(
+    ("headers", "parameters", "seconds"),
+    [
+        ({}, {}, None),
+        ({"enginehouse_deadline_ms": "250"}, {}, 0.25),
+        ({}, {"deadline-ms": 250}, 0.25),
+        # Triton's, in microseconds.
+        ({}, {"timeout": 250_000}, 0.25),
+        ({"enginehouse_deadline_ms": "100"}, {"deadline-ms": 250, "timeout": 1}, 0.1),
+        ({}, {"deadline-ms": 250, "timeout": 1}, 0.25),
+        ({}, {"deadline-ms": 0}, 0.0),
+        ({}, {"deadline-ms": -5}, -0.005),
+    ],
+)
+def test_the_deadline_is_read_in_its_unit(headers: dict[str, str], parameters: Any, seconds: float | None) -> None:
+    assert ingress._deadline_s(request(**headers), parameters) == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", [], {}])
+def test_a_deadline_that_is_no_number_is_told(given: Any) -> None:
+    with pytest.raises(InvalidInput, match="is not a number"):
+        ingress._deadline_s(request(), {"deadline-ms": given})
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestClient]:
+    """The routes over a real router that serves nothing yet: one model is wanted and its bundle is not there."""
+    monkeypatch.setattr(availability, "nodes_with", lambda _: 1)
+    config = AppConfig(router=RouterConfig(max_body_bytes=LIMIT))
+    core = Router(config, {})
+    monkeypatch.setattr(ingress, "_replica", lambda: SimpleNamespace(core=core, config=config))
+    catalog = Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]})
+
+    with TestClient(ingress.http) as client:
+        assert client.portal
+        client.portal.call(_apply, core, catalog)
+        yield client
+
+
+async def _apply(core: Router, catalog: Catalog) -> None:
+    core.models.apply(catalog)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "extra", "status", "told"),
+    [
+        ("GET", "/nowhere", {}, 404, "'/nowhere' is not a path of this server; inference is at /v2/models/"),
+        ("GET", "/v2/models/cold/infer", {}, 405, "GET is not allowed on '/v2/models/cold/infer'"),
+        ("POST", "/v2", {}, 405, "POST is not allowed"),
+        ("GET", "/v2/models/nobody", {}, 404, "model 'nobody' is not served here"),
+        ("POST", "/v2/models/nobody/infer", {"content": TEXT}, 404, "model 'nobody' is not served here"),
+        ("POST", "/v2/models/nobody/versions/2/infer", {"content": TEXT}, 404, "version '2'"),
+        ("GET", "/v2/models/cold", {}, 503, "model 'cold@1' is not warm yet"),
+        ("POST", "/v2/models/cold/infer", {"content": TEXT}, 503, "model 'cold@1' is not warm yet"),
+        ("GET", "/v2/models/cold/ready", {}, 400, "model 'cold' has no live backend"),
+        ("GET", "/v2/health/ready", {}, 400, "not ready: cold"),
+        ("POST", "/v2/models/cold/infer", {"content": bytes(LIMIT + 1)}, 413, f"larger than {LIMIT} bytes"),
+        (
+            "POST",
+            "/v2/models/cold/infer",
+            {"content": TEXT, "headers": {"Content-Encoding": "br"}},
+            415,
+            "'br' is not supported",
+        ),
+        (
+            "POST",
+            "/v2/models/cold/infer",
+            {"content": gzip.compress(TEXT)[:-3], "headers": {"Content-Encoding": "gzip"}},
+            400,
+            "truncated",
+        ),
+    ],
+)
+def test_what_is_refused_is_one_json_error_with_its_status(
+    client: TestClient, method: str, path: str, extra: dict[str, Any], status: int, told: str
+) -> None:
+    answer = client.request(method, path, **extra)
+    assert answer.status_code == status, answer.text
+    document = orjson.loads(answer.content)
+    assert document.keys() == {"error"}
+    assert told in document["error"]
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_only_what_may_help_asks_for_a_retry(client: TestClient) -> None:
+    assert "retry-after" in client.get("/v2/models/cold").headers
+    assert "retry-after" not in client.get("/v2/models/nobody").headers
+
+
+def test_a_405_says_what_is_allowed(client: TestClient) -> None:
+    assert "POST" in client.get("/v2/models/cold/infer").headers["allow"]
+
+
+def test_the_server_lives_and_tells_its_name_while_no_model_is_ready(client: TestClient) -> None:
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.get("/v2").json()["name"] == "enginehouse"
+    (entry,) = client.post("/v2/repository/index").json()
+    assert (entry["name"], entry["version"], entry["state"]) == ("cold", "1", "UNAVAILABLE")
