@@ -14,10 +14,10 @@ import numpy as np
 from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from enginehouse import availability
-from enginehouse.config import AppConfig
+from enginehouse.config import APP_NAME, AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
     EnginehouseError,
@@ -35,6 +35,8 @@ from enginehouse.tensors import Tensors
 
 #: Pause before the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
+#: How often a call that is under way is checked for having lost its pool.
+LOST_CHECK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Router:
         response = handle.infer.remote(inputs, rows, left)
         try:
             async with asyncio.timeout(left):
-                outputs, timing = await response
+                outputs, timing = await _unless_lost(response, choice.backend.pool)
         except TimeoutError:
             response.cancel()
             raise DeadlineExceeded(
@@ -166,6 +168,22 @@ class Router:
             live = f"live, but its {status.artifact} is not of the numerics class {hints.numerics!r}"
             parts.append(f"{status.pool}: {live if status.ready else status.reason or status.state}")
         return f"no live backend for {served.config.id!r} ({'; '.join(parts)})"
+
+
+async def _unless_lost(response: DeploymentResponse, pool: str) -> Any:
+    """The result of a call. Raises EngineUnavailable when its pool has lost its last replica.
+
+    Serve does not fail such a call but keeps it until a new replica is up, which can take longer than its deadline.
+    """
+    result = asyncio.ensure_future(response)
+    try:
+        while not (await asyncio.wait({result}, timeout=LOST_CHECK_S))[0]:
+            if not availability.replicas(APP_NAME, pool):
+                response.cancel()
+                raise EngineUnavailable(pool, "its last replica is gone")
+        return result.result()
+    finally:
+        result.cancel()
 
 
 def translate(error: Exception, pool: str) -> EnginehouseError:
