@@ -45,7 +45,7 @@ class ReplicaView:
 
 
 #: Deployment -> the request router of this process's handle to it.
-_request_routers: dict[tuple[str, str], PowerOfTwoChoicesRequestRouter] = {}
+_request_routers: dict[tuple[str, str], LiveReplicas] = {}
 
 
 class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
@@ -53,6 +53,7 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
 
     Serve leaves a replica out of its list while it reconfigures it. Ours answer all the while (reconfigure only takes
     notes), so a replica that vanishes is kept for `KEEP_S`: if it died instead, the first call to it says so.
+    A restarted controller lists replicas whose reports it has not pulled yet: the last ones seen stand for them.
     """
 
     #: Below the 2 s for which Serve lets a stopping replica finish its calls.
@@ -64,6 +65,7 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
 
         self._listed: list[Any] = []
         self._missing_since: dict[Any, float] = {}
+        self.reports: dict[Any, Mapping[str, ModelReport]] = {}
         availability.register(self)
 
     def update_replicas(self, replicas: list[Any]) -> None:
@@ -75,11 +77,14 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
         self._missing_since = {known: self._missing_since.get(known, now) for known in missing}
         kept = [replica for known, replica in missing.items() if now - self._missing_since[known] < self.KEEP_S]
         super().update_replicas([*replicas, *kept])
+        current = self.curr_replicas
+        new = {known: current[known].routing_stats["models"] for known in current if current[known].routing_stats}
+        self.reports = {known: report for known, report in self.reports.items() if known in current} | new
         if kept:
             asyncio.get_running_loop().call_later(self.KEEP_S, lambda: self.update_replicas(self._listed))
 
 
-def register(router: PowerOfTwoChoicesRequestRouter) -> None:
+def register(router: LiveReplicas) -> None:
     """Remember a request router by the deployment it serves."""
     deployment = router._deployment_id
     _request_routers[deployment.app_name, deployment.name] = router
@@ -101,7 +106,7 @@ def replicas(app: str, pool: str) -> list[ReplicaView]:
         ReplicaView(
             id=replica_id.unique_id,
             node=replica.node_id or "",
-            models=(replica.routing_stats or {}).get("models", {}),
+            models=router.reports.get(replica_id, {}),
             queued=queue_lengths.get(replica_id) or 0,
             capacity=replica.max_ongoing_requests,
         )
