@@ -14,13 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from enginehouse import hardware
 from enginehouse.bundle import ACCELERATOR_OF
-from enginehouse.config import SERVING_ENV, AppConfig, PoolConfig
+from enginehouse.config import SERVING_ENV, AppConfig
 from enginehouse.errors import ConfigError
 
 #: A synchronous driver has no event loop for Serve's handles, whatever the throughput flags say to replicas.
@@ -93,16 +92,21 @@ def local(port: int) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def local_app(threads: int | None, max_replicas: int) -> AppConfig:
-    """The default pools for one machine: CPU engines accept it even when it has a GPU."""
+def default_app(threads: int | None, max_replicas: int) -> AppConfig:
+    """A pool of each engine kind, with these threads and up to so many replicas each."""
+    changes = {"threads": threads, "max_replicas": max_replicas}
+    return AppConfig(pools={name: pool.model_copy(update=changes) for name, pool in AppConfig().pools.items()})
+
+
+def on_this_machine(app: AppConfig) -> AppConfig:
+    """`app` for one machine alone: its CPU engines accept it even when it has a GPU."""
     (accelerator,) = hardware.node_labels().values()
-    pools: dict[str, PoolConfig] = {}
-    for name, pool in AppConfig().pools.items():
-        changes: dict[str, Any] = {"threads": threads, "max_replicas": max_replicas}
-        if ACCELERATOR_OF[pool.engine] == "cpu":
-            changes["nodes"] = (accelerator,)
-        pools[name] = pool.model_copy(update=changes)
-    return AppConfig(pools=pools)
+    here = {"nodes": (accelerator,)}
+    pools = {
+        name: pool.model_copy(update=here) if ACCELERATOR_OF[pool.engine] == "cpu" else pool
+        for name, pool in app.pools.items()
+    }
+    return AppConfig(pools=pools, router=app.router)
 
 
 def _local_env(temporary: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 
 from enginehouse.bundle import MANIFEST, Bundle, Manifest
-from enginehouse.errors import BuildError, InvalidInput, ManifestInvalid, ModelNotFound
+from enginehouse.errors import BuildError, ConfigError, InvalidInput, ManifestInvalid, ModelNotFound
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -34,13 +34,17 @@ class Store:
     """Reads and publishes bundles. Every node makes its own from the same URL.
 
     Bundles of a remote store are copied once into a node-local cache, keyed by the digest of their manifest
-    (`$ENGINEHOUSE_CACHE`, default `~/.cache/enginehouse`).
+    (`$ENGINEHOUSE_CACHE`, default `~/.cache/enginehouse`). A store that cannot be reached raises ConfigError.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = str(url)
         self._fs: Any
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            # An unknown scheme, or one whose package (s3fs, gcsfs, ...) is not installed.
+            raise ConfigError(f"store {self.url!r} cannot be used: {error}") from None
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._local = bool(protocols & {"file", "local"})
 
@@ -112,7 +116,12 @@ class Store:
 
     def _manifests(self, model: str) -> list[str]:
         self._fs.invalidate_cache()
-        return [path for path in self._fs.glob(self._path(model, "*", MANIFEST)) if "/.building/" not in path]
+        try:
+            found = self._fs.glob(self._path(model, "*", MANIFEST))
+        except Exception as error:
+            # fsspec backends raise their own classes for no credentials, no network, no such bucket.
+            raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
+        return [path for path in found if "/.building/" not in path]
 
     def _read_manifest(self, model: str, version: str) -> bytes:
         path = self._path(check_name("model", model), check_name("version", version), MANIFEST)

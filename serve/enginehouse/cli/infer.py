@@ -12,7 +12,7 @@ import orjson
 import typer
 
 from enginehouse.cli.console import err
-from enginehouse.errors import EngineUnavailable, InvalidInput
+from enginehouse.errors import InvalidInput, NoBackend
 from enginehouse.tensors import DTYPES
 
 
@@ -91,14 +91,18 @@ def _wanted(document: dict[str, Any]) -> str:
 
 
 def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any], dict[str, str]]:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"} if body else {})
+    try:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"} if body else {})
+    except ValueError:
+        raise InvalidInput(f"{url!r} is no URL; --url is such as http://127.0.0.1:8000") from None
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return orjson.loads(response.read()), {key.lower(): value for key, value in response.headers.items()}
     except urllib.error.HTTPError as error:
         raise InvalidInput(f"{url} answered {error.code}: {_error_of(error.read())}") from None
     except OSError as error:
-        raise EngineUnavailable(url, f"{error}; is `enginehouse serve` running?") from None
+        reason = getattr(error, "reason", None) or error
+        raise NoBackend(f"{url}: {reason}; is `enginehouse serve` running?") from None
 
 
 def _error_of(body: bytes) -> str:

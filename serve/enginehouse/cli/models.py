@@ -19,8 +19,10 @@ app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list model
 def add(
     name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
     numerics: Annotated[Literal["full", "int8", "any"], typer.Option(help="Which artifacts may answer.")] = "full",
-    max_batch_size: Annotated[int | None, typer.Option(help="Most requests merged into one batch.")] = None,
-    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for more requests.")] = 0.0,
+    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Most requests merged into one batch.")] = None,
+    batch_wait_ms: Annotated[
+        float, typer.Option(min=0, max=10_000, help="How long a batch waits for more requests.")
+    ] = 0.0,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 120,
     address: Address = "auto",
 ) -> None:

@@ -14,7 +14,7 @@ from enginehouse import cluster
 from enginehouse.cli.console import out, say
 from enginehouse.cli.status import show
 from enginehouse.config import AppConfig, Catalog, ModelConfig, serve_config
-from enginehouse.errors import ConfigError, EnginehouseError, NoBackend
+from enginehouse.errors import ConfigError, EnginehouseError, ModelNotFound, NoBackend
 from enginehouse.store import Store
 
 
@@ -22,26 +22,29 @@ def serve(
     store: Annotated[str, typer.Argument(help="Folder or fsspec URL that holds the bundles.")],
     models: Annotated[str, typer.Option(help="Models to serve, `name` or `name@version`, by comma; default all.")] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
     address: Annotated[str, typer.Option(help="`local`: start Ray here; `auto` or host:port: a running cluster.")] = (
         "local"
     ),
-    threads: Annotated[int | None, typer.Option(help="CPU threads of an engine; default: cores over engines.")] = None,
-    max_replicas: Annotated[int, typer.Option(help="Most replicas of a pool.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of an engine; default: cores over engines.")
+    ] = None,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas of a pool.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
     ),
 ) -> None:
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
+    app = cluster.default_app(threads, max_replicas)
     if print_config:
-        typer.echo(yaml.safe_dump(serve_config(AppConfig(), catalog_of(store, models), host, port), sort_keys=False))
+        typer.echo(yaml.safe_dump(serve_config(app, catalog_of(store, models), host, port), sort_keys=False))
         return
     started = time.monotonic()
     catalog = catalog_of(store, models)
     if address != "local":
         with cluster.connected(address):
-            _deploy(AppConfig(), catalog, host, port, timeout, started)
+            _deploy(app, catalog, host, port, timeout, started)
         return
     stop = threading.Event()
     say("starting a local Ray")
@@ -49,7 +52,7 @@ def serve(
         # After Ray has started, which puts its own handler for SIGTERM.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        _deploy(cluster.local_app(threads, max_replicas), catalog, host, port, timeout, started, stop)
+        _deploy(cluster.on_this_machine(app), catalog, host, port, timeout, started, stop)
         out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
         if not stop.is_set():
             out.print("Ctrl-C ends it.")
@@ -63,13 +66,20 @@ def catalog_of(store: str, models: str) -> Catalog:
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:
         raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
-    return Catalog(store=root, models=tuple(model_of(root, entry) for entry in wanted))
+    chosen = [model_of(root, entry) for entry in wanted]
+    return Catalog.parse({"store": root, "models": [model.model_dump() for model in chosen]})
 
 
 def model_of(store: str, entry: str, **options: Any) -> ModelConfig:
-    """The catalog entry for `name` (its newest version) or `name@version`. Raises ModelNotFound."""
+    """The catalog entry for `name` (its newest version) or `name@version`. Raises ConfigError, InvalidInput."""
     name, _, version = entry.partition("@")
-    return ModelConfig(name=name, version=version or Store(store).latest(name), **options)
+    if not version:
+        try:
+            version = Store(store).latest(name)
+        except ModelNotFound:
+            have = ", ".join(Store(store).models()) or "nothing"
+            raise ConfigError(f"{store} has no model {name!r}; it has {have}") from None
+    return ModelConfig(name=name, version=version, **options)
 
 
 def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""Every command explains itself, and a mistake is one line on stderr, with what to do, and exit code 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+from tests.unit.test_served import publish
+from typer.testing import CliRunner
+
+from enginehouse import cli
+from enginehouse.config import AppConfig, Catalog, serve_config
+
+NOBODY = "127.0.0.1:1"
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from commands(sub, (*path, name))
+
+
+ALL = list(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    for version in ("1", "2", "10"):
+        publish(tmp_path, version)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command line in this process, as the console script runs it."""
+    monkeypatch.setattr(sys, "argv", ["enginehouse", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_all_commands_are_there() -> None:
+    words = {"build", "inspect", "serve", "models", "status", "infer", "score", "doctor"}
+    assert words <= {path[0] for path in ALL if path}
+    assert {("models", "add"), ("models", "remove"), ("models", "list")} <= set(ALL)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: " ".join(path) or "enginehouse")
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    ran = CliRunner().invoke(cli.app, [*path, "--help"])
+    assert ran.exit_code == 0, ran.output
+    assert "Usage:" in ran.output
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: " ".join(path) or "enginehouse")
+def test_every_option_of_a_command_is_explained(path: tuple[str, ...]) -> None:
+    command = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    assert command.help
+    assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("serve", "{empty}"), "ConfigError: no bundles in '{empty}'; make one with `enginehouse build`"),
+        (("serve", "nope://bucket"), "ConfigError: store 'nope://bucket' cannot be used: Protocol not known: nope"),
+        (("serve", "{store}", "--models", "other"), "ConfigError: {store} has no model 'other'; it has m"),
+        (("serve", "{store}", "--models", "a/b"), "InvalidInput: model 'a/b' is not usable"),
+        (("serve", "{store}", "--models", "m,m@1", "--print-config"), "model 'm' is listed twice"),
+        (("infer", "m", '{"x": 1}', "--url", f"http://{NOBODY}"), f"NoBackend: http://{NOBODY}/v2/models/m:"),
+        (("infer", "m", '{"x": 1}', "--url", "server"), "InvalidInput: 'server/v2/models/m' is no URL"),
+        (("inspect", "{empty}"), "ConfigError: '{empty}' is no bundle"),
+        (("build", "no_such_module:f", "--name", "m", "--store", "{empty}"), "cannot import 'no_such_module'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    arguments: tuple[str, ...],
+    told: str,
+) -> None:
+    places = {"{store}": str(store), "{empty}": str(tmp_path_factory.mktemp("empty"))}
+
+    def placed(text: str) -> str:
+        for place, path in places.items():
+            text = text.replace(place, path)
+        return text
+
+    assert run(monkeypatch, *[placed(argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert placed(told) in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("command", [("status",), ("models", "list"), ("doctor",)], ids=" ".join)
+def test_a_cluster_that_is_not_there_is_told_at_once(command: tuple[str, ...]) -> None:
+    # Its own process: these commands have to set what Ray reads on import.
+    ran = subprocess.run(
+        [sys.executable, "-m", "enginehouse", *command, "--address", NOBODY], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.strip() == (
+        f"ConfigError: nothing listens at '{NOBODY}'; start a cluster with `enginehouse serve`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serve"], "store"),
+        (["serve", "store", "--port", "0"], "--port"),
+        (["serve", "store", "--port", "65536"], "--port"),
+        (["serve", "store", "--threads", "0"], "--threads"),
+        (["serve", "store", "--max-replicas", "0"], "--max-replicas"),
+        (["models", "add", "m", "--max-batch-size", "0"], "--max-batch-size"),
+        (["models", "add", "m", "--batch-wait-ms", "-1"], "--batch-wait-ms"),
+        (["models", "add", "m", "--numerics", "fp16"], "--numerics"),
+        (["score", "m", "in", "out", "--min-actors", "0"], "--min-actors"),
+        (["train"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_value_out_of_range_is_refused_before_anything_starts(arguments: list[str], told: str) -> None:
+    ran = CliRunner().invoke(cli.app, arguments)
+    assert ran.exit_code == 2
+    assert told.lower() in ran.output.lower()
+
+
+def test_the_config_is_printed_for_the_newest_versions_and_what_was_asked_for(store: Path) -> None:
+    ran = CliRunner().invoke(cli.app, ["serve", str(store), "--print-config", "--port", "8123"])
+    catalog = Catalog.parse({"store": str(store), "models": [{"name": "m", "version": "10"}]})
+    assert yaml.safe_load(ran.stdout) == serve_config(AppConfig(), catalog, port=8123)
+
+
+def test_the_printed_config_has_the_threads_and_replicas_that_were_asked_for(store: Path) -> None:
+    asked = ["--models", "m@2", "--threads", "3", "--max-replicas", "2"]
+    ran = CliRunner().invoke(cli.app, ["serve", str(store), "--print-config", *asked])
+    (application,) = yaml.safe_load(ran.stdout)["applications"]
+    pools = AppConfig.parse(application["args"]).pools.values()
+    assert {(pool.threads, pool.max_replicas) for pool in pools} == {(3, 2)}
+    assert Catalog.parse(application["deployments"][0]["user_config"]).models[0].id == "m@2"
+
+
+def test_a_bundle_is_shown(store: Path) -> None:
+    ran = CliRunner().invoke(cli.app, ["inspect", f"{store}/m/2"])
+    assert ran.exit_code == 0, ran.output
+    assert "onnx-fp32" in ran.output
+
+
+def test_the_doctor_prints_json_that_says_where() -> None:
+    ran = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    assert {entry["status"] for entry in json.loads(ran.stdout)} <= {"ok", "warn", "fail"}
