@@ -6,16 +6,16 @@ import asyncio
 import gzip
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
+from httpx import ASGITransport, AsyncClient
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.testclient import TestClient
 
 from enginehouse import availability, ingress
 from enginehouse.config import AppConfig, Catalog, RouterConfig
@@ -145,22 +145,15 @@ def test_a_deadline_that_is_no_number_is_told(given: Any) -> None:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestClient]:
+async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """The routes over a real router that serves nothing yet: one model is wanted and its bundle is not there."""
     monkeypatch.setattr(availability, "nodes_with", lambda _: 1)
     config = AppConfig(router=RouterConfig(max_body_bytes=LIMIT))
     core = Router(config, {})
     monkeypatch.setattr(ingress, "_replica", lambda: SimpleNamespace(core=core, config=config))
-    catalog = Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]})
-
-    with TestClient(ingress.http) as client:
-        assert client.portal
-        client.portal.call(_apply, core, catalog)
+    core.models.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
+    async with AsyncClient(transport=ASGITransport(ingress.http), base_url="http://here") as client:
         yield client
-
-
-async def _apply(core: Router, catalog: Catalog) -> None:
-    core.models.apply(catalog)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +186,10 @@ async def _apply(core: Router, catalog: Catalog) -> None:
         ),
     ],
 )
-def test_what_is_refused_is_one_json_error_with_its_status(
-    client: TestClient, method: str, path: str, extra: dict[str, Any], status: int, told: str
+async def test_what_is_refused_is_one_json_error_with_its_status(
+    client: AsyncClient, method: str, path: str, extra: dict[str, Any], status: int, told: str
 ) -> None:
-    answer = client.request(method, path, **extra)
+    answer = await client.request(method, path, **extra)
     assert answer.status_code == status, answer.text
     document = orjson.loads(answer.content)
     assert document.keys() == {"error"}
@@ -204,17 +197,17 @@ def test_what_is_refused_is_one_json_error_with_its_status(
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_only_what_may_help_asks_for_a_retry(client: TestClient) -> None:
-    assert "retry-after" in client.get("/v2/models/cold").headers
-    assert "retry-after" not in client.get("/v2/models/nobody").headers
+async def test_only_what_may_help_asks_for_a_retry(client: AsyncClient) -> None:
+    assert "retry-after" in (await client.get("/v2/models/cold")).headers
+    assert "retry-after" not in (await client.get("/v2/models/nobody")).headers
 
 
-def test_a_405_says_what_is_allowed(client: TestClient) -> None:
-    assert "POST" in client.get("/v2/models/cold/infer").headers["allow"]
+async def test_a_405_says_what_is_allowed(client: AsyncClient) -> None:
+    assert "POST" in (await client.get("/v2/models/cold/infer")).headers["allow"]
 
 
-def test_the_server_lives_and_tells_its_name_while_no_model_is_ready(client: TestClient) -> None:
-    assert client.get("/v2/health/live").status_code == 200
-    assert client.get("/v2").json()["name"] == "enginehouse"
-    (entry,) = client.post("/v2/repository/index").json()
+async def test_the_server_lives_and_tells_its_name_while_no_model_is_ready(client: AsyncClient) -> None:
+    assert (await client.get("/v2/health/live")).status_code == 200
+    assert (await client.get("/v2")).json()["name"] == "enginehouse"
+    (entry,) = (await client.post("/v2/repository/index")).json()
     assert (entry["name"], entry["version"], entry["state"]) == ("cold", "1", "UNAVAILABLE")
