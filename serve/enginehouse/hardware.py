@@ -153,7 +153,7 @@ def _call(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
 
 
 def _visibility() -> str:
-    # Ray empties this variable for actors that ask for no GPU.
+    # Ray hides GPUs from actors through this variable.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
 

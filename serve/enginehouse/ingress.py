@@ -162,7 +162,8 @@ def _deadline_s(request: Request, parameters: Any) -> float | None:
     given = request.headers.get(PREFIX + "deadline-ms") or parameters.get("deadline-ms")
     unit = 1e3
     if given is None:
-        given, unit = parameters.get("timeout"), 1e6
+        # Triton reads 0 as no deadline.
+        given, unit = parameters.get("timeout") or None, 1e6
     if given is None:
         return None
     try:

@@ -200,12 +200,19 @@ class ServedModels:
         count_at = 0.0
         while True:
             if time.monotonic() >= count_at:
-                for name, pool in self._pools.items():
-                    self._nodes[name] = await asyncio.to_thread(availability.nodes_with, pool.nodes)
+                await self._count_nodes()
                 count_at = time.monotonic() + COUNT_NODES_S
             await self._read_manifests(self._catalog)
             self._switch_versions()
             await asyncio.sleep(PERIOD_S)
+
+    async def _count_nodes(self) -> None:
+        for name, pool in self._pools.items():
+            try:
+                self._nodes[name] = await asyncio.to_thread(availability.nodes_with, pool.nodes)
+            except Exception as error:
+                # Ray's control plane is restarting, say: requests do not need the count, so the last one stands.
+                logger.warning("the nodes of pool %s could not be counted: %s", name, error)
 
     async def _read_manifests(self, catalog: Catalog) -> None:
         for model in catalog.models:
