@@ -71,19 +71,19 @@ def local(port: int) -> Iterator[str]:
     os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
-        labels=hardware.node_labels(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address=_LOOPBACK,
-    )
-    _quiet()
-    # Only for this process: replicas run their handles in the loop that they have.
-    os.environ.update(_DRIVER_ENV)
     try:
+        context = ray.init(
+            address="local",
+            num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
+            labels=hardware.node_labels(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address=_LOOPBACK,
+        )
+        _quiet()
+        # Only for this process: replicas run their handles in the loop that they have.
+        os.environ.update(_DRIVER_ENV)
         yield str(context.address_info["gcs_address"])
     finally:
         # All of it goes with Ray, but for HAProxy, whose manager dies without a chance to end it.
@@ -125,6 +125,8 @@ def _local_env(temporary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
     }
 
 
