@@ -1,4 +1,4 @@
-"""Real bundles made in milliseconds: one multiplication per version, so that every answer tells which version gave it."""
+"""Real bundles made in milliseconds: one multiplication per version, so that an answer tells which version gave it."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def publish(
         (folder / part).mkdir()
     source = folder / "onnx-fp32" / "model.onnx"
     onnx.save(model, source)
-    openvino.save_model(
-        openvino.convert_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False
-    )
+    openvino.save_model(openvino.convert_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False)
     manifest = Manifest(
         name=name,
         version=version,

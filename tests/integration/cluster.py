@@ -35,7 +35,7 @@ def clean_env(**extra: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | extra
 
 
-def wait_for(condition: Callable[[], _T], timeout: float, what: str) -> _T:
+def wait_for(condition: Callable[[], _T], timeout: float, what: str, every: float = 0.1) -> _T:
     """The first true value of `condition`; fails naming `what` after `timeout` seconds."""
     give_up = time.monotonic() + timeout
     while True:
@@ -44,7 +44,7 @@ def wait_for(condition: Callable[[], _T], timeout: float, what: str) -> _T:
             return value
         if time.monotonic() > give_up:
             raise AssertionError(f"not within {timeout:g} s: {what} (last: {value!r})")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def adopt_orphans() -> None:
@@ -166,7 +166,7 @@ class Cluster:
         }
 
     def add(self, accelerator: str, *, gpus: int = 0) -> Node:
-        """A node with this accelerator label and one logical CPU, once it has joined.
+        """A node with this accelerator label and two logical CPUs, once it has joined.
 
         One after the other: of two nodes that start in one session folder at once, neither came up (Ray 2.60).
         """
@@ -174,7 +174,7 @@ class Cluster:
             self,
             {"cpu": "127.0.0.3", "gpu": "127.0.0.4"}[accelerator],
             accelerator,
-            ["--address", self.address, "--num-cpus", "1", "--num-gpus", str(gpus)],
+            ["--address", self.address, "--num-cpus", "2", "--num-gpus", str(gpus)],
         )
         return self._joined(node)
 
@@ -207,7 +207,13 @@ class Cluster:
         """Run a program as another job of this cluster would, in a folder of its own."""
         env = self.env | {"RAY_ADDRESS": self.address} | options.pop("env", {})
         return subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=timeout, check=False, **({"cwd": self.folder} | options)
+            command,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            **({"cwd": self.folder} | options),
         )
 
     def cli(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -11,16 +11,18 @@ from typing import Any
 import httpx
 import pytest
 from tests.integration import bundles
-from tests.integration.cluster import Cluster, Node, adopt_orphans, describe, descendants, wait_for
+from tests.integration.cluster import Cluster, Node, adopt_orphans, descendants, describe, wait_for
 
-from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig
+from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
 
-#: The GPU is a logical one: Ray places by it, while the engine behind it computes on the CPU.
+#: The GPU is a logical one: Ray places by it, while the engine behind it computes on the CPU. The Router asks for more
+#: than the pools' nodes have, so it is on the head, which no test kills.
 APP = AppConfig(
     pools={
         "gpu-pool": PoolConfig(engine="onnxruntime-cpu", nodes=("gpu",), num_gpus=1, threads=1, unload_after_s=1),
         "cpu-pool": PoolConfig(engine="openvino-cpu", nodes=("cpu",), threads=1, unload_after_s=1),
-    }
+    },
+    router=RouterConfig(num_cpus=3),
 )
 
 

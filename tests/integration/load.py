@@ -14,7 +14,7 @@ import numpy as np
 from tests.integration.bundles import WIDTH
 
 #: Between two requests of one caller: two cores also have to run the cluster.
-PAUSE_S = 0.01
+PAUSE_S = 0.02
 #: Answers one request: x -> (y, who answered).
 Call = Callable[[np.ndarray], tuple[np.ndarray, str]]
 

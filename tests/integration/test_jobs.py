@@ -1,0 +1,130 @@
+"""Handle calls from other Ray jobs: with only Ray and numpy, and with this package."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.integration.bundles import WIDTH
+from tests.integration.conftest import House
+
+from enginehouse.config import SERVING_ENV
+from enginehouse.errors import DeadlineExceeded, InvalidInput, ModelNotFound
+
+#: A job of somebody who has never heard of this package: importing it fails as where it is not installed.
+STRANGER = """
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("enginehouse", "enginehouse_build"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+import asyncio, json, os, time
+import numpy as np
+import ray
+from ray import serve
+
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+handle = serve.get_app_handle("enginehouse")
+x = np.arange(8, dtype=np.float32).reshape(2, 4)
+big = np.ones((500_000, 4), np.float32)
+
+def failure(*args, **options):
+    began = time.monotonic()
+    try:
+        handle.infer.remote(*args, **options).result(timeout_s=20)
+    except Exception as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        cause = getattr(error, "cause", None)
+        return {"kinds": kinds, "text": str(error), "cause": type(cause).__name__, "s": time.monotonic() - began}
+    return None
+
+async def later():
+    answers = await asyncio.gather(*(handle.infer.remote("scale", {"x": x + n}) for n in range(8)))
+    return [answer["y"].tolist() for answer in answers]
+
+result = {
+    "sync": handle.infer.remote("scale", {"x": x}).result(timeout_s=20)["y"].tolist(),
+    "big": float(handle.infer.remote("scale", {"x": big}).result(timeout_s=60)["y"].sum()),
+    "bad": failure("scale", {"x": x.astype(np.float64)}),
+    "unknown": failure("nowhere", {"x": x}),
+    "late": failure("scale", {"x": x}, deadline_s=1e-6),
+}
+if "async" in sys.argv:
+    result["async"] = asyncio.run(later())
+print(json.dumps(result))
+assert "enginehouse" not in sys.modules
+"""
+FLAGS = {
+    # What a synchronous driver needs that runs with the serving flags.
+    "flags": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1", "PYTHONPATH": ""},
+    "no flags": {},
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_job_with_only_ray_and_numpy(house: House, tmp_path: Path, flags: str) -> None:
+    unset = [] if flags == "flags" else [*(part for name in (*SERVING_ENV, "PYTHONPATH") for part in ("-u", name))]
+    done = house.cluster.run("env", *unset, sys.executable, "-c", STRANGER, "async", cwd=tmp_path, env=FLAGS[flags])
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    x = np.arange(2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)
+    assert result["sync"] == (x * 2).tolist()
+    assert result["async"] == [((x + n) * 2).tolist() for n in range(8)]
+    # 8 MB: over the 4 MiB at which gRPC messages stop by default.
+    assert result["big"] == 4_000_000
+    for name, kind, text in (
+        ("bad", "ValueError", "InvalidInput: "),
+        ("unknown", "LookupError", "ModelNotFound: "),
+        ("late", "TimeoutError", "DeadlineExceeded: "),
+    ):
+        failure = result[name]
+        assert kind in failure["kinds"], failure
+        assert text in failure["text"]
+        assert failure["s"] < 5
+    assert "float64" in result["bad"]["text"] or "FP64" in result["bad"]["text"]
+    assert "nowhere" in result["unknown"]["text"]
+
+
+def test_the_client_raises_our_own_errors(house: House) -> None:
+    from enginehouse.client import Client
+
+    client = Client()
+    x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
+    np.testing.assert_array_equal(client.infer("scale", {"x": x})["y"], x * 2)
+    answer = client.answer("scale", {"x": x}, backend="cpu-pool")
+    assert (answer["backend"], answer["version"]) == ("cpu-pool", "1")
+    with pytest.raises(InvalidInput, match="'x'"):
+        client.infer("scale", {"x": x.astype(np.float64)})
+    with pytest.raises(ModelNotFound, match="nowhere"):
+        client.infer("nowhere", {"x": x})
+    with pytest.raises(ModelNotFound, match="99"):
+        client.infer("scale", {"x": x}, version="99")
+    with pytest.raises(DeadlineExceeded):
+        client.infer("scale", {"x": x}, deadline_s=1e-6)
+
+
+def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:
+    script = (
+        "import os, numpy as np\n"
+        "from enginehouse import cluster\n"
+        "from enginehouse.errors import ModelNotFound\n"
+        "with cluster.connected(os.environ['RAY_ADDRESS']):\n"
+        "    from enginehouse.client import Client\n"
+        "    client = Client()\n"
+        "    print(client.infer('other', {'x': np.ones((1, 4), np.float32)})['y'].tolist())\n"
+        "    try:\n"
+        "        client.infer('nowhere', {'x': np.ones((1, 4), np.float32)})\n"
+        "    except ModelNotFound as error:\n"
+        "        print(type(error).__name__, error)\n"
+    )
+    done = house.cluster.run(sys.executable, "-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-2] == "[[7.0, 7.0, 7.0, 7.0]]"
+    assert lines[-1].startswith("ModelNotFound") and "nowhere" in lines[-1]

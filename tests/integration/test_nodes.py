@@ -1,0 +1,135 @@
+"""Placement by label, nodes that die under load, pools whose hardware is absent and comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+import ray
+from tests.integration.bundles import WIDTH
+from tests.integration.cluster import Node, wait_for
+from tests.integration.conftest import House, deploy_app
+from tests.integration.load import body, by_http, load
+
+from enginehouse.config import ACCELERATOR_LABEL
+
+X = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
+
+
+@pytest.fixture
+def whole(house: House) -> Iterator[House]:
+    """The house with all its nodes, put back afterwards."""
+    yield house
+    restore(house)
+
+
+def restore(house: House) -> None:
+    if house.cpu not in house.cluster.nodes:
+        house.cpu = house.cluster.add("cpu")
+    if house.gpu not in house.cluster.nodes:
+        house.gpu = house.cluster.add("gpu", gpus=1)
+    for name in ("scale", "other"):
+        house.wait_live(name, "gpu-pool", "cpu-pool", timeout=90)
+
+
+def alive() -> set[str]:
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def wait_dead(node: Node) -> None:
+    wait_for(lambda: node.ip not in alive(), 60, f"Ray notices that {node.ip} is dead")
+
+
+def pids_of(node: Node) -> set[int]:
+    return {process.pid for process in node.processes()}
+
+
+def test_replicas_are_where_their_label_says(house: House) -> None:
+    (gpu,), (cpu,) = house.cluster.replicas("gpu-pool"), house.cluster.replicas("cpu-pool")
+    (router,) = house.cluster.replicas("Router")
+    assert gpu in pids_of(house.gpu)
+    assert cpu in pids_of(house.cpu)
+    assert router in pids_of(house.cluster.head)
+    nodes = {entry["name"]: entry["nodes"] for entry in house.status()["pools"]}
+    assert nodes == {"gpu-pool": 1, "cpu-pool": 1}
+
+
+def test_a_dead_node_of_the_preferred_pool_costs_no_request(whole: House) -> None:
+    with load("scale by HTTP", by_http(whole.url, "scale"), [2], callers=4) as report:
+        time.sleep(2)
+        assert report.backends["gpu-pool"], "the victim serves"
+        killed = time.monotonic()
+        whole.cluster.kill(whole.gpu)
+        wait_dead(whole.gpu)
+        noticed = time.monotonic()
+        wait_for(lambda: whole.state("scale", "gpu-pool") == "no-hardware", 30, "status says no-hardware")
+        time.sleep(2)
+        # With nobody asking for it, the pool rises once the node is back.
+        whole.gpu = whole.cluster.add("gpu", gpus=1)
+        whole.wait_live("scale", "gpu-pool", timeout=90)
+        time.sleep(2)
+    print(f"Ray noticed after {noticed - killed:.1f} s; worst meanwhile {report.worst_ms(killed, noticed):.0f} ms")
+    assert report.problems == []
+    assert set(report.backends) == {"gpu-pool", "cpu-pool"}
+    assert by_http(whole.url, "scale")()(X)[1] == "gpu-pool"
+
+
+def test_without_any_backend_the_refusal_is_quick_and_says_why(whole: House) -> None:
+    url = f"http://{whole.url}/v2/models/scale/infer"
+    began = time.monotonic()
+    for node in (whole.gpu, whole.cpu):
+        whole.cluster.kill(node)
+    # What Serve has not noticed yet is tried again until the deadline, and no longer.
+    first = httpx.post(url, json=body(X), headers={"enginehouse-deadline-ms": "3000"}, timeout=20)
+    assert first.status_code in (503, 504), first.text
+    assert time.monotonic() - began < 3 + 2
+    for node in (whole.gpu, whole.cpu):
+        wait_dead(node)
+    for pool in ("gpu-pool", "cpu-pool"):
+        wait_for(lambda pool=pool: whole.state("scale", pool) == "no-hardware", 30, f"{pool} has no hardware")  # type: ignore[misc]
+    for _ in range(5):
+        asked = time.monotonic()
+        answer = httpx.post(url, json=body(X), timeout=20)
+        assert time.monotonic() - asked < 1
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+        assert "scale@1" in answer.json()["error"]
+        assert f"{ACCELERATOR_LABEL}=gpu" in answer.json()["error"]
+        assert f"{ACCELERATOR_LABEL}=cpu" in answer.json()["error"]
+    assert httpx.get(f"http://{whole.url}/v2/health/ready", timeout=10).status_code == 400
+    assert httpx.get(f"http://{whole.url}/v2/health/live", timeout=10).status_code == 200
+    restore(whole)
+    wait_for(whole.healthy, 30, "HTTP")
+    np.testing.assert_array_equal(by_http(whole.url, "scale")()(X)[0], X * 2)
+
+
+def test_a_pool_without_hardware_is_held_at_zero_until_a_node_joins(whole: House) -> None:
+    from ray import serve
+
+    from enginehouse import deploy
+
+    whole.cluster.kill(whole.gpu)
+    wait_dead(whole.gpu)
+    deploy.undeploy()
+    wait_for(lambda: "enginehouse" not in serve.status().applications, 60, "undeployed")
+    deploy_app(whole.cluster, whole.catalog)
+    whole.wait_live("scale", "cpu-pool")
+    application = serve.status().applications["enginehouse"]
+    assert application.status == "RUNNING"
+    assert sum(application.deployments["gpu-pool"].replica_states.values()) == 0
+    entry = next(backend for backend in whole.model("scale")["backends"] if backend["pool"] == "gpu-pool")
+    assert entry["state"] == "no-hardware"
+    assert f"{ACCELERATOR_LABEL}=gpu" in entry["reason"]
+    shown = whole.cluster.cli("status")
+    assert "no-hardware" in shown.stdout, shown.stderr
+    assert f"{ACCELERATOR_LABEL}=gpu" in shown.stdout
+    wait_for(whole.healthy, 30, "HTTP")
+    assert by_http(whole.url, "scale")()(X)[1] == "cpu-pool"
+    joined = time.monotonic()
+    whole.gpu = whole.cluster.add("gpu", gpus=1)
+    whole.wait_live("scale", "gpu-pool")
+    print(f"the pool serves {time.monotonic() - joined:.1f} s after its node was started")
+    assert by_http(whole.url, "scale")()(X)[1] == "gpu-pool"

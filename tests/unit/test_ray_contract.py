@@ -1,0 +1,102 @@
+"""The Ray names that are not public and that availability.py, deploy.py and pool.py rely on, in the pinned version."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+
+NAMES = [
+    # availability.LiveReplicas
+    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.update_replicas"),
+    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.initialize_state"),
+    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.curr_replicas"),
+    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.replica_queue_len_cache"),
+    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.on_replica_actor_died"),
+    ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.routing_stats"),
+    ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.node_id"),
+    ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.max_ongoing_requests"),
+    ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.replica_id"),
+    # availability.watch and availability.HardwarePresent
+    ("ray.serve.handle", "DeploymentHandle.is_initialized"),
+    ("ray.serve.handle", "DeploymentHandle._init"),
+    ("ray.serve.autoscaling_policy", "replica_queue_length_autoscaling_policy"),
+    ("ray.serve.config", "AutoscalingContext"),
+    # availability.unload
+    ("ray.serve.multiplex", "_ModelMultiplexWrapper"),
+    # deploy
+    ("ray.serve.context", "_get_global_client"),
+    ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),
+    ("ray.serve._private.client", "ServeControllerClient.deploy_apps"),
+    ("ray.serve._private.controller", "ServeController.get_app_configs"),
+    ("ray.serve.schema", "ServeDeploySchema"),
+]
+
+
+def find(module: str, path: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize(("module", "path"), NAMES, ids=[path for _, path in NAMES])
+def test_the_name_exists(module: str, path: str) -> None:
+    assert find(module, path) is not None
+
+
+def source(module: str, path: str) -> str:
+    return inspect.getsource(find(module, path))
+
+
+def test_deploying_without_waiting_is_possible() -> None:
+    parameters = inspect.signature(find("ray.serve._private.client", "ServeControllerClient.deploy_apps")).parameters
+    assert "_blocking" in parameters
+
+
+def test_the_client_can_be_asked_for_without_starting_anything() -> None:
+    parameters = inspect.signature(find("ray.serve.context", "_get_global_client")).parameters
+    assert "raise_if_no_controller_running" in parameters
+
+
+def test_a_request_router_knows_its_deployment() -> None:
+    assert "self._deployment_id =" in source(
+        "ray.serve._private.request_router.request_router", "RequestRouter.__init__"
+    )
+
+
+def test_the_multiplex_wrapper_keeps_its_models_where_we_drop_them() -> None:
+    text = source("ray.serve.multiplex", "_ModelMultiplexWrapper")
+    assert "self.models" in text
+    assert "self._push_multiplexed_replica_info" in text
+    assert "__serve_multiplex_wrapper" in inspect.getsource(find("ray.serve", "api"))
+
+
+def test_a_batched_function_can_be_retuned_live() -> None:
+    from ray import serve
+
+    @serve.batch(max_batch_size=2, batch_wait_timeout_s=0)
+    async def batched(items: list[int]) -> list[int]:
+        return items
+
+    assert callable(batched.set_max_batch_size)
+    assert callable(batched.set_batch_wait_timeout_s)
+
+
+def test_request_routing_options_are_known() -> None:
+    from ray.serve.config import RequestRouterConfig
+
+    assert {
+        "request_router_class",
+        "request_routing_stats_period_s",
+        "request_routing_stats_timeout_s",
+    } <= RequestRouterConfig.model_fields.keys()
+
+
+def test_the_environment_that_serving_sets_is_still_read() -> None:
+    from enginehouse.config import SERVING_ENV
+
+    constants = inspect.getsource(importlib.import_module("ray.serve._private.constants"))
+    assert [name for name in SERVING_ENV if name not in constants] == []
