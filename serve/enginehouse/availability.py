@@ -54,10 +54,13 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
     Serve leaves a replica out of its list while it reconfigures it. Ours answer all the while (reconfigure only takes
     notes), so a replica that vanishes is kept for `KEEP_S`: if it died instead, the first call to it says so.
     A restarted controller lists replicas whose reports it has not pulled yet: the last ones seen stand for them.
+    A replica that could not be reached is doubted for `DOUBT_S`: of a node that lost its power Ray itself knows only
+    after several seconds, and until then Serve would try it again instead of failing the call.
     """
 
     #: Below the 2 s for which Serve lets a stopping replica finish its calls.
     KEEP_S = 1.0
+    DOUBT_S = 1.0
 
     def initialize_state(self, **_: object) -> None:
         # Serve pickles this class by value, so the registry must be reached through the module's name.
@@ -66,6 +69,7 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
         self._listed: list[Any] = []
         self._missing_since: dict[Any, float] = {}
         self.reports: dict[Any, Mapping[str, ModelReport]] = {}
+        self.doubted_until: dict[Any, float] = {}
         availability.register(self)
 
     def update_replicas(self, replicas: list[Any]) -> None:
@@ -82,6 +86,12 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
         self.reports = {known: report for known, report in self.reports.items() if known in current} | new
         if kept:
             asyncio.get_running_loop().call_later(self.KEEP_S, lambda: self.update_replicas(self._listed))
+        self.doubted_until = {known: until for known, until in self.doubted_until.items() if known in current}
+
+    def on_replica_actor_unavailable(self, replica_id: Any) -> None:
+        """Hear from Serve that a replica could not be reached."""
+        super().on_replica_actor_unavailable(replica_id)
+        self.doubted_until[replica_id] = time.monotonic() + self.DOUBT_S
 
 
 def register(router: LiveReplicas) -> None:
@@ -101,6 +111,7 @@ def replicas(app: str, pool: str) -> list[ReplicaView]:
     router = _request_routers.get((app, pool))
     if router is None:
         return []
+    now = time.monotonic()
     queue_lengths = router.replica_queue_len_cache
     return [
         ReplicaView(
@@ -111,6 +122,7 @@ def replicas(app: str, pool: str) -> list[ReplicaView]:
             capacity=replica.max_ongoing_requests,
         )
         for replica_id, replica in list(router.curr_replicas.items())
+        if router.doubted_until.get(replica_id, 0.0) <= now
     ]
 
 
