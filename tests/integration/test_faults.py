@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -36,6 +37,29 @@ def test_a_killed_replica_costs_no_request(house: House, model: str, pool: str) 
     assert http.problems == []
     assert handle.problems == []
     assert set(http.backends) == {"gpu-pool", "cpu-pool"}, "the other pool stood in"
+
+
+def test_a_frozen_replica_costs_no_request(house: House) -> None:
+    """Nothing closes its connections: only Serve's health check can tell, and then the call goes elsewhere."""
+    house.wait_live("scale", "gpu-pool", "cpu-pool")
+    (victim,) = house.cluster.replicas("gpu-pool")
+    with load("scale by HTTP", by_http(house.url, "scale"), [2], callers=3) as report:
+        time.sleep(1)
+        assert report.backends["gpu-pool"], "the victim serves"
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            wait_for(
+                lambda: [pid for pid in house.cluster.replicas("gpu-pool") if pid != victim],
+                60,
+                "a new gpu-pool replica",
+            )
+            house.wait_live("scale", "gpu-pool")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        time.sleep(1)
+    assert report.problems == []
+    assert set(report.backends) == {"gpu-pool", "cpu-pool"}
 
 
 def test_a_killed_controller_loses_nothing(house: House) -> None:

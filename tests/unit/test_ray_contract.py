@@ -14,7 +14,7 @@ NAMES = [
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.initialize_state"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.curr_replicas"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.replica_queue_len_cache"),
-    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.on_replica_actor_died"),
+    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.on_replica_actor_unavailable"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.routing_stats"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.node_id"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.max_ongoing_requests"),
