@@ -54,13 +54,13 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
     Serve leaves a replica out of its list while it reconfigures it. Ours answer all the while (reconfigure only takes
     notes), so a replica that vanishes is kept for `KEEP_S`: if it died instead, the first call to it says so.
     A restarted controller lists replicas whose reports it has not pulled yet: the last ones seen stand for them.
-    A replica that could not be reached is doubted for `DOUBT_S`: of a node that lost its power Ray itself knows only
-    after several seconds, and until then Serve would try it again instead of failing the call.
+    A replica that could not be reached is doubted for `DOUBT_S`, or until it answers: of a node that lost its power Ray
+    knows only seconds later, and until then Serve would go on probing it instead of failing the call.
     """
 
     #: Below the 2 s for which Serve lets a stopping replica finish its calls.
     KEEP_S = 1.0
-    DOUBT_S = 1.0
+    DOUBT_S = 5.0
 
     def initialize_state(self, **_: object) -> None:
         # Serve pickles this class by value, so the registry must be reached through the module's name.
@@ -88,6 +88,11 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
             asyncio.get_running_loop().call_later(self.KEEP_S, lambda: self.update_replicas(self._listed))
         self.doubted_until = {known: until for known, until in self.doubted_until.items() if known in current}
 
+    def is_doubted(self, replica_id: Any) -> bool:
+        # Serve forgets the queue length of a replica that it could not reach, and learns it anew from its answer.
+        unheard = self.replica_queue_len_cache.get(replica_id) is None
+        return unheard and time.monotonic() < self.doubted_until.get(replica_id, 0.0)
+
     def on_replica_actor_unavailable(self, replica_id: Any) -> None:
         """Hear from Serve that a replica could not be reached."""
         super().on_replica_actor_unavailable(replica_id)
@@ -111,7 +116,6 @@ def replicas(app: str, pool: str) -> list[ReplicaView]:
     router = _request_routers.get((app, pool))
     if router is None:
         return []
-    now = time.monotonic()
     queue_lengths = router.replica_queue_len_cache
     return [
         ReplicaView(
@@ -122,7 +126,7 @@ def replicas(app: str, pool: str) -> list[ReplicaView]:
             capacity=replica.max_ongoing_requests,
         )
         for replica_id, replica in list(router.curr_replicas.items())
-        if router.doubted_until.get(replica_id, 0.0) <= now
+        if not router.is_doubted(replica_id)
     ]
 
 
