@@ -36,6 +36,8 @@ def test_a_killed_replica_costs_no_request(house: House, model: str, pool: str) 
         time.sleep(2)
     assert http.problems == []
     assert handle.problems == []
+    # Serve alone would keep them until a new replica is up, about six seconds.
+    assert max(http.worst_ms(), handle.worst_ms()) < 2000
     assert set(http.backends) == {"gpu-pool", "cpu-pool"}, "the other pool stood in"
 
 
