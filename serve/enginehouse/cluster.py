@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import shutil
 import socket
 import sys
@@ -168,6 +169,8 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for later, below those that the system and above those that Ray's workers take by chance."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        if not _in_use(port):
+            return port
