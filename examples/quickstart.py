@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -236,12 +237,18 @@ def main(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise SystemExit(f"--json {json_file}: there is no such folder")
+    with contextlib.closing(socket.socket()) as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SystemExit(f"port {port} is in use; choose another with --port")
     install_s = float((ROOT / ".venv/.install-seconds").read_text())
     with contextlib.ExitStack() as cleanup:
         folder = Path(tempfile.mkdtemp(prefix="eh-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         # A Ray of our own, which other jobs may use with this token.
         env = os.environ | {
+            "COLUMNS": str(console.width - 2),
             "RAY_TMPDIR": str(folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),

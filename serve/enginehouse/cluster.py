@@ -43,6 +43,8 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     _quiet()
+    if address == "auto" and "RAY_ADDRESS" not in os.environ:
+        _check_only_one()
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and not _answers(host, int(port)):
         # Ray itself takes more than a minute to find out.
@@ -59,14 +61,14 @@ def connected(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def local(port: int) -> Iterator[str]:
+def local(host: str, port: int) -> Iterator[str]:
     """A Ray cluster of this machine alone, for as long as the context lasts; its address is yielded.
 
-    Raises ConfigError when `port` is taken.
+    Raises ConfigError when `host` and `port` cannot be listened on.
     """
     _check_ray_is_not_imported()
-    if _in_use(port):
-        raise ConfigError(f"port {port} is in use; choose another with --port")
+    if reason := _listen_error(host, port):
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port")
     temporary = tempfile.mkdtemp(prefix="enginehouse-")
     # Set before Ray starts, because its processes inherit it.
     os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
@@ -131,6 +133,17 @@ def _local_env(temporary: str) -> dict[str, str]:
     }
 
 
+def _check_only_one() -> None:
+    """Ray's own `auto` takes the cluster that was started last, and a change would go to somebody else's."""
+    from ray._private.services import find_gcs_addresses
+
+    addresses = sorted(find_gcs_addresses())
+    if len(addresses) > 1:
+        raise ConfigError(
+            f"{len(addresses)} Ray clusters run on this machine: {', '.join(addresses)}; name one with --address"
+        )
+
+
 def _check_ray_is_not_imported() -> None:
     if "ray" in sys.modules:
         raise RuntimeError("Ray was imported before the environment that it reads on import was set")
@@ -150,14 +163,14 @@ def _end_haproxy(folder: str) -> None:
             process.kill()
 
 
-def _in_use(port: int) -> bool:
+def _listen_error(host: str, port: int) -> str | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-        return False
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
 
 def _answers(host: str, port: int) -> bool:
@@ -172,5 +185,5 @@ def _free_port() -> int:
     """A port for later, below those that the system and above those that Ray's workers take by chance."""
     while True:
         port = random.randrange(20_000, 30_000)
-        if not _in_use(port):
+        if _listen_error("127.0.0.1", port) is None:
             return port

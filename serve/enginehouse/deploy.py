@@ -58,7 +58,9 @@ def apply(change: Change) -> None:
     )
     for attempt in range(_TRIES):
         try:
-            ray.get(writer.remote().apply.remote(change))
+            # Held until the answer is there: the actor ends with its last handle.
+            actor = writer.remote()
+            ray.get(actor.apply.remote(change))
             return
         except RayTaskError as error:
             raise error.cause from None

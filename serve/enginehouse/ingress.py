@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 import zlib
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,8 @@ from enginehouse.router import Router
 PREFIX = "enginehouse-"
 #: Seconds that a client may take to send its body.
 BODY_TIMEOUT_S = 60.0
+#: JSON of up to this size is read and written on the event loop: a millisecond or two, less than a thread would cost.
+INLINE_BYTES = 1 << 17
 _BINARY_HEADER = "Inference-Header-Content-Length"
 #: Content-Encoding -> zlib's window bits.
 _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -79,10 +82,12 @@ async def infer(request: Request) -> Response:
     replica = _replica()
     name, version = _model_of(request)
     body = await _body(request, replica.config.router.max_body_bytes)
-    # After the last await before `core.infer`: a version may be switched while a body arrives.
     served = replica.core.models.get(name, version)
     length = protocol.parse_header_length(request.headers.get(_BINARY_HEADER))
-    wanted = protocol.decode_request(body, length, served.signature)
+    # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.
+    decode = functools.partial(protocol.decode_request, body, length, served.signature)
+    is_large = length is None and len(body) > INLINE_BYTES
+    wanted = await asyncio.to_thread(decode) if is_large else decode()
     answer = await replica.core.infer(
         name,
         wanted.inputs,
@@ -91,9 +96,12 @@ async def infer(request: Request) -> Response:
         backend=request.headers.get(PREFIX + "backend") or _text(wanted.parameters, "backend"),
     )
     origin = answer.origin()
-    content, json_length = protocol.encode_response(
-        name, answer.version, wanted, answer.outputs, served.signature, origin
+    # Of the version that answered: it may have been switched since the request was decoded.
+    encode = functools.partial(
+        protocol.encode_response, name, origin["version"], wanted, answer.outputs, answer.served.signature, origin
     )
+    is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
+    content, json_length = await asyncio.to_thread(encode) if is_large else encode()
     headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in origin.items()}
     if json_length is None:
         return Response(content, 200, headers, media_type="application/json")
@@ -123,9 +131,8 @@ def _model_of(request: Request) -> tuple[str, str | None]:
 
 async def _body(request: Request, limit: int) -> bytes:
     """The whole body, decompressed. Raises RequestTooLarge before more than `limit` bytes are held."""
-    too_large = RequestTooLarge(f"the body is larger than {limit} bytes; send fewer rows in a request")
     if int(request.headers.get("content-length") or 0) > limit:
-        raise too_large
+        raise _too_large(limit)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_ENCODINGS):
         raise HTTPException(415, f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
@@ -136,25 +143,33 @@ async def _body(request: Request, limit: int) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    raise too_large
+                    raise _too_large(limit)
                 chunks.append(chunk)
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes so far)") from None
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if encoding == "identity":
         return body
+    return await asyncio.to_thread(_inflated, body, encoding, limit)
+
+
+def _inflated(body: bytes, encoding: str, limit: int) -> bytes:
     inflater = zlib.decompressobj(_ENCODINGS[encoding])
     try:
         plain = inflater.decompress(body, limit + 1)
     except zlib.error as error:
         raise InvalidInput(f"the body is not valid {encoding}: {error}") from None
     if len(plain) > limit:
-        raise too_large
+        raise _too_large(limit)
     if not inflater.eof:
         raise InvalidInput(f"the {encoding} body is truncated")
     if inflater.unused_data:
         raise InvalidInput(f"{len(inflater.unused_data)} bytes follow the end of the {encoding} body")
     return plain
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is larger than {limit} bytes; send fewer rows in a request")
 
 
 def _deadline_s(request: Request, parameters: Any) -> float | None:

@@ -9,144 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 from ray import serve
 
 from enginehouse import availability, hardware
 from enginehouse.availability import ModelReport, ModelState
-from enginehouse.bundle import Artifact, EngineKind, Manifest
+from enginehouse.batching import Answer, LoadedModel
+from enginehouse.bundle import EngineKind, Manifest
 from enginehouse.config import Catalog, ModelConfig, PoolConfig
-from enginehouse.engines import Engine, load_engine
+from enginehouse.engines import load_engine
 from enginehouse.errors import (
     ArtifactMissing,
-    DeadlineExceeded,
     EnginehouseError,
     EngineUnavailable,
-    InferenceFailed,
     ModelNotFound,
 )
 from enginehouse.policy import choose_artifact
 from enginehouse.store import Store
-from enginehouse.tensors import Tensors, split, stack
+from enginehouse.tensors import Tensors
 
 logger = logging.getLogger("ray.serve")
 
 #: Seconds until a model that failed to load is tried again: its store may have been out of reach.
 RETRY_AFTER_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds a request waited for its batch and the batch took to compute, and the rows of that batch."""
-
-    queue_ms: float
-    compute_ms: float
-    batch_rows: int
-
-
-Answer = tuple[dict[str, np.ndarray], Timing]
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    inputs: Tensors
-    rows: int
-    arrived: float
-    deadline: float
-
-
-class LoadedModel:
-    """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's."""
-
-    def __init__(self, engine: Engine, manifest: Manifest, artifact: Artifact) -> None:
-        self.engine = engine
-        self.artifact = artifact
-        self.max_rows = manifest.max_batch
-        self.last_used = time.monotonic()
-        # One engine call at a time: a CPU engine already uses all of its threads.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
-
-        # serve.batch keeps one queue per decorated function, hence a function per model.
-        @serve.batch(max_batch_size=manifest.max_batch, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-        async def run(items: list[_Item]) -> list[Answer | EnginehouseError]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
-
-        self._batched = run
-
-    def set_batching(self, config: ModelConfig) -> None:
-        """Take batch size and wait from the catalog, live."""
-        self._batched.set_max_batch_size(config.max_batch_size or self.max_rows)
-        self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
-
-    async def infer(self, inputs: Tensors, rows: int, budget_s: float) -> Answer:
-        """Answer one request within `budget_s` seconds of its arrival here."""
-        self.last_used = now = time.monotonic()
-        answer: Answer | EnginehouseError = await self._batched(_Item(inputs, rows, now, now + budget_s))
-        # An exception *returned* for one item arrives as a value; raising it in the batch would fail its neighbours.
-        if isinstance(answer, EnginehouseError):
-            raise answer
-        return answer
-
-    def _run(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
-        """Worker thread: drop the expired, group what can be stacked, keep every engine call within `max_rows`."""
-        now = time.monotonic()
-        answers: dict[int, Answer | EnginehouseError] = {}
-        groups: dict[Any, list[int]] = {}
-        for index, item in enumerate(items):
-            if item.deadline <= now:
-                answers[index] = DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
-            elif not self.engine.signature.batched:
-                groups[index] = [index]
-            else:
-                groups.setdefault(tuple((n, a.shape[1:]) for n, a in sorted(item.inputs.items())), []).append(index)
-        for members in groups.values():
-            for part in _parts([items[index].rows for index in members], self.max_rows):
-                chosen = [members[position] for position in part]
-                answers.update(zip(chosen, self._compute([items[index] for index in chosen]), strict=True))
-        return [answers[index] for index in range(len(items))]
-
-    def _compute(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
-        rows = [item.rows for item in items]
-        started = time.monotonic()
-        try:
-            outputs = self._infer_in_pieces(stack([item.inputs for item in items]), sum(rows))
-        except InferenceFailed as error:
-            if len(items) == 1:
-                return [error]
-            # One request broke the batch; its neighbours still get their answers.
-            return [self._compute([item])[0] for item in items]
-        compute_ms = (time.monotonic() - started) * 1e3
-        return [
-            (part, Timing((started - item.arrived) * 1e3, compute_ms, sum(rows)))
-            for item, part in zip(items, split(outputs, rows), strict=True)
-        ]
-
-    def _infer_in_pieces(self, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
-        if rows <= self.max_rows:
-            return self.engine.infer(inputs)
-        pieces = [
-            self.engine.infer({name: array[start : start + self.max_rows] for name, array in inputs.items()})
-            for start in range(0, rows, self.max_rows)
-        ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _parts(rows: list[int], limit: int) -> list[list[int]]:
-    """Consecutive positions whose rows add up to at most `limit`; a single larger one stands alone."""
-    parts: list[list[int]] = []
-    total = limit + 1
-    for position, count in enumerate(rows):
-        if total + count > limit:
-            parts.append([])
-            total = 0
-        parts[-1].append(position)
-        total += count
-    return parts
 
 
 class Pool:

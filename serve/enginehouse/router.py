@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from enginehouse import availability
+from enginehouse.batching import Timing
 from enginehouse.config import APP_NAME, AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
@@ -29,7 +30,6 @@ from enginehouse.errors import (
     RequestTooLarge,
 )
 from enginehouse.policy import Choice, FastestLive, Policy, RequestHints
-from enginehouse.pool import Timing
 from enginehouse.served import Served, ServedModels
 from enginehouse.tensors import Tensors
 
@@ -44,8 +44,7 @@ class Answer:
     """Outputs of one request, and who made them."""
 
     outputs: dict[str, np.ndarray]
-    model: str
-    version: str
+    served: Served
     choice: Choice
     timing: Timing
     attempts: int
@@ -53,7 +52,7 @@ class Answer:
     def origin(self) -> dict[str, Any]:
         """Who answered and how long it took, as plain data; the response headers carry the same."""
         return {
-            "version": self.version,
+            "version": self.served.config.version,
             "backend": self.choice.backend.pool,
             "precision": self.choice.backend.precision,
             "queue_ms": round(self.timing.queue_ms, 3),
@@ -131,7 +130,7 @@ class Router:
                 except (EngineUnavailable, ModelNotFound, NoBackend) as error:
                     failures.append(f"{choice.backend.pool}: {error}")
                 else:
-                    return Answer(outputs, served.config.name, served.config.version, choice, timing, attempts)
+                    return Answer(outputs, served, choice, timing, attempts)
             left = deadline - time.monotonic()
             if left <= BACKOFF_S:
                 raise DeadlineExceeded(
@@ -143,6 +142,8 @@ class Router:
         self, choice: Choice, served: Served, inputs: Tensors, rows: int, deadline: float
     ) -> tuple[dict[str, np.ndarray], Timing]:
         left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"{choice.backend.pool} was not tried: no time was left")
         handle = self._handles[choice.backend.pool].options(multiplexed_model_id=served.config.id)
         response = handle.infer.remote(inputs, rows, left)
         try:

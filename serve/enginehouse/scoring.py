@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.extensions import ArrowTensorArray
 
 from enginehouse.client import Client
-from enginehouse.errors import CapacityError, ConfigError, InvalidInput
+from enginehouse.errors import CapacityError, ConfigError, EnginehouseError, InferenceFailed, InvalidInput
 from enginehouse.tensors import Signature, Tensors
 
 #: Logical CPUs of one scoring actor, and of one reading or writing task. Ray Data's own default of a whole CPU for
@@ -67,7 +67,10 @@ def score(
         compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors, initial_size=min_actors),
         num_cpus=ACTOR_CPUS,
     )
-    scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
+    try:
+        scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
+    except Exception as error:
+        raise _reason(error) from None
     written = dataset.dataset(target)
     backends = written.to_table(columns=[_BACKEND]).column(_BACKEND).unique().to_pylist()
     return Scored(written.count_rows(), tuple(sorted(backends)))
@@ -166,11 +169,13 @@ def _dense(column: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """A Parquet column as one array: nested lists come as an object array of arrays."""
     if dtype.hasobject:
         return column
-    array = (
-        np.stack([np.asarray(row.tolist() if row.dtype.hasobject else row) for row in column])
-        if (column.dtype.hasobject)
-        else column
-    )
+    if column.dtype.hasobject:
+        try:
+            array = np.stack([np.asarray(row.tolist() if row.dtype.hasobject else row) for row in column])
+        except ValueError:
+            raise InvalidInput(f"column {name!r} has rows of different shapes") from None
+    else:
+        array = column
     if array.dtype == dtype:
         return array
     if not np.can_cast(array.dtype, dtype, "same_kind") and not np.array_equal(array, array.astype(dtype)):
@@ -193,3 +198,13 @@ def _check_room(actors: int) -> None:
             f"scoring needs {needed:g} free logical CPUs ({actors} actors of {ACTOR_CPUS:g}, {IO_CPUS:g} each to read "
             f"and to write), but {free:g} of {total:g} are free; add a CPU node or lower the pools' num_cpus"
         )
+
+
+def _reason(error: BaseException) -> EnginehouseError:
+    """What went wrong in an actor, out of Ray Data's wrappings."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EnginehouseError):
+            return cause
+        last, cause = cause, getattr(cause, "cause", None) or cause.__cause__
+    return InferenceFailed(f"scoring stopped: {type(last).__name__}: {last}")

@@ -18,11 +18,11 @@ from ray.serve._private.config import DeploymentConfig
 from tests.conformance.conftest import MAX_ROWS, write_bundle
 from tests.conformance.models import BY_NAME, Case
 
+from enginehouse.batching import Answer, LoadedModel, _Item, _parts
 from enginehouse.bundle import Bundle
 from enginehouse.config import ModelConfig
 from enginehouse.engines import load_engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
-from enginehouse.pool import Answer, LoadedModel, _Item, _parts
 from enginehouse.store import Store
 from enginehouse.tensors import Signature, Tensors, TensorSpec
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 
@@ -15,6 +17,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Build engines from a trained model, and serve the best one that is alive.",
 )
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Build engines from a trained model, and serve the best one that is alive."""
+    if show:
+        typer.echo(importlib.metadata.version("enginehouse"))
+
+
 app.command()(build.build)
 app.command()(build.inspect)
 app.command()(serve.serve)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.console import Console
 
 from enginehouse.errors import EnginehouseError
 
-#: A pipe has no width of its own: wide enough for every table.
-_WIDTH = None if sys.stdout.isatty() else 120
+#: A pipe has no width of its own: wide enough for every table, unless COLUMNS says what is behind it.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 out = Console(width=_WIDTH)
 err = Console(stderr=True, highlight=False, width=_WIDTH)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+# The standard library: NaN and infinities are part of the protocol as Triton speaks it, and orjson has none.
+import json
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import orjson
 import typer
 
 from enginehouse.cli.console import err
-from enginehouse.errors import InvalidInput, NoBackend
+from enginehouse.errors import ConfigError, InvalidInput, NoBackend
 from enginehouse.tensors import DTYPES
 
 
@@ -24,6 +25,8 @@ def infer(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30,
 ) -> None:
     """Send one request and print the outputs as JSON; who answered goes to stderr."""
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"{output.parent} is no folder; --output needs one that exists")
     name, _, version = model.partition("@")
     path = f"{url.rstrip('/')}/v2/models/{name}" + (f"/versions/{version}" if version else "")
     document, _ = _call(path, None, timeout)
@@ -32,7 +35,7 @@ def infer(
     unknown = sorted(set(values) - {spec["name"] for spec in document["inputs"]})
     if unknown:
         raise InvalidInput(f"no input {', '.join(unknown)}; {name!r} wants {_wanted(document)}")
-    answer, headers = _call(f"{path}/infer", orjson.dumps(body), timeout)
+    answer, headers = _call(f"{path}/infer", json.dumps(body).encode(), timeout)
     facts = {
         key.removeprefix("enginehouse-"): value for key, value in headers.items() if key.startswith("enginehouse-")
     }
@@ -44,7 +47,7 @@ def infer(
     if output is not None:
         np.savez(output, **arrays)  # type: ignore[arg-type]
     else:
-        typer.echo(orjson.dumps({key: array.tolist() for key, array in arrays.items()}).decode())
+        typer.echo(json.dumps({key: array.tolist() for key, array in arrays.items()}))
 
 
 def _values(data: str) -> dict[str, Any]:
@@ -55,8 +58,8 @@ def _values(data: str) -> dict[str, Any]:
             return {name: file[name] for name in file.files}
     text = data if data.lstrip().startswith("{") else _text_of(data)
     try:
-        values = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
         raise InvalidInput(f"INPUT is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise InvalidInput('INPUT must be an object of inputs by name, such as {"x": [[1, 2]]}')
@@ -73,16 +76,11 @@ def _text_of(path: str) -> str:
 def _tensor(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     if spec["name"] not in values:
         raise InvalidInput(f"INPUT has no {spec['name']!r}; the model wants {spec['datatype']}{spec['shape']}")
-    dtype = DTYPES[spec["datatype"]]
     try:
         array = np.asarray(values[spec["name"]])
-        array = (
-            array
-            if dtype.hasobject
-            else array.astype(dtype, casting="same_kind" if array.dtype.kind == "f" else "unsafe")
-        )
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise InvalidInput(f"input {spec['name']!r}: {error}") from None
+    # As it was given: the server checks every value against the model's datatype and names the one at fault.
     return {"name": spec["name"], "datatype": spec["datatype"], "shape": array.shape, "data": array.ravel().tolist()}
 
 
@@ -97,7 +95,7 @@ def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any],
         raise InvalidInput(f"{url!r} is no URL; --url is such as http://127.0.0.1:8000") from None
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            return orjson.loads(response.read()), {key.lower(): value for key, value in response.headers.items()}
+            return json.loads(response.read()), {key.lower(): value for key, value in response.headers.items()}
     except urllib.error.HTTPError as error:
         raise InvalidInput(f"{url} answered {error.code}: {_error_of(error.read())}") from None
     except OSError as error:
@@ -107,6 +105,6 @@ def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any],
 
 def _error_of(body: bytes) -> str:
     try:
-        return str(orjson.loads(body)["error"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return str(json.loads(body)["error"])
+    except (json.JSONDecodeError, KeyError, TypeError):
         return body[:200].decode(errors="replace")

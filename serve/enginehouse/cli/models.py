@@ -41,7 +41,9 @@ def add(
         entry = next(entry for entry in document["models"] if entry["name"] == model.name)
         if entry["state"] == "failed":
             reasons = [
-                f"{backend['pool']}: {backend['reason']}" for backend in entry["backends"] if backend["replicas"]
+                f"{backend['pool']}: {backend['reason']}"
+                for backend in entry["backends"]
+                if backend["state"] == "failing"
             ]
             why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
             if old is None:

@@ -14,7 +14,7 @@ from enginehouse import cluster
 from enginehouse.cli.console import out, say
 from enginehouse.cli.status import show
 from enginehouse.config import AppConfig, Catalog, ModelConfig, serve_config
-from enginehouse.errors import ConfigError, EnginehouseError, ModelNotFound, NoBackend
+from enginehouse.errors import ConfigError, EnginehouseError, NoBackend
 from enginehouse.store import Store
 
 
@@ -48,13 +48,14 @@ def serve(
         return
     stop = threading.Event()
     say("starting a local Ray")
-    with cluster.local(port) as ray_address:
+    with cluster.local(host, port) as ray_address:
         # After Ray has started, which puts its own handler for SIGTERM.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         _deploy(cluster.on_this_machine(app), catalog, host, port, timeout, started, stop)
-        out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
         if not stop.is_set():
+            out.print(f"other commands: --address {ray_address}", highlight=False)
+            out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
             out.print("Ctrl-C ends it.")
         stop.wait()
         say("stopping")
@@ -73,12 +74,13 @@ def catalog_of(store: str, models: str) -> Catalog:
 def model_of(store: str, entry: str, **options: Any) -> ModelConfig:
     """The catalog entry for `name` (its newest version) or `name@version`. Raises ConfigError, InvalidInput."""
     name, _, version = entry.partition("@")
-    if not version:
-        try:
-            version = Store(store).latest(name)
-        except ModelNotFound:
-            have = ", ".join(Store(store).models()) or "nothing"
-            raise ConfigError(f"{store} has no model {name!r}; it has {have}") from None
+    versions = Store(store).versions(name)
+    if not versions:
+        have = ", ".join(Store(store).models()) or "nothing"
+        raise ConfigError(f"{store} has no model {name!r}; it has {have}")
+    if version and version not in versions:
+        raise ConfigError(f"{store} has no version {version!r} of {name!r}; it has {', '.join(versions)}")
+    version = version or versions[-1]
     return ModelConfig(name=name, version=version, **options)
 
 
@@ -136,6 +138,8 @@ def _deploy(
     say(f"deploying {', '.join(model.id for model in catalog.models)}")
     deploy.deploy(app, catalog, host, port)
     document = wait_until_served(catalog, timeout, stop)
+    if stop and stop.is_set():
+        return
     show(document)
     ready = [entry["name"] for entry in document["models"] if entry["state"] == "ready"]
     if not ready:
