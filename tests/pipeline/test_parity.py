@@ -40,6 +40,12 @@ def test_nan_equals_nan_and_infinity_itself() -> None:
     assert compare({"y": want.copy()}, {"y": want}).relative_l2 == 0
 
 
+def test_answers_without_any_finite_value_verify_nothing() -> None:
+    nothing = {"y": np.full((2, 3), np.nan)}
+    with pytest.raises(ParityFailed, match="no finite value to compare in 6"):
+        compare(nothing, nothing)
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_value_that_is_finite_on_one_side_only_fails(wrong: float) -> None:
     got = WANT.copy()

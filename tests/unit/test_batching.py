@@ -18,7 +18,7 @@ from ray.serve._private.config import DeploymentConfig
 from tests.conformance.conftest import MAX_ROWS, write_bundle
 from tests.conformance.models import BY_NAME, Case
 
-from enginehouse.batching import Answer, LoadedModel, _Item, _parts
+from enginehouse.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _parts
 from enginehouse.bundle import Bundle
 from enginehouse.config import ModelConfig
 from enginehouse.engines import load_engine
@@ -101,6 +101,20 @@ async def test_requests_of_any_number_of_rows_are_joined_up_to_the_largest_batch
     requests = [case.sample(RNG, rows) for rows in (1, 2, 3, 5, 8, 1)]
     # At most 8 rows a batch: 1+2+3, 5, 8, 1.
     assert check(case, requests, await send(waiting(load(case), at_most=6), requests)) == [6, 6, 6, 5, 8, 1]
+
+
+async def test_others_get_their_turn_between_the_slices_of_a_huge_request(load: Load) -> None:
+    case = BY_NAME["affine"]
+    model = waiting(load(case), ms=0)
+    huge = case.sample(RNG, 50 * SLICE_BATCHES * MAX_ROWS + 1)
+    done: list[str] = []
+
+    async def answered(name: str, inputs: Tensors) -> None:
+        check(case, [inputs], await send(model, [inputs]))
+        done.append(name)
+
+    await asyncio.gather(answered("huge", huge), answered("small", case.sample(RNG, 1)))
+    assert done == ["small", "huge"]
 
 
 async def test_a_request_with_too_many_rows_is_run_in_pieces_and_answered_whole(load: Load) -> None:
