@@ -69,7 +69,7 @@ def local(host: str, port: int) -> Iterator[str]:
     _check_ray_is_not_imported()
     if reason := _listen_error(host, port):
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port")
-    temporary = tempfile.mkdtemp(prefix="enginehouse-")
+    temporary = _short_folder()
     # Set before Ray starts, because its processes inherit it.
     os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
     import ray
@@ -179,6 +179,12 @@ def _answers(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _short_folder() -> str:
+    """A new folder for HAProxy, whose sockets lie 70 characters below it and may have 97."""
+    parent = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="eh-", dir=parent if len(parent) <= 15 else "/tmp")
 
 
 def _free_port() -> int:
