@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +40,7 @@ def _loaded(process: psutil.Process, library: str) -> bool:
 
 @pytest.mark.parametrize("end", [_ctrl_c, _terminate], ids=["Ctrl-C", "SIGTERM"])
 def test_serve_answers_and_ends_with_everything_it_started(
-    tmp_path: Path, end: Callable[[subprocess.Popen[str]], None]
+    tmp_path: Path, request: pytest.FixtureRequest, end: Callable[[subprocess.Popen[str]], None]
 ) -> None:
     adopt_orphans()
     store, port = tmp_path / "store", free_port()
@@ -46,7 +48,11 @@ def test_serve_answers_and_ends_with_everything_it_started(
     before = descendants()
     names = {pid: child.name() for pid, child in before.items()}
     # Ray writes its token file into the home.
-    env = clean_env(HOME=str(tmp_path), TMPDIR="/tmp", PYTHONUNBUFFERED="1")
+    # Short enough for Ray's sockets, and too long for HAProxy's: those have to go elsewhere.
+    temporary = Path(tempfile.mkdtemp(prefix="enginehouse-test-", dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(temporary))
+    env = clean_env(HOME=str(tmp_path), TMPDIR=str(temporary), PYTHONUNBUFFERED="1")
+    folders = set(Path("/tmp").glob("eh-*"))
     output = (tmp_path / "output").open("w")
     began = time.monotonic()
     process = subprocess.Popen(
@@ -79,6 +85,7 @@ def test_serve_answers_and_ends_with_everything_it_started(
     daemons = {pid for pid, name in names.items() if name in ("raylet", "gcs_server")}
     assert daemons <= descendants().keys(), "it ended another cluster"
     assert process.returncode == 0, said()
+    assert set(Path("/tmp").glob("eh-*")) <= folders
     assert httpx_refuses(port)
 
 
