@@ -79,7 +79,7 @@ class Store:
         text = self._read_manifest(model, version)
         folder = _cache() / hashlib.sha256(text).hexdigest()
         if not folder.is_dir():
-            self._fetch(self._path(model, version), folder)
+            self._fetch(text, model, version, folder)
         return Bundle.open(folder)
 
     def publish(self, folder: Path, model: str, version: str) -> str:
@@ -131,11 +131,19 @@ class Store:
             # fsspec backends raise their own classes for "not there" and "not allowed".
             raise ManifestInvalid(path, f"{type(error).__name__}: {error}") from None
 
-    def _fetch(self, source: str, folder: Path) -> None:
+    def _fetch(self, text: bytes, model: str, version: str, folder: Path) -> None:
+        """Copy what the manifest in `text` lists into `folder`, all at once."""
+        manifest = Manifest.parse(text, self._path(model, version, MANIFEST))
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
-            self._fs.get(source.rstrip("/") + "/", f"{temporary}/", recursive=True)
+            (temporary / MANIFEST).write_bytes(text)
+            for file in (file for artifact in manifest.artifacts for file in artifact.files):
+                target = temporary / file.path
+                if not target.resolve().is_relative_to(temporary.resolve()):
+                    raise ManifestInvalid(self._path(model, version, MANIFEST), f"{file.path!r} is outside its bundle")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(self._path(model, version, file.path), str(target))
             temporary.rename(folder)
         except OSError:
             # Another process of this node may have finished the same fetch first.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -118,13 +120,27 @@ def test_a_changed_file_is_not_loaded(store: Store) -> None:
     assert refused.value.args[2] == sha256_of(file)
 
 
-def test_many_readers_fetch_a_version_together(store: Store) -> None:
-    publish(store, "digits", "1", b"shared")
+@pytest.fixture
+def web_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store behind a web server; fsspec's memory files share one position, so readers of those disturb each other."""
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
+    publish(Store(tmp_path / "store"), "digits", "1", b"shared")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "store"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Store(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+
+
+def test_many_readers_fetch_a_version_together(web_store: Store) -> None:
+    assert web_store.versions("digits") == ["1"]
     start = threading.Barrier(6)
 
     def read(_: int) -> bytes:
         start.wait(5)
-        return content(store.open("digits", "1"))
+        return content(web_store.open("digits", "1"))
 
     with ThreadPoolExecutor(6) as readers:
         assert set(readers.map(read, range(6))) == {b"shared"}

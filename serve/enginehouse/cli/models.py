@@ -10,7 +10,7 @@ from enginehouse import cluster
 from enginehouse.cli.console import out, say
 from enginehouse.cli.serve import model_of, wait_until_served
 from enginehouse.cli.status import Address, show
-from enginehouse.errors import EngineUnavailable
+from enginehouse.errors import NoBackend
 
 app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
 
@@ -48,9 +48,9 @@ def add(
             why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
             if old is None:
                 deploy.remove_model(model.name)
-                raise EngineUnavailable(model.id, f"{why}; it was not added")
+                raise NoBackend(f"{model.id} was not added: {why}")
             deploy.add_model(old)
-            raise EngineUnavailable(model.id, f"{why}; {old.id} goes on serving")
+            raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
         show(document)
 
 
