@@ -77,9 +77,12 @@ class PoolConfig(_Config):
 
 
 class RouterConfig(_Config):
-    """The ingress: replicas of the Router, and the bounds it puts on requests."""
+    """The ingress: replicas of the Router, and the bounds it puts on requests.
 
-    num_replicas: int = Field(default=1, ge=1)
+    Two, because Serve takes one out of rotation for ~0.1 s when its catalog changes, and a killed one for seconds.
+    """
+
+    num_replicas: int = Field(default=2, ge=1)
     num_cpus: float = Field(default=0.1, ge=0)
     max_ongoing_requests: int = Field(default=1024, ge=1)
     default_deadline_s: float = Field(default=30, gt=0)

@@ -144,7 +144,7 @@ class Cluster:
             None,
             [
                 *("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(self.folder)),
-                *("--ray-client-server-port", str(free_port()), "--num-cpus", "4"),
+                *("--ray-client-server-port", str(free_port()), "--num-cpus", "7"),
             ],
         )
         self._joined(self.head)

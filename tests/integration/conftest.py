@@ -22,7 +22,7 @@ APP = AppConfig(
         "gpu-pool": PoolConfig(engine="onnxruntime-cpu", nodes=("gpu",), num_gpus=1, threads=1, unload_after_s=1),
         "cpu-pool": PoolConfig(engine="openvino-cpu", nodes=("cpu",), threads=1, unload_after_s=1),
     },
-    router=RouterConfig(num_cpus=3, num_replicas=1),
+    router=RouterConfig(num_cpus=3),
 )
 
 

@@ -38,7 +38,7 @@ def under_load(house: House, scale_factors: tuple[float, ...]) -> Iterator[list[
 def test_models_come_change_and_go_under_load(house: House, scale: str) -> None:
     house.publish("third", "1", 5)
     before = processes(house)
-    assert {name: len(pids) for name, pids in before.items()} == {"Router": 1, "gpu-pool": 1, "cpu-pool": 1}
+    assert {name: len(pids) for name, pids in before.items()} == {"Router": 2, "gpu-pool": 1, "cpu-pool": 1}
     changes = {
         "quiet": lambda: None,
         "add third": lambda: house.add("third", "1"),
