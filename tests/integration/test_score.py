@@ -50,7 +50,7 @@ def test_without_room_scoring_refuses_with_figures(house: House, tmp_path: Path)
     assert result.returncode == 1
     assert "ConfigError" in result.stderr
     assert "needs 13 free logical CPUs" in result.stderr
-    assert "of 8 are free" in result.stderr
+    assert "of 11 are free" in result.stderr
 
 
 @pytest.mark.parametrize(
