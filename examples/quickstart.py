@@ -38,7 +38,7 @@ from tritonclient.utils import InferenceServerException
 ROOT = Path(__file__).parent.parent
 MODEL = "digits"
 ROWS = 32
-WARM_UP = 20
+WARM_UP = 200
 ACCURACY = 0.97
 #: A pipe has no width of its own: wide enough for every table.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
