@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import yaml
 
-from enginehouse.config import ACCELERATOR_LABEL, SERVING_ENV
+from enginehouse.config import SERVING_ENV
 
 ROOT = Path(__file__).parents[2]
+#: The node types that users start from: what is placed here is placed there.
+NODE_TYPES = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
 _PR_SET_CHILD_SUBREAPER = 36
 _T = TypeVar("_T")
 
@@ -84,16 +87,14 @@ def describe(processes: Iterable[psutil.Process]) -> list[str]:
 class Node:
     """One `ray start --block` and everything below it."""
 
-    def __init__(self, cluster: Cluster, ip: str, accelerator: str | None, arguments: list[str]) -> None:
+    def __init__(self, cluster: Cluster, ip: str, labels: dict[str, str], arguments: list[str]) -> None:
         self.ip = ip
-        self.accelerator = accelerator
         self.log = cluster.folder / f"node-{ip}-{len(cluster.nodes)}.log"
-        labels = ["--labels", f"{ACCELERATOR_LABEL}={accelerator}"] if accelerator else []
         self._process = subprocess.Popen(
             [
                 *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address", ip),
                 *("--object-store-memory", str(100 << 20), "--disable-usage-stats"),
-                *labels,
+                *(["--labels", ",".join(f"{key}={value}" for key, value in labels.items())] if labels else []),
                 *arguments,
             ],
             env=cluster.env,
@@ -141,7 +142,7 @@ class Cluster:
         self.head = Node(
             self,
             "127.0.0.2",
-            None,
+            {},
             [
                 *("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(self.folder)),
                 *("--ray-client-server-port", str(free_port()), "--num-cpus", "7"),
@@ -170,15 +171,17 @@ class Cluster:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         }
 
-    def add(self, accelerator: str, *, gpus: int = 0) -> Node:
-        """A node with this accelerator label and two logical CPUs, once it has joined.
+    def add(self, accelerator: str) -> Node:
+        """A node of cluster.yaml's type for this accelerator, but with two logical CPUs, once it has joined.
 
         One after the other: of two nodes that start in one session folder at once, neither came up (Ray 2.60).
         """
+        node_type = NODE_TYPES[f"{accelerator}-worker"]
+        gpus = node_type["resources"].get("GPU", 0)
         node = Node(
             self,
             {"cpu": "127.0.0.3", "gpu": "127.0.0.4"}[accelerator],
-            accelerator,
+            node_type["labels"],
             ["--address", self.address, "--num-cpus", "2", "--num-gpus", str(gpus)],
         )
         return self._joined(node)

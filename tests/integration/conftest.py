@@ -122,7 +122,7 @@ def house(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> House:
     for version, factor in (("1", 2), ("2", 3), ("3", 10)):
         bundles.publish(store, "scale", version, factor)
     bundles.publish(store, "other", "1", 7, bundles.CPU_POOL_FIRST)
-    cpu, gpu = cluster.add("cpu"), cluster.add("gpu", gpus=1)
+    cpu, gpu = cluster.add("cpu"), cluster.add("gpu")
     catalog = Catalog(
         store=str(store), models=(ModelConfig(name="scale", version="1"), ModelConfig(name="other", version="1"))
     )

@@ -18,6 +18,10 @@ from enginehouse.errors import ConfigError, EnginehouseError, NoBackend
 from enginehouse.store import Store
 
 
+#: Every answer comes from one Router or another; so many in a row have very likely asked them all.
+_AGREEING_ANSWERS = 5
+
+
 def serve(
     store: Annotated[str, typer.Argument(help="Folder or fsspec URL that holds the bundles.")],
     models: Annotated[str, typer.Option(help="Models to serve, `name` or `name@version`, by comma; default all.")] = "",
@@ -93,6 +97,7 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
 
     give_up = time.monotonic() + timeout
     missing = "the router is not up"
+    settled = 0
     while time.monotonic() < give_up and not (stop and stop.is_set()):
         try:
             document = Client().status()
@@ -107,7 +112,8 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
                 for model in catalog.models
                 if known.get(model.name, {}).get("wanted") != model.version or not _settled(known[model.name])
             ]
-            if not waiting:
+            settled = 0 if waiting else settled + 1
+            if settled == _AGREEING_ANSWERS:
                 return document
             missing = f"still loading: {', '.join(waiting)}"
         time.sleep(0.1)
