@@ -17,7 +17,6 @@ from enginehouse.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.errors import ConfigError, EnginehouseError, NoBackend
 from enginehouse.store import Store
 
-
 #: Every answer comes from one Router or another; so many in a row have very likely asked them all.
 _AGREEING_ANSWERS = 5
 
