@@ -1,80 +1,35 @@
-"""The fp32 ONNX reference: exported from torch or adopted from a file, its batch dimension proven to be dynamic."""
+"""What every fp32 ONNX reference goes through: its signature read, its metadata stripped, its batch proven dynamic."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxscript.optimizer
-import torch
 
 from enginehouse.errors import ExportFailed, InvalidInput, ParityFailed
 from enginehouse.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.parity import FP32_LIMIT, compare, take
-from enginehouse_build.source import TorchModel
 
-#: 17 silently becomes 18; from 23 on the exporter emits `Attention`, which TensorRT-RTX cannot build in fp32.
-OPSET = 20
 #: One row is what exporters specialise on, two is what the export itself saw, five is neither.
 PROOF_ROWS = (1, 2, 5)
 _CAUSES = "int(x.shape[0]), a literal size in reshape/view/expand, or a tensor made for one batch size"
 
 
-def export(model: TorchModel, path: Path, *, batched: bool, max_batch: int) -> Signature:
-    """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`.
+def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
+    """Strip `proto` of its writer's notes, save it to `path` and return its signature.
 
-    Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in.
+    Raises ExportFailed for tensors that cannot be served, and for a fixed dim 0 when `batched`.
     """
-    examples = tuple(model.inputs.values())
-    shapes: tuple[Mapping[int, Any], ...] | None = None
+    _strip_metadata(proto)
+    signature = _signature(proto, batched)
     if batched:
-        examples = tuple(_two_rows(name, tensor) for name, tensor in model.inputs.items())
-        batch = torch.export.Dim("batch", min=1, max=max(max_batch, *PROOF_ROWS))
-        shapes = tuple({0: batch} for _ in examples)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                model.module,
-                examples,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=list(model.inputs),
-                output_names=list(model.outputs),
-                verbose=False,
-            )
-            if program is None:
-                raise ExportFailed("torch's exporter returned nothing")
-            # Passing the file to `export` itself writes weights to a second file even for small models.
-            program.save(path, external_data=False)
-            proto = onnxscript.optimizer.optimize(onnx.load(path))
-    except ExportFailed:
-        raise
-    except Exception as error:
-        raise ExportFailed(f"torch cannot export the module: {_reason(error)}") from error
-    return _finish(proto, path, batched)
-
-
-def adopt(source: Path, path: Path, *, batched: bool) -> Signature:
-    """Copy an ONNX file to `path` as one self-contained file after checking it. Raises ExportFailed."""
-    try:
-        proto = onnx.load(source)
-        onnx.checker.check_model(proto)
-    except Exception as error:
-        raise ExportFailed(f"{source} is not a valid ONNX model: {_reason(error)}") from error
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    # Inference knows more about outputs than many writers recorded; the rest of its annotations are not needed.
-    del proto.graph.output[:]
-    proto.graph.output.extend(inferred.graph.output)
-    return _finish(proto, path, batched)
+        _check_batch(signature)
+    onnx.save(proto, path)
+    return signature
 
 
 def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensors], Tensors], samples: Tensors) -> None:
@@ -90,7 +45,7 @@ def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensor
             got = run(batch)
         except Exception as error:
             raise ExportFailed(
-                f"the exported model does not run with {rows} rows, so its batch is not dynamic: {_reason(error)}; "
+                f"the exported model does not run with {rows} rows, so its batch is not dynamic: {reason(error)}; "
                 f"usual causes: {_CAUSES}"
             ) from error
         for name, array in got.items():
@@ -105,6 +60,18 @@ def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensor
     _same({name: array[:1] for name, array in largest.items()}, alone, "a row that shares its batch (--no-batch helps)")
 
 
+def reason(error: Exception) -> str:
+    """The lines of an exporter's or runtime's long message that say what is wrong, at most about 400 characters."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    _, marker, summary = text.partition("## Exception summary")
+    lines = [line.strip() for line in (summary if marker else text).splitlines()]
+    found = next((line for line in lines if line), type(error).__name__)
+    if marker:
+        where = [" ".join(pair) for pair in _calls(lines)]
+        found += f" (at {where[-1]})" if where else ""
+    return found if len(found) <= 400 else found[:400] + "..."
+
+
 def _same(got: Tensors, want: Tensors, what: str) -> None:
     try:
         figures = compare(got, want)
@@ -115,15 +82,6 @@ def _same(got: Tensors, want: Tensors, what: str) -> None:
             f"{what} differs from the reference by {figures.relative_l2:.2e} (relative L2 of {figures.output!r}, "
             f"allowed {FP32_LIMIT:.0e}); a model must answer each row on its own, always alike"
         )
-
-
-def _finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
-    _strip_metadata(proto)
-    signature = _signature(proto, batched)
-    if batched:
-        _check_batch(signature)
-    onnx.save(proto, path)
-    return signature
 
 
 def _check_batch(signature: Signature) -> None:
@@ -185,42 +143,6 @@ def _strip_metadata(proto: onnx.ModelProto) -> None:
             for attribute in node.attribute:
                 graphs.extend([attribute.g] if attribute.HasField("g") else [])
                 graphs.extend(attribute.graphs)
-
-
-def _two_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    # torch.export specialises on sizes 0 and 1, so the example must have two rows at least.
-    if tensor.dim() == 0:
-        raise ExportFailed(f"example input {name!r} is a scalar: it has no batch dimension; build with --no-batch")
-    return tensor[:2] if len(tensor) >= 2 else torch.cat([tensor, tensor])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs, warns and prints graphs even when all is well; what matters comes as an exception."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _reason(error: Exception) -> str:
-    """The lines of an exporter's or runtime's long message that say what is wrong, at most about 400 characters."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    _, marker, summary = text.partition("## Exception summary")
-    lines = [line.strip() for line in (summary if marker else text).splitlines()]
-    reason = next((line for line in lines if line), type(error).__name__)
-    if marker:
-        where = [" ".join(pair) for pair in _calls(lines)]
-        reason += f" (at {where[-1]})" if where else ""
-    return reason if len(reason) <= 400 else reason[:400] + "..."
 
 
 def _calls(lines: Sequence[str]) -> list[tuple[str, str]]:

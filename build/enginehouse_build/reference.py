@@ -10,7 +10,9 @@ import numpy as np
 
 from enginehouse.errors import BuildError, ExportFailed, InvalidInput
 from enginehouse.tensors import Signature, Tensors, TensorSpec
-from enginehouse_build import onnx as onnx_reference
+from enginehouse_build.adopt import adopt
+from enginehouse_build.export import export
+from enginehouse_build.onnx import prove_dynamic
 from enginehouse_build.recipe import Recipe
 from enginehouse_build.source import TorchModel, load_source
 
@@ -42,11 +44,11 @@ def make_reference(recipe: Recipe, folder: Path) -> Reference:
     given: Mapping[str, np.ndarray] | None = None
     run: Callable[[Tensors], dict[str, np.ndarray]]
     if isinstance(source, TorchModel):
-        signature = onnx_reference.export(source, path, batched=recipe.batched, max_batch=recipe.max_batch)
+        signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch)
         run, answered_by, given = source, "torch", source.samples
         _check_names(source, signature)
     else:
-        signature = onnx_reference.adopt(source, path, batched=recipe.batched)
+        signature = adopt(source, path, batched=recipe.batched)
         run, answered_by = _onnx_runtime(path, recipe.threads), "ONNX Runtime without graph fusions"
     if recipe.samples is not None:
         samples, asked_with = _from_file(recipe.samples, signature), f"samples of {recipe.samples.name}"
@@ -56,7 +58,7 @@ def make_reference(recipe: Recipe, folder: Path) -> Reference:
         samples, asked_with = _random(signature), f"random samples (seed {SEED})"
     exported = run if isinstance(source, Path) else _onnx_runtime(path, recipe.threads)
     if recipe.batched:
-        onnx_reference.prove_dynamic(exported, run, samples)
+        prove_dynamic(exported, run, samples)
     return Reference(path, signature, run, samples, f"compared with {answered_by} on {asked_with}")
 
 
