@@ -55,24 +55,21 @@ class Preprocess(BaseModel):
 
         Raises ConfigError naming the value at fault and what would do.
         """
-        values: dict[str, Any] = {}
         first, *rest = (part.strip() for part in text.split(","))
-        if first in PRESETS:
-            values = dict(PRESETS[first])
-        else:
-            rest = [first, *rest]
-        for part in rest:
+        preset = PRESETS.get(first, {})
+        given: dict[str, Any] = {}
+        for part in rest if preset else [first, *rest]:
             key, equals, value = part.partition("=")
             if not equals or key not in cls.model_fields:
                 raise ConfigError(
                     f"--preprocess: {part!r} is not known; give {' or '.join(PRESETS)}, or key=value pairs with "
                     f"{', '.join(cls.model_fields)}, separated by commas"
                 )
-            if key in ("resize", "crop"):
-                values.pop("crop_pct", None)
-            values[key] = value
+            given[key] = value
+        if "resize" in given or "crop" in given:
+            preset = {key: value for key, value in preset.items() if key != "crop_pct"}
         try:
-            return cls(**values)
+            return cls(**(preset | given))
         except ValidationError as error:
             fault = error.errors()[0]
             where = f"{fault['loc'][0]}: " if fault["loc"] else ""
