@@ -7,11 +7,12 @@ The seam is one small protocol; each kind lives in its own file, which alone imp
 | `onnxruntime-cpu`  | onnx            | onnxruntime.py    |
 | `onnxruntime-cuda` | onnx            | onnxruntime.py    |
 | `openvino-cpu`     | openvino        | openvino.py       |
-| `tensorrt`         | tensorrt        | tensorrt.py       |
+| `tensorrt`         | tensorrt        | tensorrt/         |
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ from typing import Protocol
 
 import numpy as np
 
-from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, Artifact, Bundle, EngineKind
+from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Bundle, EngineKind, Manifest
+from enginehouse.engines.verify import verify
 from enginehouse.errors import ConfigError
 from enginehouse.tensors import Signature, Tensors
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -43,7 +47,7 @@ class EngineOptions:
     """What an engine is built with: files already verified, and the limits it may count on.
 
     `threads` are intra-op CPU threads; `concurrency` is how many `infer` calls may run at once; `max_rows` is the
-    largest batch (device buffers are sized by it).
+    largest batch and `axes` the ranges of other free dimensions (device buffers are sized by them).
     """
 
     files: Sequence[Path]
@@ -52,11 +56,22 @@ class EngineOptions:
     max_rows: int
     threads: int
     concurrency: int = 1
+    axes: Sequence[Axis] = ()
 
 
-def load_engine(kind: EngineKind, bundle: Bundle, artifact: Artifact, *, threads: int, concurrency: int = 1) -> Engine:
+def load_engine(
+    kind: EngineKind,
+    bundle: Bundle,
+    artifact: Artifact,
+    *,
+    threads: int,
+    concurrency: int = 1,
+    tell: Callable[[str], None] = logger.warning,
+) -> Engine:
     """Verify the artifact's digests, load it and warm up every batch bucket.
 
+    A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` hears of that.
+    What nobody has verified yet answers the bundle's check requests first.
     Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
     """
     if artifact.format != FORMAT_OF[kind]:
@@ -71,16 +86,27 @@ def load_engine(kind: EngineKind, bundle: Bundle, artifact: Artifact, *, threads
         max_rows=manifest.max_batch,
         threads=threads,
         concurrency=concurrency,
+        axes=manifest.axes,
     )
+    if kind == "tensorrt":
+        from enginehouse.engines.tensorrt import fitted
+
+        options = fitted(options, tell)
     engine = _constructor(kind)(options)
-    warm_up(engine, manifest.batch_buckets())
+    try:
+        if options.artifact.status == "unverified":
+            verify(kind, engine.infer, bundle, artifact)
+        warm_up(engine, manifest)
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 
-def warm_up(engine: Engine, batch_sizes: Sequence[int]) -> None:
+def warm_up(engine: Engine, manifest: Manifest) -> None:
     """Run every batch size once, so that no request pays for lazy allocation or kernel selection."""
-    for rows in batch_sizes:
-        engine.infer({spec.name: spec.example(rows) for spec in engine.signature.inputs})
+    for rows in manifest.batch_buckets():
+        engine.infer(manifest.example(rows))
 
 
 def _constructor(kind: EngineKind) -> Callable[[EngineOptions], Engine]:

@@ -1,16 +1,13 @@
-"""TensorRT engine: `tensorrt`, for both flavours (`tensorrt` and `tensorrt_rtx` 11-style APIs are one code path).
+"""Running a TensorRT engine, of either flavour: one code path for both Python modules.
 
 One deserialised engine per process. Each concurrent caller gets a worker of its own: an execution context, a stream,
 and device and pinned host buffers that hold the largest shapes of the optimisation profile, allocated once.
-An engine file runs only on the flavour, version and compute capability that `Artifact.requires` names.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,11 @@ import numpy as np
 
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.slots import Slots
+from enginehouse.engines.tensorrt.library import KIND, library, listener, readable
 from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
-from enginehouse.hardware import probe_gpus
 from enginehouse.tensors import DTYPES, Signature, Tensors
 
-_KIND = "tensorrt"
 _PROFILE = 0
-
-#: Flavour, which is also the module's name -> the extra that installs it.
-FLAVOURS: Mapping[str, str] = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx"}
 
 #: Name in the enum `DataType` -> name in the protocol.
 _DATATYPE = {
@@ -41,39 +34,21 @@ _DATATYPE = {
 }
 
 
-def mismatch(requires: Mapping[str, str], version: str, compute_capability: str) -> str | None:
-    """Why an engine with these `requires` cannot run on this library `version` and GPU, or None if it can.
-
-    `requires["compute_capability"]` lists what it was built for ("8.6,8.9"); empty or absent means any.
-    """
-    if requires.get("version") != version:
-        built_with = f"{requires.get('flavour')} {requires.get('version')}"
-        return (
-            f"it was built with {built_with}, this process has {version}; build it again with the version of this node"
-        )
-    built_for = requires.get("compute_capability", "").replace(",", " ").split()
-    if built_for and compute_capability not in built_for:
-        return (
-            f"it was built for compute capability {', '.join(built_for)}, this GPU has {compute_capability}; "
-            "build it again on a node with this GPU"
-        )
-    return None
-
-
 class TensorRT:
     """TensorRT on the first GPU that the driver shows to this process.
 
-    Raises EngineUnavailable without a GPU, when flavour, version or compute capability differ from those of the
-    build, and for shape tensors or outputs whose shape depends on data. `infer` raises InvalidInput for shapes outside
-    the optimisation profile.
+    `options.files` is the one engine, made for this node (see `enginehouse.engines.tensorrt.fitted`), and
+    `options.artifact.requires` says which flavour. Raises EngineUnavailable when TensorRT refuses it, and for shape
+    tensors or outputs whose shape depends on data. `infer` raises InvalidInput for shapes outside the profile.
     """
 
     def __init__(self, options: EngineOptions) -> None:
         self.signature: Signature = options.signature
         # Networks are strongly typed: what the file was built from is what it computes in.
         self.precision: str = options.artifact.effective_precision or options.artifact.precision
-        trt = _library(options.artifact.requires)
-        engine, log = _deserialize(trt, options.files)
+        trt = library(options.artifact.requires["flavour"])
+        (file,) = options.files
+        engine, log = _deserialize(trt, file)
         _check_tensors(trt, engine, options.signature)
         workers: list[_Worker] = []
         try:
@@ -82,9 +57,9 @@ class TensorRT:
         except _DeviceError as error:
             for worker in workers:
                 worker.free()
-            raise EngineUnavailable(_KIND, str(error)) from None
+            raise EngineUnavailable(KIND, str(error)) from None
         self._profile = {spec.name: _profile_shapes(engine, spec.name) for spec in options.signature.inputs}
-        self._workers = Slots(_KIND, workers, _Worker.free)
+        self._workers = Slots(KIND, workers, _Worker.free)
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Run one batch, waiting for a free worker if there is none; see `Engine.infer`."""
@@ -100,7 +75,7 @@ class TensorRT:
             try:
                 return worker.run(inputs)
             except _DeviceError as error:
-                raise InferenceFailed(f"{_KIND}: {error}") from None
+                raise InferenceFailed(f"{KIND}: {error}") from None
 
     def close(self) -> None:
         """Free the workers that are idle now and the others when their `infer` returns."""
@@ -169,7 +144,7 @@ class _Worker:
         for spec in self._signature.outputs:
             if -1 in tuple(self._context.get_tensor_shape(spec.name)):
                 raise EngineUnavailable(
-                    _KIND, f"the shape of output {spec.name!r} depends on data, which is not supported"
+                    KIND, f"the shape of output {spec.name!r} depends on data, which is not supported"
                 )
             self._bind(spec.name, int(self._context.get_max_output_size(spec.name)))
 
@@ -235,46 +210,16 @@ def _cuda(function: str, *arguments: Any) -> Any:
     return result[0] if result else None
 
 
-def _library(requires: Mapping[str, str]) -> Any:
-    """The TensorRT module that the artifact wants, after checking that this node can run the artifact."""
-    flavour = requires.get("flavour", "").replace("-", "_")
-    if flavour not in FLAVOURS:
-        known = " or ".join(FLAVOURS)
-        raise EngineUnavailable(_KIND, f"the artifact requires flavour {flavour!r}; only {known} can be loaded")
-    gpus = probe_gpus()
-    if not gpus.devices:
-        raise EngineUnavailable(_KIND, gpus.reason)
-    try:
-        trt: Any = importlib.import_module(flavour)
-        importlib.import_module("cuda.bindings.runtime")
-    except (ImportError, OSError) as error:
-        raise EngineUnavailable(_KIND, f"{error}; install enginehouse[{FLAVOURS[flavour]}]") from None
-    reason = mismatch({**requires, "flavour": flavour}, trt.__version__, gpus.devices[0].compute_capability)
-    if reason:
-        raise EngineUnavailable(_KIND, reason)
-    return trt
-
-
-def _deserialize(trt: Any, files: Sequence[Path]) -> tuple[Any, list[str]]:
-    """The engine in the one file, and the list to which TensorRT's error messages are added from now on."""
-    if len(files) != 1:
-        raise EngineUnavailable(_KIND, f"the artifact has {len(files)} files, it needs exactly 1")
-    log: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                log[:-9] = []
-                log.append(message)
-
-    loader = trt.Runtime(Log())
-    engine = loader.deserialize_cuda_engine(files[0].read_bytes())
+def _deserialize(trt: Any, file: Path) -> tuple[Any, list[str]]:
+    """The engine in `file`, and the list to which TensorRT's error messages are added from now on."""
+    listens = listener(trt)
+    loader = trt.Runtime(listens)
+    engine = loader.deserialize_cuda_engine(file.read_bytes())
     if engine is None:
-        raise EngineUnavailable(_KIND, f"{files[0]}: not loadable by {trt.__name__} {trt.__version__}: {_last(log)}")
-    return engine, log
+        raise EngineUnavailable(
+            KIND, f"{file}: not loadable by {trt.__name__} {trt.__version__}: {_last(listens.errors)}"
+        )
+    return engine, listens.errors
 
 
 def _check_tensors(trt: Any, engine: Any, signature: Signature) -> None:
@@ -286,13 +231,13 @@ def _check_tensors(trt: Any, engine: Any, signature: Signature) -> None:
         have = {name for name in names if engine.get_tensor_mode(name) == mode}
         want = {spec.name for spec in specs}
         if have != want:
-            raise EngineUnavailable(_KIND, f"the engine's {what} are {sorted(have)}, the manifest says {sorted(want)}")
+            raise EngineUnavailable(KIND, f"the engine's {what} are {sorted(have)}, the manifest says {sorted(want)}")
         for spec in specs:
             found = engine.get_tensor_dtype(spec.name).name
             if DTYPES.get(_DATATYPE.get(found, "")) != spec.dtype:
-                raise EngineUnavailable(_KIND, f"{spec.name!r} is {found} in the engine, the manifest says {spec}")
+                raise EngineUnavailable(KIND, f"{spec.name!r} is {found} in the engine, the manifest says {spec}")
             if engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE:
-                raise EngineUnavailable(_KIND, f"{spec.name!r} is a shape tensor, which is not supported")
+                raise EngineUnavailable(KIND, f"{spec.name!r} is a shape tensor, which is not supported")
 
 
 def _profile_shapes(engine: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -302,4 +247,4 @@ def _profile_shapes(engine: Any, name: str) -> tuple[tuple[int, ...], tuple[int,
 
 
 def _last(log: list[str]) -> str:
-    return log[-1] if log else "TensorRT gave no reason"
+    return readable(log[-1]) if log else "TensorRT gave no reason"

@@ -1,0 +1,133 @@
+"""Engines built on this node because the bundle's own does not fit it: once per key, kept for the next load.
+
+    CACHE/engines/<digest of the key>/model.engine    whole and checked, or not there
+    CACHE/engines/<digest of the key>/key.json        what it is: the key, its sha256, how long it took, remarks
+    CACHE/engines/<digest of the key>.lock            held by the one process that builds it
+
+CACHE is that of `enginehouse.store.cache`. Nothing is ever removed from it but what a killed builder left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginehouse.bundle import sha256_of
+from enginehouse.engines import EngineOptions
+from enginehouse.engines.tensorrt.key import (
+    EngineKey,
+    NodeFacts,
+    Profile,
+    mismatch,
+    profile_of,
+    profile_text,
+)
+from enginehouse.engines.tensorrt.library import KIND
+from enginehouse.errors import ConversionFailed, EngineUnavailable
+from enginehouse.store.cache import cache_folder
+
+ENGINE_FILE = "model.engine"
+KEY_FILE = "key.json"
+#: Large transformers take TensorRT the better part of an hour.
+BUILD_LIMIT_S = 2 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """An engine that fits the node; `built_here` when it is not the one that the bundle was published with."""
+
+    path: Path
+    key: EngineKey
+    built_here: bool
+
+
+def engine_file(options: EngineOptions, node: NodeFacts, tell: Callable[[str], None]) -> EngineFile:
+    """The bundle's engine if it fits `node`, else one from the cache, else a new one built from the bundle's ONNX.
+
+    `tell` hears what is built, why, and how it went. Raises EngineUnavailable with the reason when it cannot be built.
+    """
+    onnx = _only(options, ".onnx")
+    try:
+        profile = profile_of(options.signature, options.max_rows, options.axes)
+    except ConversionFailed as error:
+        raise EngineUnavailable(KIND, str(error)) from None
+    key = EngineKey(
+        onnx=sha256_of(onnx),
+        precision=options.artifact.precision,
+        profile=profile_text(profile),
+        flavour=node.flavour,
+        version=node.version,
+        compute_capability=node.compute_capability,
+    )
+    reason = mismatch(options.artifact.requires, key)
+    if reason is None:
+        return EngineFile(_only(options, ".engine"), key, built_here=False)
+    folder = cache_folder() / "engines" / key.digest
+    one = f"one for {node.compute_capability} with {node.flavour} {node.version}"
+    if is_whole(folder):
+        when = "earlier"
+    else:
+        tell(f"{reason}; building {one}")
+        when = "now" if _make(folder, onnx, key, profile) else "by another process"
+    made = json.loads((folder / KEY_FILE).read_text())
+    tell("; ".join([f"{reason}; {one} was built here {when}, in {made['seconds']:.1f} s", *made["remarks"]]))
+    return EngineFile(folder / ENGINE_FILE, key, built_here=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether there is an engine in `folder` that is still what was built."""
+    try:
+        made = json.loads((folder / KEY_FILE).read_bytes())
+        return bool(made["sha256"] == sha256_of(folder / ENGINE_FILE))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
+    """Have `folder` made by a child process: a crash in TensorRT's builder must not end a replica with all its models.
+
+    True if it was this child that built it, False if another process was quicker.
+    """
+    order = {"folder": str(folder), "onnx": str(onnx.resolve()), "key": key.record(), "profile": profile}
+    # The child must find the package wherever this process found it, installed or not.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "enginehouse.engines.tensorrt.make"],
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=BUILD_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineUnavailable(KIND, f"TensorRT did not finish within {BUILD_LIMIT_S:g} s; it was stopped") from None
+    if child.returncode:
+        said = child.stderr.strip().splitlines() or ["it said nothing"]
+        raise EngineUnavailable(KIND, f"the process that builds it ended with {_status(child.returncode)}: {said[-1]}")
+    answer: dict[str, Any] = json.loads(child.stdout)
+    if "fault" in answer:
+        raise EngineUnavailable(KIND, answer["fault"])
+    return bool(answer["built"])
+
+
+def _status(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"status {code}"
+
+
+def _only(options: EngineOptions, suffix: str) -> Path:
+    found = [file for file in options.files if file.suffix == suffix]
+    if len(found) != 1:
+        raise EngineUnavailable(
+            KIND, f"artifact {options.artifact.name!r} has {len(found)} {suffix} files, it needs exactly 1"
+        )
+    return found[0]

@@ -1,0 +1,78 @@
+"""Builds one engine into the node's cache, in a process of its own.
+
+    python -m enginehouse.engines.tensorrt.make       an order as JSON on stdin, `built` or `fault` as JSON on stdout
+
+It ends with the process that asked for it. Of several for one key the first builds, and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from enginehouse.bundle import sha256_of
+from enginehouse.engines.tensorrt.builder import build_engine
+from enginehouse.engines.tensorrt.cache import ENGINE_FILE, KEY_FILE, is_whole
+from enginehouse.engines.tensorrt.key import EngineKey, Profile, Range
+from enginehouse.errors import EnginehouseError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
+    """Build into `folder` all at once; False when another process did so in the meantime.
+
+    Raises what `build_engine` raises, and OSError for a cache that cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        # The system releases it with the process, however that ends.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_whole(folder):
+            return False
+        for left in [folder, *folder.parent.glob(f"{folder.name}.*.part")]:
+            shutil.rmtree(left, ignore_errors=True)
+        began = time.monotonic()
+        timings = folder.with_name(f"{key.flavour}-{key.version}-{key.compute_capability}.timings")
+        built = build_engine(onnx, profile, key.flavour, (key.compute_capability,), timings)
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+        engine = part / ENGINE_FILE
+        engine.write_bytes(built.engine)
+        made = {
+            "key": key.record(),
+            "sha256": sha256_of(engine),
+            "seconds": time.monotonic() - began,
+            "remarks": built.remarks,
+        }
+        (part / KEY_FILE).write_text(json.dumps(made, indent=2) + "\n")
+        part.rename(folder)
+        return True
+
+
+def _work() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    order = json.load(sys.stdin)
+    answers = os.fdopen(os.dup(1), "w")
+    # Libraries print to stdout as they please; the answer goes through the copy made above.
+    os.dup2(2, 1)
+    profile = {name: Range(*map(tuple, shapes)) for name, shapes in order["profile"].items()}
+    try:
+        built = make(Path(order["folder"]), Path(order["onnx"]), EngineKey(**order["key"]), profile)
+        answer: dict[str, object] = {"built": built}
+    except (EnginehouseError, OSError) as error:
+        answer = {"fault": str(error)}
+    answers.write(json.dumps(answer))
+    answers.flush()
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,36 @@
+"""Verifies an engine that was made elsewhere or just now, before it answers anybody: the gate, where it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from enginehouse import archive
+from enginehouse.bundle import Artifact, Bundle, EngineKind, Parity
+from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
+from enginehouse.parity import LIMITS, gate, measure
+from enginehouse.tensors import Tensors
+
+#: Where a bundle keeps requests and the reference's answers to them; both in the format of `enginehouse.archive`.
+CHECK_REQUESTS = "check/requests.npz"
+CHECK_ANSWERS = "check/answers.npz"
+
+
+def verify(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact) -> Parity:
+    """Let `infer` answer the bundle's check requests and return its figures.
+
+    Raises EngineUnavailable when they are past the gate of the artifact's precision, or cannot be had; DigestMismatch.
+    """
+    files = {file.path: file for file in bundle.manifest.files}
+    if not files.keys() >= {CHECK_REQUESTS, CHECK_ANSWERS}:
+        raise EngineUnavailable(
+            kind,
+            f"artifact {artifact.name!r} was not verified for this machine, and the bundle has no {CHECK_REQUESTS} "
+            "to do so; build it again",
+        )
+    requests, answers = (archive.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
+    try:
+        figures = measure(kind, infer, zip(requests, answers, strict=True), LIMITS[artifact.precision].relative_l2)
+        gate(artifact.name, artifact.precision, figures)
+    except (ParityFailed, InferenceFailed, InvalidInput) as error:
+        raise EngineUnavailable(kind, f"verified on loading: {error}") from None
+    return figures
