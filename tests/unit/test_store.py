@@ -115,7 +115,7 @@ def test_a_changed_file_is_not_loaded(store: Store) -> None:
     file = bundle.path / "onnx" / "model.onnx"
     file.write_bytes(b"weightz")
     with pytest.raises(DigestMismatch) as refused:
-        content(store.open("digits", "1"))
+        content(bundle)
     assert refused.value.args[0] == str(file)
     assert refused.value.args[2] == sha256_of(file)
 
@@ -170,6 +170,7 @@ def test_remote_bundles_are_fetched_once(tmp_path: Path, monkeypatch: pytest.Mon
     publish(store, "digits", "1")
     first = store.open("digits", "1")
     assert first.path.parent == tmp_path / "cache"
+    assert content(first) == b"weights"
     stamp = (first.path / "onnx" / "model.onnx").stat().st_mtime_ns
     again = Store(store.url).open("digits", "1")
     assert again.path == first.path

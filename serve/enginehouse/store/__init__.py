@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
-import tempfile
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
-from enginehouse.bundle import MANIFEST, Bundle, Manifest
+from enginehouse.bundle import MANIFEST, Bundle, File, Manifest
 from enginehouse.errors import BuildError, ConfigError, InvalidInput, ManifestInvalid, ModelNotFound
+from enginehouse.store.cache import cache_folder, fetch
+from enginehouse.store.staging import make_staging
+from enginehouse.store.upload import upload
+
+# TODO(lead): gone once the step cache imports cache_folder.
+_cache = cache_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -33,8 +37,12 @@ def version_order(version: str) -> tuple[int, int, str]:
 class Store:
     """Reads and publishes bundles. Every node makes its own from the same URL.
 
-    Bundles of a remote store are copied once into a node-local cache, keyed by the digest of their manifest
-    (`$ENGINEHOUSE_CACHE`, default `~/.cache/enginehouse`). A store that cannot be reached raises ConfigError.
+    What is opened from a remote store is copied into a node-local cache (`$ENGINEHOUSE_CACHE`, default
+    `~/.cache/enginehouse`), each file checked against its sha256. A store that cannot be reached raises ConfigError.
+
+    Credentials and endpoints are fsspec's and the backend's own settings and have to be there on every node that opens
+    the store. For `s3://`: the AWS variables and files, with `AWS_ENDPOINT_URL` for MinIO, Ceph and the like; for
+    every backend: `~/.config/fsspec/*.json` or `FSSPEC_<PROTOCOL>_<OPTION>`.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -69,47 +77,51 @@ class Store:
         return versions[-1]
 
     def manifest(self, model: str, version: str) -> Manifest:
-        """Read only the manifest. Raises ManifestInvalid."""
+        """Read only the manifest. Raises ManifestInvalid, ConfigError."""
         return Manifest.parse(self._read_manifest(model, version), self._path(model, version, MANIFEST))
 
-    def open(self, model: str, version: str) -> Bundle:
-        """The bundle in a local folder, fetched first if the store is remote. Raises ManifestInvalid, InvalidInput."""
+    def open(self, model: str, version: str, artifacts: Collection[str] | None = None) -> Bundle:
+        """The bundle in a local folder; of a remote store's, the named artifacts (None: all) are fetched first.
+
+        Artifacts that are not named may be absent from that folder; opening the bundle again with other names adds
+        them. A cached file that was damaged since is fetched again. Raises ManifestInvalid, ArtifactMissing (also for
+        a name that the bundle does not have), DigestMismatch when the store itself holds another content than the
+        manifest promises, InvalidInput, ConfigError.
+        """
+        source = self._path(check_name("model", model), check_name("version", version))
         if self._local:
-            return Bundle.open(Path(self._path(check_name("model", model), check_name("version", version))))
+            bundle = Bundle.open(Path(source))
+            _files(bundle.manifest, artifacts)
+            return bundle
         text = self._read_manifest(model, version)
-        folder = _cache() / hashlib.sha256(text).hexdigest()
-        if not folder.is_dir():
-            self._fetch(text, model, version, folder)
-        return Bundle.open(folder)
+        manifest = Manifest.parse(text, self._path(model, version, MANIFEST))
+        return Bundle.open(fetch(self._fs, source, text, _files(manifest, artifacts)))
 
     def publish(self, folder: Path, model: str, version: str) -> str:
-        """Move a finished bundle folder into the store, all at once; its final place is returned.
+        """Put a finished bundle folder into the store, all at once; its final place is returned.
 
-        Raises BuildError when that version is already there: published bundles are never changed.
+        A local store takes the folder itself, a remote one a copy of it. Raises BuildError when that version is
+        already there (published bundles are never changed), when it is just being published by another, and when the
+        store fails; no readable version is left then.
         """
         target = self._path(check_name("model", model), check_name("version", version))
-        taken = f"{target} already exists and bundles are immutable; choose another --version"
-        if self._local:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder.rename(target)
-            except OSError as error:
-                raise BuildError(taken if Path(target).exists() else str(error)) from None
+        if not self._local:
+            upload(self._fs, folder, target)
             return target
-        if self._fs.exists(f"{target}/{MANIFEST}"):
-            raise BuildError(taken)
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and file.name != MANIFEST:
-                self._fs.put_file(str(file), f"{target}/{file.relative_to(folder).as_posix()}")
-        # A version exists for readers from the moment its manifest does.
-        self._fs.put_file(str(folder / MANIFEST), f"{target}/{MANIFEST}")
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.rename(target)
+        except OSError as error:
+            taken = f"{target} already exists and bundles are immutable; choose another --version"
+            raise BuildError(taken if Path(target).exists() else str(error)) from None
         return target
 
     def staging(self) -> Path:
-        """A new empty folder on the store's own file system where that is local, so that publishing is one rename."""
-        parent = Path(self._root) / ".building" if self._local else _cache() / ".building"
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=parent))
+        """A new empty folder on the store's own file system where that is local, so that publishing is one rename.
+
+        Folders that killed builds left there are removed.
+        """
+        return make_staging((Path(self._root) if self._local else cache_folder()) / ".building")
 
     def _path(self, *parts: str) -> str:
         return "/".join([self._root.rstrip("/"), *parts])
@@ -127,32 +139,13 @@ class Store:
         path = self._path(check_name("model", model), check_name("version", version), MANIFEST)
         try:
             return bytes(self._fs.cat_file(path))
-        except Exception as error:
-            # fsspec backends raise their own classes for "not there" and "not allowed".
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise ManifestInvalid(path, f"{type(error).__name__}: {error}") from None
-
-    def _fetch(self, text: bytes, model: str, version: str, folder: Path) -> None:
-        """Copy what the manifest in `text` lists into `folder`, all at once."""
-        manifest = Manifest.parse(text, self._path(model, version, MANIFEST))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            (temporary / MANIFEST).write_bytes(text)
-            for file in (file for artifact in manifest.artifacts for file in artifact.files):
-                target = temporary / file.path
-                if not target.resolve().is_relative_to(temporary.resolve()):
-                    raise ManifestInvalid(self._path(model, version, MANIFEST), f"{file.path!r} is outside its bundle")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(self._path(model, version, file.path), str(target))
-            temporary.rename(folder)
-        except OSError:
-            # Another process of this node may have finished the same fetch first.
-            if not folder.is_dir():
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except Exception as error:
+            # fsspec backends raise their own classes for no credentials, no network, no such bucket.
+            raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
 
 
-def _cache() -> Path:
-    root = os.environ.get("ENGINEHOUSE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "enginehouse"
+def _files(manifest: Manifest, artifacts: Collection[str] | None) -> list[File]:
+    wanted = manifest.artifacts if artifacts is None else [manifest.artifact(name) for name in artifacts]
+    return [file for artifact in wanted for file in artifact.files]
