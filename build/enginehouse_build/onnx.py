@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 
 from enginehouse.errors import ExportFailed, InvalidInput, ParityFailed
+from enginehouse.parity import LIMITS, compare
 from enginehouse.tensors import Signature, Tensors, TensorSpec, datatype
-from enginehouse_build.parity import FP32_LIMIT, compare, take
+from enginehouse_build.samples import take
 
 #: One row is what exporters specialise on, two is what the export itself saw, five is neither.
 PROOF_ROWS = (1, 2, 5)
@@ -25,9 +26,9 @@ def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
     Raises ExportFailed for tensors that cannot be served, and for a fixed dim 0 when `batched`.
     """
     _strip_metadata(proto)
-    signature = _signature(proto, batched)
+    signature = signature_of(proto, batched)
     if batched:
-        _check_batch(signature)
+        check_batch(signature)
     onnx.save(proto, path)
     return signature
 
@@ -77,14 +78,15 @@ def _same(got: Tensors, want: Tensors, what: str) -> None:
         figures = compare(got, want)
     except ParityFailed as error:
         raise ExportFailed(f"{what} differs from the reference: {error}") from None
-    if figures.relative_l2 > FP32_LIMIT:
+    if figures.relative_l2 > LIMITS["fp32"].relative_l2:
         raise ExportFailed(
             f"{what} differs from the reference by {figures.relative_l2:.2e} (relative L2 of {figures.output!r}, "
-            f"allowed {FP32_LIMIT:.0e}); a model must answer each row on its own, always alike"
+            f"allowed {LIMITS['fp32'].relative_l2:.0e}); a model must answer each row on its own, always alike"
         )
 
 
-def _check_batch(signature: Signature) -> None:
+def check_batch(signature: Signature) -> None:
+    """Raises ExportFailed for the first tensor whose dim 0 is not free."""
     for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
             if not spec.shape:
@@ -98,10 +100,10 @@ def _check_batch(signature: Signature) -> None:
                 )
 
 
-def _signature(proto: onnx.ModelProto, batched: bool) -> Signature:
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = tuple(_spec("input", value) for value in proto.graph.input if value.name not in constants)
-    outputs = tuple(_spec("output", value) for value in proto.graph.output)
+def signature_of(proto: onnx.ModelProto, batched: bool) -> Signature:
+    """Names, dtypes and shapes as the file has them. Raises ExportFailed for what is no tensor that can be served."""
+    inputs = inputs_of(proto)
+    outputs = tuple(_spec("output", value, _maker(proto, value.name)) for value in proto.graph.output)
     if not inputs or not outputs:
         raise ExportFailed(
             f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it needs at least one of each"
@@ -109,18 +111,39 @@ def _signature(proto: onnx.ModelProto, batched: bool) -> Signature:
     return Signature(inputs, outputs, batched)
 
 
-def _spec(what: str, value: onnx.ValueInfoProto) -> TensorSpec:
+def inputs_of(proto: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs that are not weights. Raises ExportFailed as `signature_of` does."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return tuple(_spec("input", value) for value in proto.graph.input if value.name not in constants)
+
+
+def label(node: onnx.NodeProto) -> str:
+    """How messages name `node`: by its name, or by its output where the writer gave it none."""
+    op = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+    if node.name:
+        return f"node {node.name!r} ({op})"
+    return f"the node ({op}) that makes {next(filter(None, node.output), '')!r}"
+
+
+def _maker(proto: onnx.ModelProto, output: str) -> str:
+    return next((f", made by {label(node)}," for node in proto.graph.node if output in node.output), "")
+
+
+def _spec(what: str, value: onnx.ValueInfoProto, maker: str = "") -> TensorSpec:
     if not value.name or not value.type.HasField("tensor_type"):
-        raise ExportFailed(f"{what} {value.name!r} is not a named tensor; sequences and maps cannot be served")
+        kind = (value.type.WhichOneof("value") or "unknown type").removesuffix("_type").replace("_", " ")
+        raise ExportFailed(f"{what} {value.name!r}{maker} is no named tensor but a {kind}; only tensors can be served")
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
-        raise ExportFailed(f"{what} {value.name!r} has no known number of dimensions; give it a shape in the ONNX file")
+        raise ExportFailed(
+            f"{what} {value.name!r}{maker} has no known number of dimensions; give it a shape in the ONNX file"
+        )
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         datatype(dtype)
     except (InvalidInput, KeyError) as error:
-        raise ExportFailed(f"{what} {value.name!r}: {error}") from None
+        raise ExportFailed(f"{what} {value.name!r}{maker}: {error}") from None
     return TensorSpec(value.name, dtype, shape)
 
 
