@@ -202,6 +202,20 @@ def test_without_a_latency_table_the_page_has_no_speed_and_no_holes(made: Make) 
     assert all(artifact.name in page for artifact in manifest.artifacts)
 
 
+def test_each_engine_is_shown_with_its_times_and_how_they_compare_with_the_baseline() -> None:
+    page = read(resnet18())
+    assert f"onnxruntime-cpu 4.40 ms 2.68{text.TIMES} 95.9 ms 3.49{text.TIMES} 334 rows/s at 32 rows" in page
+    assert f"onnxruntime-cpu 14.9 ms 0.79{text.TIMES} 421 ms 0.79{text.TIMES} 76.0 rows/s at 32 rows" in page
+    assert "ratios are to onnx-fp32 on onnxruntime-cpu, the speed-up at 32 rows" in page
+
+
+def test_without_a_baseline_there_are_no_ratios() -> None:
+    manifest = resnet18()
+    page = read(manifest.model_copy(update={"latency": manifest.latency[1:], "chosen": ()}))
+    assert "Speed-up" not in page
+    assert "ratios are to" not in page
+
+
 def test_a_precision_that_is_not_what_was_asked_for_is_pointed_out() -> None:
     assert "fp16 runs in fp32" in read(resnet18())
     assert read(resnet18()).count("runs in") == 1
