@@ -6,13 +6,10 @@ import hashlib
 import os
 import random
 import signal
-import socket
-import socketserver
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 import pytest
 from s3fs import S3FileSystem
+from tests.pipeline.s3 import Server, Wire
 from tests.unit.test_bundle import SIGNATURE
 
 from enginehouse.bundle import MANIFEST, Artifact, Bundle, File, Manifest, SignatureRecord, sha256_of
@@ -30,84 +28,6 @@ MB = 1 << 20
 #: Enough for two rounds of range requests, so that a download can be interrupted between them.
 BIG = random.Random(7).randbytes(40 * MB)
 SMALL = random.Random(8).randbytes(MB)
-
-
-class Server:
-    """moto's S3 server in a process of its own. It keeps its objects in memory."""
-
-    def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/", timeout=2).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError("moto's server does not answer")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-class Wire(socketserver.ThreadingTCPServer):
-    """The line to a server: it counts what comes down, and can be slow or break."""
-
-    daemon_threads = True
-
-    def __init__(self, port: int) -> None:
-        self.upstream = ("127.0.0.1", port)
-        self.came = 0
-        self.bytes_per_s = 1e12
-        self.breaks_at: list[int] = []
-        super().__init__(("127.0.0.1", 0), Connection)
-
-
-class Connection(socketserver.BaseRequestHandler):
-    server: Wire
-
-    def handle(self) -> None:
-        try:
-            upstream = socket.create_connection(self.server.upstream)
-        except ConnectionRefusedError:
-            return
-        with upstream:
-            up = threading.Thread(target=self._pump, args=(self.request, upstream, self._sent))
-            up.start()
-            self._pump(upstream, self.request, self._came)
-            up.join()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, account: Callable[[int], bool]) -> None:
-        try:
-            while (data := source.recv(1 << 16)) and account(len(data)):
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
-
-    def _sent(self, count: int) -> bool:
-        time.sleep(count / self.server.bytes_per_s)
-        return True
-
-    def _came(self, count: int) -> bool:
-        self.server.came += count
-        time.sleep(count / self.server.bytes_per_s)
-        if self.server.breaks_at and self.server.came > self.server.breaks_at[0]:
-            self.server.breaks_at.pop(0)
-            return False
-        return True
 
 
 @pytest.fixture(scope="module")
@@ -288,11 +208,13 @@ def test_a_server_that_dies_is_named_and_the_rest_fetched_when_it_is_back(
             opening = background.submit(Store(store.url).open, "net", "1")
             wait_for(lambda: partial_bytes(tmp_path) >= 32 * MB)
             server.kill()
+            wire.shutdown()
+            wire.server_close()
             with pytest.raises(ConfigError, match=r"s3://bucket-.*/models/net/1/big/model\.onnx cannot be fetched"):
                 opening.result(60)
         assert cached(tmp_path) == []
-        server.start()
-        wire.bytes_per_s = 1e12
+    server.start()
+    for wire in connect(server, monkeypatch, tmp_path):
         again = new_store(tmp_path)
         again.publish(folder, "net", "1")
         wire.came = 0

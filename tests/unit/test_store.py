@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +18,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import LocalFileSystem
 from tests.unit.test_bundle import SIGNATURE, artifact
 
 from enginehouse.bundle import Bundle, Manifest, SignatureRecord, sha256_of
 from enginehouse.errors import (
     BuildError,
+    ConfigError,
     DigestMismatch,
     EnginehouseError,
     InvalidInput,
@@ -23,6 +33,7 @@ from enginehouse.errors import (
     ModelNotFound,
 )
 from enginehouse.store import Store
+from enginehouse.store.upload import upload
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -127,7 +138,7 @@ def web_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store
     publish(Store(tmp_path / "store"), "digits", "1", b"shared")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "store"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield Store(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
@@ -144,6 +155,60 @@ def test_many_readers_fetch_a_version_together(web_store: Store) -> None:
 
     with ThreadPoolExecutor(6) as readers:
         assert set(readers.map(read, range(6))) == {b"shared"}
+
+
+def test_a_web_server_without_ranges_sends_large_files_whole(tmp_path: Path, web_store: Store) -> None:
+    large = random.Random(1).randbytes(20 << 20)
+    publish(Store(tmp_path / "store"), "large", "1", large)
+    part = tmp_path / "cache" / ".parts" / hashlib.sha256(large).hexdigest()
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"what an interrupted download left")
+    assert content(web_store.open("large", "1")) == large
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_choose_another(
+    tmp_path: Path, web_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "occupied").write_text("a file where a folder should be")
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "occupied"))
+    with pytest.raises(ConfigError, match=r"occupied.*ENGINEHOUSE_CACHE"):
+        web_store.open("digits", "1")
+
+
+def test_a_store_that_is_down_is_not_taken_for_a_missing_version() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"{url}.* cannot be read"):
+            Store(url).open("digits", "1")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"path": "../../stolen"}, "outside its bundle"), ({"sha256": "../../stolen"}, "not a sha256")]
+)
+def test_a_manifest_cannot_place_files_outside_its_bundle(
+    tmp_path: Path, web_store: Store, change: dict[str, str], told: str
+) -> None:
+    path = tmp_path / "store" / "digits" / "1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["artifacts"][0]["files"][0].update(change)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ManifestInvalid, match=told):
+        web_store.open("digits", "1")
+    assert list(tmp_path.rglob("stolen")) == []
+
+
+def test_a_store_without_exclusive_writes_still_refuses_a_published_version(tmp_path: Path) -> None:
+    files = ArrowFSWrapper(LocalFileSystem())
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    target = tmp_path / "store" / "digits" / "1"
+    target.mkdir(parents=True)
+    upload(files, folder, str(target))
+    assert [file.name for file in target.iterdir()] == ["manifest.json"]
+    with pytest.raises(BuildError, match="immutable"):
+        upload(files, folder, str(target))
 
 
 def test_of_many_publishers_one_wins(tmp_path: Path) -> None:
@@ -175,3 +240,26 @@ def test_remote_bundles_are_fetched_once(tmp_path: Path, monkeypatch: pytest.Mon
     again = Store(store.url).open("digits", "1")
     assert again.path == first.path
     assert (again.path / "onnx" / "model.onnx").stat().st_mtime_ns == stamp
+
+
+def test_staging_folders_of_killed_processes_are_removed_and_only_those(store: Store) -> None:
+    publish(store, "seed", "1")
+    program = (
+        "import sys, time; from enginehouse.store import Store; "
+        "folder = Store(sys.argv[1]).staging(); (folder / 'half').write_text('done'); print(folder, flush=True); "
+        "time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, store.url], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    theirs = Path(process.stdout.readline().strip())
+    mine = [store.staging(), Store(store.url).staging()]
+    assert (theirs / "half").read_text() == "done"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    mine.append(store.staging())
+    assert not theirs.exists()
+    assert all(folder.is_dir() for folder in mine)
