@@ -104,11 +104,9 @@ def test_every_artifact_reason_remark_and_figure_is_shown(made: Make) -> None:
             parity = artifact.parity
             assert parity.explanation in page
             assert f"{text.small(parity.relative_l2)} of {text.small(parity.limit)}" in page
-            distances = (parity.relative_l2, parity.limit, parity.worst_row)
-            assert (
-                f"{parity.output} {' '.join(text.small(distance) for distance in distances)} {parity.cosine:.7f}"
-                in page
-            )
+            distances = " ".join(text.small(each) for each in (parity.relative_l2, parity.limit, parity.worst_row))
+            wrong = text.share(parity.differing)
+            assert f"{parity.engine} {parity.output} {distances} {parity.cosine:.7f} {wrong}" in page
             if parity.top1_agreement is not None:
                 assert f"{text.share(parity.top1_agreement)} of {parity.top1_rows} rows" in page
             if parity.metric is not None:
@@ -221,6 +219,23 @@ def test_a_precision_that_is_not_what_was_asked_for_is_pointed_out() -> None:
     assert read(resnet18()).count("runs in") == 1
 
 
+def test_whole_values_that_differ_are_pointed_out() -> None:
+    manifest = resnet18()
+    first = manifest.artifacts[0]
+    assert first.parity is not None
+    wrong = first.model_copy(update={"parity": first.parity.model_copy(update={"differing": 0.125})})
+    page = read(manifest.model_copy(update={"artifacts": (wrong, *manifest.artifacts[1:])}))
+    assert "4.1e-7 of 1e-4 12.5 % of the whole values differ" in page
+    assert "whole values" not in read(manifest)
+
+
+def test_an_engine_that_could_not_be_measured_says_why_next_to_its_artifact() -> None:
+    manifest = resnet18()
+    fault = Step(name="profile onnx-fp32 on onnxruntime-cpu", outcome="failed", detail="it hung for 60 s")
+    page = read(manifest.model_copy(update={"latency": manifest.latency[1:], "chosen": (), "steps": (fault,)}))
+    assert "not measured profile onnx-fp32 on onnxruntime-cpu: it hung for 60 s onnx-fp16" in page
+
+
 def test_a_free_dimension_has_the_name_of_the_batch_or_of_its_axis() -> None:
     page = read(encoder())
     assert "ids INT64 [batch, sequence]" in page
@@ -297,14 +312,11 @@ def test_a_point_that_was_not_measured_is_left_out_and_not_predicted() -> None:
 
 
 def test_figures_are_short_and_never_rounded_to_a_lie() -> None:
-    assert [text.number(value) for value in (0, 0.04123, 4.123, 41.23, 1240.4)] == [
-        "0",
-        "0.0412",
-        "4.12",
-        "41.2",
-        "1,240",
-    ]
+    numbers = [text.number(value) for value in (0, 0.04, 4.123, 41.23, 99.96, 1240.4)]
+    assert numbers == ["0", "0.0400", "4.12", "41.2", "100", "1,240"]
+    marks = [text.magnitude(value) for value in (0, 0.05, 5000, 2e4, 5e5, 1e6)]
+    assert marks == ["0", "0.05", "5,000", "20k", "500k", "1M"]
     assert [text.small(value) for value in (0, 1e-4, 3.14e-4)] == ["0", "1e-4", "3.1e-4"]
     assert [text.share(value) for value in (0.5, 0.9998, 1.0)] == ["50.0 %", "99.980 %", "100 %"]
     assert [text.seconds(value) for value in (0, 0.042, 3.14, 125)] == ["0.0 s", "0.04 s", "3.1 s", "2 min 05 s"]
-    assert [text.size(value) for value in (512, 46_800_000, 3 << 30)] == ["0.5 KiB", "44.6 MiB", "3.00 GiB"]
+    assert [text.size(value) for value in (512, 46_800_000, 3 << 30)] == ["512 B", "44.6 MiB", "3.00 GiB"]

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from enginehouse.latency import LatencyPoint
 from enginehouse_build.report.findings import Findings, Speed
-from enginehouse_build.report.text import milliseconds, number
+from enginehouse_build.report.text import magnitude, milliseconds, number
 
 #: The view box, and the plot inside it. What is right of it belongs to the labels of the curves.
 WIDTH, HEIGHT = 600, 330
@@ -133,10 +133,8 @@ def _chart(
     return Chart(
         title=title,
         x_title=x_title,
-        x_ticks=_thinned(
-            Tick(round(across(value), 1), _tick_text(value)) for value in sorted({x(p) for p in measured})
-        ),
-        y_ticks=tuple(Tick(round(up(value), 1), _tick_text(value)) for value in up.ticks()),
+        x_ticks=_thinned(Tick(round(across(value), 1), f"{value:,.0f}") for value in sorted({x(p) for p in measured})),
+        y_ticks=tuple(Tick(round(up(value), 1), magnitude(value)) for value in up.ticks()),
         curves=tuple(
             _curve(speed, points, x, y, across, up, at) for (speed, points), at in zip(chosen, ends, strict=True)
         ),
@@ -208,10 +206,6 @@ class _Scale:
         leads = (1, 2, 5) if self.high / self.low < 2000 else (1,)
         ticks = [lead * 10.0**decade for decade, lead in itertools.product(decades, leads)]
         return [tick for tick in ticks if self.low <= tick <= self.high]
-
-
-def _tick_text(value: float) -> str:
-    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,g}"
 
 
 def _thinned(ticks: Iterable[Tick]) -> tuple[Tick, ...]:

@@ -35,11 +35,15 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One artifact in the overview: its files, its speeds, the classes it is the choice of, and the logs about it."""
+    """One artifact in the overview: its size, its speeds, the classes it is the choice of, and the logs about it.
+
+    `unmeasured` says why an engine that should have been measured has no speed.
+    """
 
     artifact: Artifact
     bytes: int
     speeds: tuple[Speed, ...]
+    unmeasured: tuple[str, ...]
     best_of: tuple[str, ...]
     logs: tuple[Step, ...]
 
@@ -127,6 +131,11 @@ class Findings:
                 artifact=artifact,
                 bytes=sum(file.bytes for file in artifact.files),
                 speeds=tuple(speed for speed in self.speeds if speed.table.artifact == artifact.name),
+                unmeasured=tuple(
+                    f"{step.name}: {step.detail}"
+                    for step in self.manifest.steps
+                    if step.outcome == "failed" and step.name.startswith(f"profile {artifact.name} ")
+                ),
                 best_of=tuple(c.numerics for c in self.manifest.chosen if c.artifact == artifact.name),
                 logs=tuple(s for s in self.manifest.steps if s.log is not None and artifact.name in s.name.split()),
             )

@@ -14,10 +14,14 @@ def number(value: float) -> str:
     """Three significant digits, thousands apart: 0.0412, 4.12, 1,240."""
     if value == 0:
         return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    digits = 2 if abs(value) < 10 else 1
-    return f"{value:.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".removesuffix(".")
+
+
+def magnitude(value: float) -> str:
+    """A round value on a scale: 0.05, 5,000, 20k, 1M."""
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,g}"
 
 
 def milliseconds(value: float) -> str:
@@ -54,7 +58,9 @@ def share(value: float) -> str:
 
 
 def size(value: int) -> str:
-    """Bytes as KiB, MiB or GiB."""
+    """Bytes as B, KiB, MiB or GiB."""
+    if value < 2**10:
+        return f"{value} B"
     if value < 2**20:
         return f"{number(value / 2**10)} KiB"
     return f"{number(value / 2**20)} MiB" if value < 2**30 else f"{number(value / 2**30)} GiB"
