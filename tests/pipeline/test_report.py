@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 
 import pytest
 
@@ -13,51 +12,12 @@ from enginehouse.bundle import Artifact, Axis, Manifest, Step
 from enginehouse_build.report import render, text
 from enginehouse_build.report.findings import Findings
 
+from . import manifests
 from .manifests import bare, encoder, hopeless, resnet18
+from .pages import Page, read
 
 EVERY = pytest.mark.parametrize("made", [resnet18, encoder, hopeless, bare])
-#: Elements that have no end tag.
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-#: Elements that a person sees apart from what stands before them.
-APART = {"td", "th", "dt", "dd", "li", "br", "small"}
 Make = Callable[[], Manifest]
-
-
-class Page(HTMLParser):
-    """A page taken apart: its elements with their attributes, its text, and the elements that were not closed."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attributes}))
-        self.words.append(" " if tag in APART else "")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attributes}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        """What a person reads, with single spaces."""
-        return " ".join("".join(self.words).split())
-
-
-def read(manifest: Manifest) -> str:
-    return Page(render(manifest)).text
 
 
 @EVERY
@@ -150,7 +110,7 @@ def test_the_page_opens_with_what_to_serve_and_how_much_faster_that_is() -> None
     page = read(resnet18())
     assert (
         "Serve openvino-bf16 on openvino-cpu: 211 rows/s in calls of 32 rows, "
-        f"2.20{text.TIMES} the throughput of fp32 ONNX Runtime (95.8 rows/s)." in page
+        f"2.20{text.TIMES} the throughput of fp32 ONNX on onnxruntime-cpu (95.8 rows/s)." in page
     )
     assert "Where int8 answers will do, serve openvino-int8 on openvino-cpu: 404 rows/s" in page
     for chosen in resnet18().chosen:
@@ -158,17 +118,33 @@ def test_the_page_opens_with_what_to_serve_and_how_much_faster_that_is() -> None
             assert reason in page
 
 
+def choose(manifest: Manifest, engine: str, artifact: str) -> Manifest:
+    """`manifest` with this one choice, made for the latency of one row."""
+    (chosen,) = encoder().chosen
+    return manifest.model_copy(update={"chosen": (chosen.model_copy(update={"engine": engine, "artifact": artifact}),)})
+
+
 def test_a_choice_for_latency_speaks_of_the_time_of_a_call_at_the_size_it_was_measured() -> None:
-    page = read(encoder())
-    assert "Serve onnx-fp32 on onnxruntime-cuda: 1 row in 2.10 ms, 4.29" in page
-    assert "as fast as fp32 ONNX Runtime (9.00 ms), at sequence 128." in page
+    page = read(choose(encoder(), "openvino-cpu", "openvino-int8"))
+    assert "on openvino-cpu: 1 row in 3.60 ms, 2.50" in page
+    assert "as fast as fp32 ONNX on onnxruntime-cpu (9.00 ms), at sequence 128." in page
+
+
+def test_a_choice_is_compared_with_the_baseline_on_hardware_of_its_kind() -> None:
+    manifest = encoder()
+    fast = manifests.table("tensorrt", "tensorrt-fp16", 0.7, 0.05, (128,))
+    more = {
+        "artifacts": (*manifest.artifacts, manifests.artifact("tensorrt", "fp16")),
+        "latency": (*manifest.latency, fast),
+    }
+    page = read(choose(manifest.model_copy(update=more), "tensorrt", "tensorrt-fp16"))
+    assert f"1 row in 0.700 ms, 3.00{text.TIMES} as fast as fp32 ONNX on onnxruntime-cuda (2.10 ms)" in page
 
 
 def test_a_choice_that_is_the_baseline_itself_is_not_compared_with_itself() -> None:
-    (chosen,) = encoder().chosen
-    itself = chosen.model_copy(update={"engine": "onnxruntime-cpu"})
-    page = read(encoder().model_copy(update={"chosen": (itself,)}))
-    assert "Serve onnx-fp32 on onnxruntime-cpu: 1 row in 9.00 ms, at sequence 128." in page
+    for engine, time in (("onnxruntime-cpu", "9.00"), ("onnxruntime-cuda", "2.10")):
+        page = read(choose(encoder(), engine, "onnx-fp32"))
+        assert f"Serve onnx-fp32 on {engine}: 1 row in {time} ms, at sequence 128." in page
 
 
 def test_a_choice_whose_measurement_is_invalid_says_so_next_to_it() -> None:

@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from enginehouse.bundle import ENGINE_KINDS, Artifact, Axis, Chosen, Manifest, Parity, Step, TensorRecord
+from enginehouse.bundle import (
+    ACCELERATOR_OF,
+    ENGINE_KINDS,
+    Artifact,
+    Axis,
+    Chosen,
+    Manifest,
+    Parity,
+    Step,
+    TensorRecord,
+)
 from enginehouse.latency import LatencyPoint, LatencyTable
 
 #: Ends of the scale that distances to the reference are drawn on: rounding of float64, and no resemblance at all.
@@ -50,13 +60,18 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A choice with its figures at the rows it was made for; `baseline` is the fp32 ONNX engine's point there."""
+    """A choice with its figures at the rows it was made for.
+
+    `baseline` is the fp32 ONNX artifact's point there, measured by `baseline_engine`: on hardware of the same kind, if
+    it was measured on that. None where it is the choice itself.
+    """
 
     chosen: Chosen
     artifact: Artifact
     speed: Speed | None
     point: LatencyPoint | None
     baseline: LatencyPoint | None
+    baseline_engine: str
 
     @property
     def ratio(self) -> float | None:
@@ -106,10 +121,8 @@ class Findings:
 
     @cached_property
     def baseline(self) -> LatencyTable | None:
-        """The fp32 ONNX artifact on ONNX Runtime, which every ratio is to; on a CPU where it was measured there."""
-        fp32 = {a.name for a in self.manifest.artifacts if (a.format, a.precision) == ("onnx", "fp32")}
-        tables = [table for table in self.manifest.latency if table.artifact in fp32]
-        return min(tables, key=lambda table: _order(table.engine), default=None)
+        """The fp32 ONNX artifact on ONNX Runtime that the overview's ratios are to; on a CPU, if measured there."""
+        return min(self._fp32_onnx, key=lambda table: _order(table.engine), default=None)
 
     @cached_property
     def speeds(self) -> tuple[Speed, ...]:
@@ -215,14 +228,22 @@ class Findings:
         base = self.point(self.baseline, point.rows, point.size)
         return None if base is None else base.median_ms / point.median_ms
 
+    @property
+    def _fp32_onnx(self) -> list[LatencyTable]:
+        names = {a.name for a in self.manifest.artifacts if (a.format, a.precision) == ("onnx", "fp32")}
+        return [table for table in self.manifest.latency if table.artifact in names]
+
     def _verdict(self, chosen: Chosen) -> Verdict:
         table = self.manifest.latency_of(chosen.engine, chosen.artifact)
+        alike = {kind for kind, hardware in ACCELERATOR_OF.items() if hardware == ACCELERATOR_OF[chosen.engine]}
+        baseline = next((base for base in self._fp32_onnx if base.engine in alike), self.baseline)
         return Verdict(
             chosen=chosen,
             artifact=self.manifest.artifact(chosen.artifact),
             speed=next((speed for speed in self.speeds if speed.table is table), None),
             point=self.point(table, chosen.rows, self.size),
-            baseline=None if table is self.baseline else self.point(self.baseline, chosen.rows, self.size),
+            baseline=None if baseline is table else self.point(baseline, chosen.rows, self.size),
+            baseline_engine=baseline.engine if baseline is not None else "",
         )
 
 
