@@ -1,6 +1,6 @@
 """A small CNN trained on scikit-learn's real handwritten digits: 1797 grey images of 8 x 8 pixels, values 0..16.
 
-    enginehouse build examples.digits:digits --name digits --store store
+    enginehouse build examples.digits:digits --name digits --store store --precisions fp32,fp16,bf16,int8
 
 The model takes the raw pixels (`image`, uint8 [batch, 8, 8]): scaling and layout are part of the graph, so a client
 sends bytes and cannot get the pre-processing wrong.
@@ -43,6 +43,9 @@ def digits() -> ModelSource:
         inputs={"image": torch.from_numpy(images[:2])},
         outputs=("logits",),
         samples={"image": images[:HELD_OUT]},
+        labels=labels[:HELD_OUT],
+        # int8 takes its ranges from images that it is not judged on.
+        calibration={"image": images[HELD_OUT:]},
     )
 
 

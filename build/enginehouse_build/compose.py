@@ -52,7 +52,7 @@ def put_before(model: onnx.ModelProto, nodes: Nodes, value: onnx.ValueInfoProto)
         if known.name == value.name:
             graph.value_info.append(known)
             known.CopyFrom(value)
-    _rename(graph, value.name, inner)
+    rename(graph, value.name, inner)
     for known in graph.value_info:
         known.name = inner if known.name == value.name else known.name
     nodes.nodes[-1].output[0] = inner
@@ -76,7 +76,7 @@ def put_behind(
         if value.name in replaced:
             graph.value_info.append(value)
     for name in replaced:
-        _rename(graph, name, nodes.prefix + name)
+        rename(graph, name, nodes.prefix + name)
     for known in graph.value_info:
         known.name = nodes.prefix + known.name if known.name in replaced else known.name
     first = min(index for index, value in enumerate(model.graph.output) if value.name in replaced)
@@ -123,7 +123,7 @@ def _copy(model: onnx.ModelProto, nodes: Nodes) -> onnx.ModelProto:
     return composed
 
 
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Every use of tensor `old` in nodes and constants; branches and loop bodies see the names around them."""
     for tensor in graph.initializer:
         tensor.name = new if tensor.name == old else tensor.name
@@ -132,7 +132,7 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
             for index, name in enumerate(names):
                 names[index] = new if name == old else name
         for inner in _subgraphs(node):
-            _rename(inner, old, new)
+            rename(inner, old, new)
             for value in inner.output:
                 value.name = new if value.name == old else value.name
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,28 @@ import torch
 
 from enginehouse.errors import ExportFailed
 from enginehouse.tensors import Signature
+from enginehouse_build.compose import rename
 from enginehouse_build.onnx import PROOF_ROWS, finish, reason
+from enginehouse_build.recipe import AxisRange
 from enginehouse_build.source import TorchModel
 
 #: 17 silently becomes 18; from 23 on the exporter emits `Attention`, which TensorRT-RTX cannot build in fp32.
 OPSET = 20
+#: The exporter does not see that a name it is given is already that of a tensor inside ("embedding", say).
+_PLACEHOLDER = "enginehouse/"
 
 
-def export(model: TorchModel, path: Path, *, batched: bool, max_batch: int) -> Signature:
-    """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`.
+def export(
+    model: TorchModel, path: Path, *, batched: bool, max_batch: int, ranges: Mapping[str, AxisRange]
+) -> Signature:
+    """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`, and so are its axes.
 
     Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in.
     """
     examples = tuple(model.inputs.values())
-    shapes: tuple[Mapping[int, Any], ...] | None = None
     if batched:
         examples = tuple(_two_rows(name, tensor) for name, tensor in model.inputs.items())
-        batch = torch.export.Dim("batch", min=1, max=max(max_batch, *PROOF_ROWS))
-        shapes = tuple({0: batch} for _ in examples)
+    shapes = _free_dimensions(model, ranges, max(max_batch, *PROOF_ROWS) if batched else None)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -41,9 +45,9 @@ def export(model: TorchModel, path: Path, *, batched: bool, max_batch: int) -> S
                 examples,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=list(model.inputs),
-                output_names=list(model.outputs),
+                dynamic_shapes=shapes if any(shapes) else None,
+                input_names=[f"{_PLACEHOLDER}{name}" for name in model.inputs],
+                output_names=[f"{_PLACEHOLDER}{name}" for name in model.outputs],
                 verbose=False,
             )
             if program is None:
@@ -55,7 +59,36 @@ def export(model: TorchModel, path: Path, *, batched: bool, max_batch: int) -> S
         raise
     except Exception as error:
         raise ExportFailed(f"torch cannot export the module: {reason(error)}") from error
+    _take_names(proto, [*model.inputs, *model.outputs])
     return finish(proto, path, batched)
+
+
+def _take_names(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give the inputs and outputs their `names` in the place of the placeholders they were exported with."""
+    graph = proto.graph
+    for name in names:
+        rename(graph, name, f"inner/{name}")
+        rename(graph, _PLACEHOLDER + name, name)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.name == _PLACEHOLDER + name:
+                value.name = name
+            elif value.name == name:
+                value.name = f"inner/{name}"
+
+
+def _free_dimensions(
+    model: TorchModel, ranges: Mapping[str, AxisRange], max_batch: int | None
+) -> tuple[dict[int, Any], ...]:
+    """What torch.export takes for each input: its free dimensions, named; dim 0 is the batch unless there is none."""
+    axes = model.source.axes
+    if unknown := sorted(axes.keys() - model.inputs.keys()):
+        raise ExportFailed(f"axes name the input {unknown[0]!r}; the inputs are {', '.join(model.inputs)}")
+    missing = sorted({name for dims in axes.values() for name in dims.values()} - ranges.keys())
+    if missing:
+        raise ExportFailed(f"axis {missing[0]!r} has no range; give ModelSource(ranges=...) or --axis NAME=MIN:OPT:MAX")
+    dims = {name: torch.export.Dim(name, min=extents.min, max=extents.max) for name, extents in ranges.items()}
+    batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch is not None else {}
+    return tuple(batch | {dim: dims[axis] for dim, axis in axes.get(name, {}).items()} for name in model.inputs)
 
 
 def _two_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,27 +1,80 @@
-"""What to build, checked before anything starts."""
+"""What to build, checked before anything starts: from the command line, or from a `recipe.toml`."""
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import psutil
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from enginehouse.bundle import Format, Precision
+from enginehouse.bundle import Format, Objective, Precision
 from enginehouse.errors import ConfigError, InvalidInput
 from enginehouse.hardware import probe_cpu
+from enginehouse.parity import LIMITS, Limits
 from enginehouse.store import Store, check_name
+from enginehouse_build.postprocess import Postprocess
+from enginehouse_build.postprocess import of as postprocess_of
+from enginehouse_build.preprocess import Preprocess
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+#: Where each precision exists. The CPU providers of ONNX Runtime have no bf16 kernels; on GPUs fp16 takes its place.
+PRECISIONS_OF: Mapping[Format, tuple[Precision, ...]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+}
+#: Without int8, whose answers differ by more than rounding and which needs real samples.
+DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+
+
+class AxisRange(BaseModel):
+    """Smallest, usual and largest extent of a free dimension; `MIN:OPT:MAX` as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(ge=1)
+    opt: int
+    max: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+            raise ValueError(f"{value!r} is no range; write MIN:OPT:MAX, for instance 1:128:512")
+        return dict(zip(("min", "opt", "max"), map(int, parts), strict=True))
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AxisRange:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"{self.min}:{self.opt}:{self.max} is not ascending; write MIN:OPT:MAX")
+        return self
+
+
+def _text(read: Callable[[str], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
 
 
 class Recipe(BaseModel):
     """One build: a source, where its bundle goes, and the matrix of formats x precisions.
 
-    `version` None is the next integer after the store's versions. `max_batch` is the most rows an engine is built and
-    checked for; with `batched` False a request is one whole input that is never merged with others. `threads` are the
-    CPU threads that parity and latency are measured with.
+    - `version` None is the next integer after the store's versions.
+    - `max_batch` is the most rows an engine is built and checked for; with `batched` False a request is one whole input
+      that is never merged with others.
+    - `axes` gives the range of every free dimension besides the batch, by its name in the model; the first one is the
+      cost axis, along which latency is measured.
+    - `samples`, `calibration`: .npz files with one array for each input; `labels`: an .npy file.
+    - `metric`: "accuracy" or `module:function`; an artifact may lose `max_drop` of it.
+    - `limits`: the relative L2 error that passes, by precision, instead of `enginehouse.parity.LIMITS`.
+    - `threads`: CPU threads that parity and latency are measured with.
+    - `step_timeout_s` and `memory_mib` bound every step of the build, which is a process of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,11 +84,23 @@ class Recipe(BaseModel):
     store: str
     version: str | None = None
     formats: tuple[Format, ...] = FORMATS
-    precisions: tuple[Precision, ...] = PRECISIONS
+    precisions: tuple[Precision, ...] = DEFAULT_PRECISIONS
     max_batch: int = Field(default=32, ge=1, le=65536)
     batched: bool = True
+    axes: dict[str, AxisRange] = Field(default_factory=dict)
+    preprocess: Annotated[Preprocess, _text(Preprocess.of)] | None = None
+    postprocess: Annotated[Postprocess, _text(postprocess_of)] | None = None
     samples: Path | None = None
+    calibration: Path | None = None
+    labels: Path | None = None
+    metric: str | None = None
+    max_drop: float = Field(default=0.01, ge=0)
+    limits: dict[Precision, float] = Field(default_factory=dict)
+    objective: Objective = "throughput"
+    max_latency_ms: float | None = Field(default=None, gt=0)
     threads: int = Field(default_factory=lambda: probe_cpu().cores, ge=1)
+    step_timeout_s: float = Field(default=1800.0, gt=0)
+    memory_mib: int = Field(default_factory=lambda: psutil.virtual_memory().total * 8 // 10 >> 20, ge=256)
 
     @classmethod
     def of(cls, **values: Any) -> Recipe:
@@ -44,10 +109,33 @@ class Recipe(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "recipe"
+            option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-") if first["loc"] else "recipe"
             message = first["msg"].removeprefix("Value error, ")
-            shown = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+            shown = "" if first["type"] in ("value_error", "missing") else f" (got {first['input']!r})"
             raise ConfigError(f"{option}: {message}{shown}") from None
+
+    @classmethod
+    def from_file(cls, path: Path, **overrides: Any) -> Recipe:
+        """The recipe in a TOML file whose keys are the fields; paths in it are relative to its folder.
+
+        Raises ConfigError naming the file and what is wrong in it.
+        """
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: not a readable recipe: {error}") from None
+        for key in ("samples", "calibration", "labels"):
+            if key in values:
+                values[key] = path.parent / str(values[key])
+        if "://" not in str(values.get("store", "://")):
+            values["store"] = str(path.parent / values["store"])
+        source = str(values.get("source", ""))
+        if source.endswith(".onnx") or source.rpartition(":")[0].endswith(".py"):
+            values["source"] = str(path.parent / source)
+        try:
+            return cls.of(**(values | overrides))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     @field_validator("name")
     @classmethod
@@ -69,23 +157,49 @@ class Recipe(BaseModel):
     def _known_precisions(cls, precisions: Any) -> Any:
         return _subset("precision", precisions, PRECISIONS)
 
-    @field_validator("samples")
+    @field_validator("samples", "calibration", "labels")
     @classmethod
-    def _samples_exist(cls, samples: Path | None) -> Path | None:
-        if samples is not None and not samples.is_file():
-            raise ValueError(f"{samples} is no file; give an .npz with one array per input")
-        return samples
+    def _exists(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.is_file():
+            raise ValueError(f"{file} is no file; give an .npz with one array per input (labels: an .npy)")
+        return file
 
     @model_validator(mode="after")
-    def _one_batch_choice(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if not self.batched and "max_batch" in self.model_fields_set and self.max_batch != 1:
             raise ValueError(f"max_batch {self.max_batch} needs a batch dimension; drop it or drop --no-batch")
+        if self.metric is not None and self.metric != "accuracy" and ":" not in self.metric:
+            raise ValueError(f"metric {self.metric!r} is not known; give accuracy or module:function")
+        if not self.matrix:
+            raise ValueError(
+                f"none of the formats {', '.join(self.formats)} has the precision {', '.join(self.precisions)}; "
+                + "; ".join(f"{format} has {', '.join(known)}" for format, known in PRECISIONS_OF.items())
+            )
         return self
 
     @property
     def max_rows(self) -> int:
         """Rows of the largest call: 1 without a batch."""
         return self.max_batch if self.batched else 1
+
+    @property
+    def matrix(self) -> tuple[tuple[Format, Precision], ...]:
+        """The artifacts to make: every asked-for format in every asked-for precision that it has."""
+        return tuple(
+            (format, precision)
+            for format in self.formats
+            for precision in self.precisions
+            if precision in PRECISIONS_OF[format]
+        )
+
+    def limits_of(self, precision: Precision) -> Limits:
+        """The gate of a precision; a relative L2 of the user's own widens the other figures with it."""
+        limits = LIMITS[precision]
+        own = self.limits.get(precision)
+        if own is None:
+            return limits
+        worst = max(limits.worst_row, 6 * own)
+        return replace(limits, relative_l2=own, worst_row=worst, cosine=min(limits.cosine, 1 - worst**2))
 
 
 def next_version(store: Store, name: str) -> str:

@@ -1,79 +1,141 @@
-"""The reference of a build: the fp32 ONNX model, its signature, what it should answer, and the data to ask it with."""
+"""The reference of a build: the fp32 ONNX model, its signature, real requests, and what it should answer to them.
+
+Made once, in a process of its own, into a folder that all later steps read:
+
+    model.onnx          one self-contained file, pre- and post-processing included
+    requests.npz        what artifacts are compared on, and answers.npz, what the source itself says to that
+    samples.npz         rows to measure latency and the task metric with, and labels.npy
+    calibration.npz     rows that int8 takes its ranges from; only real ones
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx as onnx_format
 
-from enginehouse.errors import BuildError, ExportFailed, InvalidInput
-from enginehouse.tensors import Signature, Tensors, TensorSpec
+from enginehouse import archive
+from enginehouse.bundle import Axis, sha256_of
+from enginehouse.errors import BuildError, ExportFailed
+from enginehouse.tensors import Signature, Tensors
+from enginehouse_build import samples as sampling
 from enginehouse_build.adopt import adopt
-from enginehouse_build.export import export
-from enginehouse_build.onnx import prove_dynamic
-from enginehouse_build.recipe import Recipe
-from enginehouse_build.source import TorchModel, load_source
+from enginehouse_build.metric import load_metric, metric_name
+from enginehouse_build.onnx import finish, prove_dynamic
+from enginehouse_build.opened import OpenedFiles
+from enginehouse_build.pixels import Pixels
+from enginehouse_build.postprocess import Postprocess
+from enginehouse_build.postprocess import of as postprocess_of
+from enginehouse_build.preprocess import Preprocess
+from enginehouse_build.recipe import AxisRange, Recipe
 
-SEED = 0
-RANDOM_ROWS = 64
+MODEL = "model.onnx"
+REQUESTS = "requests.npz"
+ANSWERS = "answers.npz"
+SAMPLES = "samples.npz"
+LABELS = "labels.npy"
+CALIBRATION = "calibration.npz"
+
+if TYPE_CHECKING:
+    from enginehouse_build.source import TorchModel
+
+Run = Callable[[Tensors], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMetric:
+    """The metric's name, and its value for the reference on `rows` labelled rows."""
+
+    name: str
+    value: float
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`onnx` is one self-contained file; `run` gives the fp32 answer by output name; `samples` fit the signature.
+    """What is known about the reference besides its files.
 
-    `origin` says what `run` and `samples` are, for the manifest.
+    `origin` says what gave the answers and to what; `depends` are the digests of all files that it was made from.
     """
 
-    onnx: Path
     signature: Signature
-    run: Callable[[Tensors], dict[str, np.ndarray]]
-    samples: Tensors
+    axes: tuple[Axis, ...]
+    max_rows: int
     origin: str
+    remarks: tuple[str, ...]
+    preprocess: str
+    postprocess: str
+    metric: TaskMetric | None
+    depends: Mapping[str, str]
 
 
-def make_reference(recipe: Recipe, folder: Path) -> Reference:
-    """Load the source, write its ONNX file into `folder`, and prove that the batch is dynamic.
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """The model without pre- and post-processing: how the source itself answers, and names of its free dimensions."""
+
+    run: Run
+    answered_by: str
+    batched: bool
+    names: Mapping[tuple[str, int], str]
+    ranges: Mapping[str, AxisRange]
+    remarks: tuple[str, ...] = ()
+
+
+def make_reference(folder: Path, recipe: Recipe) -> Reference:
+    """Load the source, write the files above into `folder`, and prove that the batch is dynamic.
 
     Raises BuildError for a source or samples that cannot be used, ExportFailed for a model that cannot be exported.
     """
-    path = folder / "reference.onnx"
+    # torch takes seconds to import, and only this step needs it.
+    from enginehouse_build.source import TorchModel, load_source
+
+    opened = OpenedFiles()
     source = load_source(recipe.source)
-    given: Mapping[str, np.ndarray] | None = None
-    run: Callable[[Tensors], dict[str, np.ndarray]]
-    if isinstance(source, TorchModel):
-        signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch)
-        run, answered_by, given = source, "torch", source.samples
-        _check_names(source, signature)
-    else:
-        signature = adopt(source, path, batched=recipe.batched)
-        run, answered_by = _onnx_runtime(path, recipe.threads), "ONNX Runtime without graph fusions"
-    if recipe.samples is not None:
-        samples, asked_with = _from_file(recipe.samples, signature), f"samples of {recipe.samples.name}"
-    elif given is not None:
-        samples, asked_with = _checked(given, signature, "the factory's samples"), "samples of the factory"
-    else:
-        samples, asked_with = _random(signature), f"random samples (seed {SEED})"
-    exported = run if isinstance(source, Path) else _onnx_runtime(path, recipe.threads)
-    if recipe.batched:
-        prove_dynamic(exported, run, samples)
-    return Reference(path, signature, run, samples, f"compared with {answered_by} on {asked_with}")
+    model = folder / MODEL
+    core = _from_torch(source, recipe, model) if isinstance(source, TorchModel) else _from_file(source, recipe, model)
+    given = source.source if isinstance(source, TorchModel) else None
+    before = recipe.preprocess or (Preprocess.of(given.preprocess) if given and given.preprocess else None)
+    after = recipe.postprocess or (postprocess_of(given.postprocess) if given and given.postprocess else None)
+    signature, run, pixels = _wrapped(core, model, before, after)
+    max_rows = recipe.max_rows if signature.batched else 1
+
+    real, asked_with = _real_samples(recipe, given.samples if given else None)
+    axes = _axes(signature, core, real)
+    rows = sampling.checked(real, signature, asked_with) if real else sampling.made_up(signature, axes)
+    exported = onnx_runtime(model, recipe.threads)
+    if signature.batched:
+        prove_dynamic(exported, run, rows)
+    requests = sampling.requests(rows, signature, max_rows, axes)
+    archive.write(folder / REQUESTS, requests)
+    archive.write(folder / ANSWERS, [run(request) for request in requests])
+    archive.write(folder / SAMPLES, [rows])
+    if calibration := _calibration(recipe, given.calibration if given else None, real, signature):
+        archive.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
+    labels = np.load(recipe.labels) if recipe.labels else given.labels if given else None
+    wanted = recipe.metric or (given.metric if given else None) or ("accuracy" if labels is not None else None)
+    metric = None
+    if wanted is not None:
+        metric = _metric(metric_name(wanted), labels, rows, run, max_rows if signature.batched else None, folder)
+    depends = [*opened.files(), *(Path(file).resolve() for file in (given.files if given else ()))]
+    return Reference(
+        signature=signature,
+        axes=axes,
+        max_rows=max_rows,
+        origin=f"compared with {core.answered_by} on {asked_with}",
+        remarks=core.remarks,
+        preprocess=pixels.describe() if pixels else "",
+        postprocess=after.describe() if after else "",
+        metric=metric,
+        depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
+    )
 
 
-def _check_names(source: TorchModel, signature: Signature) -> None:
-    wanted = {*source.inputs, *source.outputs}
-    have = {spec.name for spec in signature.inputs + signature.outputs}
-    if have != wanted:
-        raise ExportFailed(
-            f"the exported model has the tensors {', '.join(sorted(have))} instead of {', '.join(sorted(wanted))}: "
-            "an input that does not reach any output, or an output that is an input, cannot be exported"
-        )
-
-
-def _onnx_runtime(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.ndarray]]:
-    # Not the serving engine: that one is what is being judged, with all its fusions on.
+def onnx_runtime(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.ndarray]]:
+    """The ONNX file in ONNX Runtime without graph fusions: not the serving engine, which is what is being judged."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -92,37 +154,125 @@ def _onnx_runtime(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.
     return run
 
 
-def _from_file(path: Path, signature: Signature) -> Tensors:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise BuildError(f"--samples {path}: not a readable .npz of plain arrays: {error}") from None
-    return _checked(arrays, signature, f"--samples {path}")
+def in_batches(run: Run, rows: Tensors, max_rows: int | None) -> Mapping[str, np.ndarray]:
+    """The answers to all `rows`, asked `max_rows` at a time; None is for models without a batch: all at once."""
+    if max_rows is None:
+        return run(rows)
+    count = min(len(array) for array in rows.values())
+    answers = [
+        run({name: array[start : start + max_rows] for name, array in rows.items()})
+        for start in range(0, count, max_rows)
+    ]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
-def _checked(samples: Tensors, signature: Signature, what: str) -> Tensors:
-    try:
-        signature.check(samples)
-    except InvalidInput as error:
-        raise BuildError(f"{what}: {error}") from None
-    return dict(samples)
+def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
+    from enginehouse_build.export import export
+
+    own = {name: AxisRange(min=low, opt=opt, max=high) for name, (low, opt, high) in source.source.ranges.items()}
+    ranges = own | recipe.axes
+    signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
+    have = {spec.name for spec in signature.inputs + signature.outputs}
+    wanted = {*source.inputs, *source.outputs}
+    if have != wanted:
+        raise ExportFailed(
+            f"the exported model has the tensors {', '.join(sorted(have))} instead of {', '.join(sorted(wanted))}: "
+            "an input that does not reach any output, or an output that is an input, cannot be exported"
+        )
+    names = {(name, dim): axis for name, dims in source.source.axes.items() for dim, axis in dims.items()}
+    return _Core(source, "torch", recipe.batched, names, ranges)
 
 
-def _random(signature: Signature) -> Tensors:
-    """Standard normal floats, bytes over their range, small non-negative integers: values most models accept."""
-    generator = np.random.default_rng(SEED)
-    return {spec.name: _random_array(spec, signature.batched, generator) for spec in signature.inputs}
+def _from_file(source: Path, recipe: Recipe, path: Path) -> _Core:
+    adopted = adopt(source, path, batched=recipe.batched)
+    names = {
+        (name, dim): text
+        for name, dims in adopted.dim_names.items()
+        for dim, text in enumerate(dims)
+        if text and not (adopted.signature.batched and dim == 0)
+    }
+    run = onnx_runtime(path, recipe.threads)
+    told = "ONNX Runtime without graph fusions"
+    return _Core(run, told, adopted.signature.batched, names, recipe.axes, adopted.remarks)
 
 
-def _random_array(spec: TensorSpec, batched: bool, generator: np.random.Generator) -> np.ndarray:
-    free = [axis for axis, dim in enumerate(spec.shape) if dim is None and not (batched and axis == 0)]
-    if free or spec.dtype.hasobject:
-        why = "holds text" if spec.dtype.hasobject else f"has a free dimension {free[0]}"
-        raise BuildError(f"input {spec.name!r} {why}, which cannot be guessed; give real data with --samples FILE.npz")
-    shape = [RANDOM_ROWS if dim is None else dim for dim in spec.shape]
-    if spec.dtype.kind == "b":
-        return generator.integers(0, 2, shape).astype(np.bool_)
-    if spec.dtype.kind in "iu":
-        return generator.integers(0, 256 if spec.dtype == np.uint8 else 2, shape).astype(spec.dtype)
-    return generator.standard_normal(shape).astype(spec.dtype)
+def _wrapped(
+    core: _Core, path: Path, before: Preprocess | None, after: Postprocess | None
+) -> tuple[Signature, Run, Pixels | None]:
+    """Put pre- and post-processing into the file at `path`; the signature, and how the whole should answer."""
+    model = onnx_format.load(path)
+    run, pixels = core.run, None
+    if before is not None:
+        pixels = before.fit(model)
+        model, run = pixels.attach(model), _after_pixels(pixels.input, pixels.reference, run)
+    if after is not None:
+        model, run = after.attach(model), _then(run, after.reference)
+    return finish(model, path, core.batched), run, pixels
+
+
+def _after_pixels(name: str, reference: Callable[[np.ndarray], np.ndarray], run: Run) -> Run:
+    return lambda inputs: run({**inputs, name: reference(inputs[name])})
+
+
+def _then(run: Run, reference: Callable[[Tensors], dict[str, np.ndarray]]) -> Run:
+    return lambda inputs: reference(run(inputs))
+
+
+def _real_samples(recipe: Recipe, given: Mapping[str, np.ndarray] | None) -> tuple[dict[str, np.ndarray] | None, str]:
+    if recipe.samples is not None:
+        return sampling.read_samples(recipe.samples, "--samples"), f"samples of {recipe.samples.name}"
+    if given is not None:
+        return dict(given), "samples of the factory"
+    return None, f"random samples (seed {sampling.SEED})"
+
+
+def _calibration(
+    recipe: Recipe,
+    given: Mapping[str, np.ndarray] | None,
+    real: Mapping[str, np.ndarray] | None,
+    signature: Signature,
+) -> Mapping[str, np.ndarray] | None:
+    if recipe.calibration is not None:
+        rows = sampling.read_samples(recipe.calibration, "--calibration")
+        return sampling.checked(rows, signature, f"--calibration {recipe.calibration}")
+    return real if given is None else sampling.checked(given, signature, "the factory's calibration")
+
+
+def _axes(signature: Signature, core: _Core, real: Mapping[str, np.ndarray] | None) -> tuple[Axis, ...]:
+    """Every free dimension but the batch that has a range, declared or the extent it has in the samples."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for spec in signature.inputs:
+        for dim, extent in enumerate(spec.shape):
+            if extent is None and not (signature.batched and dim == 0):
+                found.setdefault(core.names.get((spec.name, dim), f"{spec.name}.{dim}"), []).append((spec.name, dim))
+    if unknown := sorted(core.ranges.keys() - found.keys()):
+        have = ", ".join(found) or "none"
+        raise BuildError(f"--axis {unknown[0]}: the model has no free dimension of that name; it has {have}")
+    axes = []
+    for name in sorted(found, key=lambda name: (name not in core.ranges, [*core.ranges, name].index(name))):
+        dims = found[name]
+        if name in core.ranges:
+            extents = core.ranges[name]
+            axes.append(Axis(name=name, min=extents.min, opt=extents.opt, max=extents.max, dims=tuple(dims)))
+        elif real is not None and (extent := _extent(real, dims)) is not None:
+            axes.append(Axis(name=name, min=extent, opt=extent, max=extent, dims=tuple(dims)))
+    return tuple(axes)
+
+
+def _extent(samples: Mapping[str, np.ndarray], dims: Sequence[tuple[str, int]]) -> int | None:
+    name, dim = dims[0]
+    array = samples.get(name)
+    return None if array is None or array.ndim <= dim else max(int(array.shape[dim]), 1)
+
+
+def _metric(
+    name: str, labels: np.ndarray | None, rows: Tensors, run: Run, max_rows: int | None, folder: Path
+) -> TaskMetric:
+    if labels is None:
+        raise BuildError(f"metric {name!r} needs labels: give --labels FILE.npy or ModelSource(labels=...)")
+    count = min(len(array) for array in rows.values())
+    if len(labels) != count:
+        raise BuildError(f"there are {len(labels)} labels for {count} samples; give one for each row")
+    np.save(folder / LABELS, labels)
+    value = load_metric(name)(in_batches(run, rows, max_rows), labels)
+    return TaskMetric(name, float(value), count)

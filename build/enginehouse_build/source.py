@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
@@ -17,24 +13,44 @@ import torch
 
 from enginehouse.errors import BuildError, ExportFailed
 from enginehouse.tensors import Tensors
+from enginehouse_build.functions import load_function
 
 ExampleInputs: TypeAlias = Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a factory returns: a trained module and what one call of it looks like.
+    """What a factory returns: a trained module, what one call of it looks like, and real data.
 
-    `inputs` are example tensors: a mapping from input name to tensor, or tensors in the order of `forward`'s
-    arguments, which then name them. `outputs` names the outputs (default `output`, or `output_0`, `output_1`, ...; a
-    module that returns a mapping names its own). `samples` are numpy arrays by input name, real data that artifacts
-    are compared on: rows along dim 0, or one whole request for a build without a batch.
+    - `inputs`: example tensors: a mapping from input name to tensor, or tensors in the order of `forward`'s arguments,
+      which then name them.
+    - `outputs`: names of the outputs (default `output`, or `output_0`, `output_1`, ...; a module that returns a mapping
+      names its own).
+    - `axes`: names of free dimensions besides the batch, by input and dimension: `{"input_ids": {1: "sequence"}}`.
+      Dimensions of one name always have the same extent. `ranges` gives `(min, opt, max)` for each name.
+    - `samples`: numpy arrays by input name that artifacts are compared on: rows along dim 0, or one whole request for
+      a build without a batch. `labels`: one for each row of `samples`.
+    - `metric`: "accuracy", or a function of a module `(outputs by name, labels) -> float`, larger being better.
+    - `calibration`: like `samples`, for the ranges of int8; default `samples`. Other rows than those of the metric
+      make the metric an honest one.
+    - `preprocess`, `postprocess`: what to put around the module in the graph, as the options of the same name. The
+      samples are then what comes before the pre-processing.
+    - `files`: files that the factory reads in ways Python cannot see (safetensors maps them, say), so that a change of
+      them is noticed.
     """
 
     module: torch.nn.Module
     inputs: ExampleInputs
     outputs: Sequence[str] | None = None
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     samples: Mapping[str, np.ndarray] | None = None
+    labels: np.ndarray | None = None
+    metric: str | Callable[[Tensors, np.ndarray], float] | None = None
+    calibration: Mapping[str, np.ndarray] | None = None
+    preprocess: str | None = None
+    postprocess: str | None = None
+    files: Sequence[Path | str] = ()
 
 
 class TorchModel:
@@ -42,9 +58,9 @@ class TorchModel:
 
     def __init__(self, source: ModelSource) -> None:
         """Raises ExportFailed for inputs that do not fit `forward`, and when the module fails on its own example."""
+        self.source = source
         self.module = source.module.eval()
         self.inputs = _named_inputs(source)
-        self.samples = source.samples
         self._wanted = tuple(source.outputs) if source.outputs is not None else None
         try:
             self.outputs = tuple(self._call(list(self.inputs.values())))
@@ -76,23 +92,7 @@ def load_source(text: str) -> TorchModel | Path:
         if not path.is_file():
             raise BuildError(f"source {text!r}: no such file (looked at {path.resolve()})")
         return path
-    where, _, factory = text.rpartition(":")
-    if not where or not factory.isidentifier():
-        raise BuildError(
-            f"source {text!r} is not known; give package.module:factory, path/to/file.py:factory or FILE.onnx"
-        )
-    module = _module_from_file(text, Path(where)) if where.endswith(".py") else _module_by_name(text, where)
-    function = getattr(module, factory, None)
-    if not callable(function):
-        callables = sorted(
-            name
-            for name, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
-        )
-        raise BuildError(
-            f"source {text!r}: {where} has no function {factory!r}; it has {', '.join(callables) or 'none'}"
-        )
-    return TorchModel(_made_by(text, function))
+    return TorchModel(_made_by(text, load_function(text, "source")))
 
 
 def _made_by(text: str, factory: Callable[[], object]) -> ModelSource:
@@ -108,41 +108,6 @@ def _made_by(text: str, factory: Callable[[], object]) -> ModelSource:
         f"source {text!r}: the factory returned {type(made).__name__}; return enginehouse_build.source.ModelSource "
         "or (torch.nn.Module, example inputs)"
     )
-
-
-def _module_by_name(text: str, name: str) -> ModuleType:
-    # An installed command does not look into the current directory as `python -m` does.
-    _importable(Path.cwd())
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise BuildError(
-            f"source {text!r}: cannot import {name!r}: {type(error).__name__}: {error}; "
-            "run from the folder that contains it, or give path/to/file.py:factory"
-        ) from error
-
-
-def _module_from_file(text: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise BuildError(f"source {text!r}: no such file (looked at {path.resolve()})")
-    _importable(path.resolve().parent)
-    name = f"enginehouse_source_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise BuildError(f"source {text!r}: Python cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and torch's exporter look a class's module up by name.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise BuildError(f"source {text!r}: {path} raised {type(error).__name__}: {error}") from error
-    return module
-
-
-def _importable(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 
 def _named_inputs(source: ModelSource) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from enginehouse.bundle import Artifact, Bundle, LatencyTable, Manifest
+    from enginehouse.bundle import Artifact, Bundle, Manifest
     from enginehouse.client import Client
     from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
     from enginehouse.engines import Engine, load_engine
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         RequestError,
         RequestTooLarge,
     )
+    from enginehouse.latency import LatencyTable
     from enginehouse.store import Store
     from enginehouse.tensors import Signature, TensorSpec
 
@@ -82,7 +83,7 @@ __all__ = [
 _ROOM_OF = {
     "Artifact": "bundle",
     "Bundle": "bundle",
-    "LatencyTable": "bundle",
+    "LatencyTable": "latency",
     "Manifest": "bundle",
     "Client": "client",
     "AppConfig": "config",

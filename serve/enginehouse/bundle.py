@@ -1,7 +1,10 @@
 """The on-disk contract between the build stage and serving: a bundle is one folder with one `manifest.json`.
 
     STORE/<model>/<version>/manifest.json       what is here, how it was checked, how fast it is
+    STORE/<model>/<version>/report.html         the same for people
     STORE/<model>/<version>/<artifact>/...      the files of one format in one precision
+    STORE/<model>/<version>/check/...           real requests with the reference's answers, for engines made elsewhere
+    STORE/<model>/<version>/logs/...            what each step of the build said
 
 A bundle is immutable once published. Facts about a model live in its manifest only.
 """
@@ -12,20 +15,23 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from enginehouse.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
-from enginehouse.tensors import DTYPES, Signature, TensorSpec, datatype
+from enginehouse.latency import LatencyTable
+from enginehouse.tensors import DTYPES, Signature, Tensors, TensorSpec, datatype
 
 MANIFEST = "manifest.json"
 
 Format: TypeAlias = Literal["onnx", "openvino", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 NumericsClass: TypeAlias = Literal["full", "int8"]
-Status: TypeAlias = Literal["ready", "failed", "unavailable"]
+#: `ready` was verified where it was built; `unverified` has to pass its gate where it is first loaded.
+Status: TypeAlias = Literal["ready", "unverified", "failed", "unavailable"]
+Objective: TypeAlias = Literal["latency", "throughput"]
 EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu", "tensorrt"]
 Accelerator: TypeAlias = Literal["cpu", "gpu"]
 
@@ -97,12 +103,29 @@ class File(_Record):
     bytes: int
 
 
+class MetricRecord(_Record):
+    """A task metric (larger is better) on the labelled samples: of the reference, and of the artifact."""
+
+    name: str
+    reference: float
+    value: float
+    max_drop: float
+    rows: int
+
+    @property
+    def drop(self) -> float:
+        """How much the artifact lost; negative when it gained."""
+        return self.reference - self.value
+
+
 class Parity(_Record):
     """How far an artifact is from the fp32 reference, worst case over all checked rows and outputs.
 
     `relative_l2` = |a - r| / |r| over a whole batch; `worst_row` = the same for the worst single row;
-    `top1_agreement` = share of rows with the same argmax over the last axis (None where that has no meaning);
-    `limit` = the largest relative_l2 the gate lets pass.
+    `top1_agreement` = share of `top1_rows` rows with the same argmax (None for outputs that are not rows x classes);
+    `differing` = share of wrong values in outputs of text and whole numbers, which have no other figures;
+    `limit` = the largest relative_l2 the gate lets pass. `metric` is the task metric, where labels were given.
+    `explanation` says more when the figures alone would mislead.
     """
 
     engine: str
@@ -111,13 +134,19 @@ class Parity(_Record):
     worst_row: float
     cosine: float
     top1_agreement: float | None
+    top1_rows: int = 0
+    differing: float = 0.0
     limit: float
+    output: str = ""
+    metric: MetricRecord | None = None
+    explanation: str = ""
 
 
 class Artifact(_Record):
-    """One file set of one format in one precision. Only `ready` ones are served; the others say why not.
+    """One file set of one format in one precision. Only `ready` and `unverified` ones are served.
 
-    `requires` is what the process that loads it must match exactly (TensorRT flavour, version, compute capability).
+    The others say why not in `reason`. `requires` is the engine key: what the process that loads it must match exactly
+    (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed.
     """
 
     name: str
@@ -129,6 +158,7 @@ class Artifact(_Record):
     files: tuple[File, ...] = ()
     parity: Parity | None = None
     requires: dict[str, str] = Field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def numerics_class(self) -> NumericsClass:
@@ -136,35 +166,52 @@ class Artifact(_Record):
         return "int8" if self.precision == "int8" else "full"
 
 
-class LatencyPoint(_Record):
-    """Measured time of one `Engine.infer` call with this many rows, in milliseconds."""
+class Axis(_Record):
+    """A free dimension other than the batch: its name, the range that engines are built for, and where it is.
 
-    rows: int
-    median_ms: float
-    p90_ms: float
-    min_ms: float
-    count: int
+    `dims` are (input, dimension) pairs that always have the same extent. `opt` is the extent that TensorRT tunes for
+    and that warm-up uses. The first axis of a manifest is the cost axis: the one that latency is measured along.
+    """
+
+    name: str
+    min: int = Field(ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=1)
+    dims: tuple[tuple[str, int], ...] = Field(min_length=1)
 
 
-class LatencyTable(_Record):
-    """T(engine, rows) of one artifact, measured on `host` with `threads` intra-op threads."""
+class Step(_Record):
+    """One step of the build, in the order they ran: how it ended, what it took, and where its log is in the bundle.
 
-    engine: str
+    `died`: its process crashed, hung or outgrew its bounds, which need not happen again.
+    """
+
+    name: str
+    outcome: Literal["done", "cached", "failed", "unavailable"]
+    detail: str = ""
+    seconds: float = 0.0
+    peak_mib: int = 0
+    log: str | None = None
+    died: bool = False
+
+
+class Chosen(_Record):
+    """The artifact that the latency table calls best within one numerics class, on the machine that built it."""
+
+    numerics: NumericsClass
+    objective: Objective
+    engine: EngineKind
     artifact: str
-    threads: int
-    host: str
-    points: tuple[LatencyPoint, ...]
-
-    def predict_ms(self, rows: int) -> float:
-        """Time of a call with `rows` rows: linear between measured points, proportional past the last one."""
-        if rows > self.points[-1].rows:
-            return self.points[-1].median_ms * rows / self.points[-1].rows
-        measured = [point.rows for point in self.points]
-        return float(np.interp(rows, measured, [point.median_ms for point in self.points]))
+    rows: int
+    reasons: tuple[str, ...] = ()
 
 
 class Manifest(_Record):
-    """Everything known about one model version."""
+    """Everything known about one model version.
+
+    `key` is the content hash of what it was built from (source, samples, recipe, versions, hardware): a build with the
+    same key would make the same bundle. `files` are those that belong to no artifact.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -173,10 +220,19 @@ class Manifest(_Record):
     source: str
     signature: SignatureRecord
     max_batch: int = Field(ge=1)
+    axes: tuple[Axis, ...] = ()
+    preprocess: str = ""
+    postprocess: str = ""
+    remarks: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...]
+    chosen: tuple[Chosen, ...] = ()
     latency: tuple[LatencyTable, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    key: str = ""
+    files: tuple[File, ...] = ()
 
     @classmethod
     def parse(cls, text: str | bytes, path: str) -> Manifest:
@@ -206,6 +262,23 @@ class Manifest(_Record):
             if (table.engine, table.artifact) == (engine, artifact):
                 return table
         return None
+
+    def example(self, rows: int, size: int | None = None) -> dict[str, np.ndarray]:
+        """Zeros that fit the signature: `rows` rows, the cost axis at `size` and every other axis at its `opt`."""
+        extents = {dim: axis.opt for axis in self.axes for dim in axis.dims}
+        if size is not None and self.axes:
+            extents |= dict.fromkeys(self.axes[0].dims, size)
+        return {
+            spec.name: spec.example(rows, {dim: extent for (name, dim), extent in extents.items() if name == spec.name})
+            for spec in self.signature.signature().inputs
+        }
+
+    def size_of(self, inputs: Tensors) -> int | None:
+        """Extent of checked `inputs` along the cost axis; None for a model that has none."""
+        if not self.axes:
+            return None
+        name, dim = self.axes[0].dims[0]
+        return int(inputs[name].shape[dim])
 
     def batch_buckets(self) -> tuple[int, ...]:
         """Batch sizes that are measured and warmed up: 1, 2, 4 ... and the maximum."""
@@ -237,13 +310,14 @@ class Bundle:
     def verified_files(self, artifact: Artifact) -> list[Path]:
         """Local paths of the artifact's files after checking every digest.
 
-        Raises ArtifactMissing for an artifact that is not `ready` or whose file is gone, and DigestMismatch.
+        Raises ArtifactMissing for an artifact that is never served or whose file is gone, and DigestMismatch.
         """
-        if artifact.status != "ready":
+        if artifact.status not in ("ready", "unverified"):
             raise ArtifactMissing(str(self.path), f"artifact {artifact.name!r} is {artifact.status}: {artifact.reason}")
-        return [self._verified(file) for file in artifact.files]
+        return [self.verified(file) for file in artifact.files]
 
-    def _verified(self, file: File) -> Path:
+    def verified(self, file: File) -> Path:
+        """Local path of a file after checking its digest; raises ArtifactMissing or DigestMismatch."""
         path = self.path / file.path
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise ArtifactMissing(str(path), "the manifest points outside its bundle")

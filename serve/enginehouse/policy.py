@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from enginehouse.bundle import FORMAT_OF, Artifact, EngineKind, LatencyTable, Manifest, NumericsClass
+from enginehouse.bundle import FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
+from enginehouse.latency import LatencyTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,15 @@ class BackendState:
 
 @dataclass(frozen=True, slots=True)
 class RequestHints:
-    """What a request asks of its backend: its rows, which numerics may answer, and optionally one pool by name."""
+    """What a request asks of its backend: its rows, which numerics may answer, and optionally one pool by name.
+
+    `size` is its extent along the model's cost axis, None where the model has none.
+    """
 
     rows: int
     numerics: NumericsClass | Literal["any"] = "full"
     pool: str | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class FastestLive:
 
     def rank(self, backends: Sequence[BackendState], hints: RequestHints) -> Sequence[Choice]:
         choices = [
-            Choice(backend, backend.table.predict_ms(hints.rows) if backend.table else math.inf)
+            Choice(backend, backend.table.predict_ms(hints.rows, hints.size) if backend.table else math.inf)
             for backend in backends
             if backend.replicas > 0
             and hints.numerics in ("any", backend.numerics)
@@ -66,7 +71,7 @@ class FastestLive:
 def choose_artifact(
     manifest: Manifest, engine: EngineKind, numerics: NumericsClass | Literal["any"]
 ) -> Artifact | None:
-    """The ready artifact that `engine` runs fastest at full batch within the numerics class, if there is one.
+    """The servable artifact that `engine` runs fastest at full batch within the numerics class, if there is one.
 
     Full batch, because a pool batches; artifacts that were never measured come last.
     """
@@ -78,7 +83,7 @@ def choose_artifact(
     usable = [
         artifact
         for artifact in manifest.artifacts
-        if artifact.status == "ready"
+        if artifact.status in ("ready", "unverified")
         and artifact.format == FORMAT_OF[engine]
         and numerics in ("any", artifact.numerics_class)
     ]

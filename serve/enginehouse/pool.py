@@ -92,9 +92,10 @@ class Pool:
         if config is None:
             raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
         self._report(model_id, "loading")
+        notes: list[str] = []
         try:
             loaded = await asyncio.get_running_loop().run_in_executor(
-                None, self._load, self._catalog.store, config, version
+                None, self._load, self._catalog.store, config, version, notes
             )
         except Exception as error:
             state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
@@ -105,18 +106,28 @@ class Pool:
             raise EngineUnavailable(self._kind, f"{type(error).__name__}: {error}") from error
         loaded.set_batching(config)
         self._models[model_id] = loaded
-        self._report(model_id, "ready", artifact=loaded.artifact.name, precision=loaded.engine.precision)
+        reason = "; ".join(notes)
+        self._report(model_id, "ready", reason, artifact=loaded.artifact.name, precision=loaded.engine.precision)
         return loaded
 
-    def _load(self, store: str, config: ModelConfig, version: str) -> LoadedModel:
-        bundle = Store(store).open(config.name, version)
-        artifact = choose_artifact(bundle.manifest, self._kind, config.numerics)
+    def _load(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
+        def tell(note: str) -> None:
+            # Building an engine on this node takes minutes, and is still worth knowing afterwards.
+            notes[:] = [note]
+            self._report(f"{config.name}@{version}", "loading", note)
+            logger.info("%s@%s: %s", config.name, version, note)
+
+        store = Store(url)
+        manifest = store.manifest(config.name, version)
+        artifact = choose_artifact(manifest, self._kind, config.numerics)
         if artifact is None:
             raise ArtifactMissing(
                 f"{config.name}@{version}",
-                f"nothing here for {self._kind}: {_why_nothing(bundle.manifest, self._kind)}",
+                f"nothing here for {self._kind}: {_why_nothing(manifest, self._kind)}",
             )
-        return LoadedModel(load_engine(self._kind, bundle, artifact, threads=self._threads), bundle.manifest, artifact)
+        bundle = store.open(config.name, version, [artifact.name])
+        engine = load_engine(self._kind, bundle, artifact, threads=self._threads, tell=tell)
+        return LoadedModel(engine, manifest, artifact)
 
     def _report(
         self, model_id: str, state: ModelState, reason: str = "", artifact: str = "", precision: str = ""

@@ -110,9 +110,8 @@ class Router:
             raise DeadlineExceeded(f"deadline of {budget * 1e3:g} ms had passed on arrival")
         if backend is not None and backend not in self._handles:
             raise InvalidInput(f"backend {backend!r} is not known; the backends are {', '.join(self._handles)}")
-        return await self._until(
-            time.monotonic() + budget, budget, served, inputs, RequestHints(rows, served.config.numerics, backend)
-        )
+        hints = RequestHints(rows, served.config.numerics, backend, served.manifest.size_of(inputs))
+        return await self._until(time.monotonic() + budget, budget, served, inputs, hints)
 
     async def _until(
         self, deadline: float, budget: float, served: Served, inputs: Tensors, hints: RequestHints

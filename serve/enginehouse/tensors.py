@@ -60,9 +60,9 @@ class TensorSpec:
         dims = ",".join("*" if dim is None else str(dim) for dim in self.shape)
         return f"{self.name}: {datatype(self.dtype)}[{dims}]"
 
-    def example(self, rows: int, free: int = 1) -> np.ndarray:
-        """Zeros with `rows` along dim 0 when that is free, and `free` along every other free dimension."""
-        shape = [free if dim is None else dim for dim in self.shape]
+    def example(self, rows: int, extents: Mapping[int, int] | None = None) -> np.ndarray:
+        """Zeros with `rows` along dim 0 when that is free; other free dimensions have the extent given, or 1."""
+        shape = [(extents or {}).get(axis, 1) if dim is None else dim for axis, dim in enumerate(self.shape)]
         if self.shape and self.shape[0] is None:
             shape[0] = rows
         return np.full(shape, b"", dtype=object) if self.dtype.hasobject else np.zeros(shape, self.dtype)

@@ -103,7 +103,7 @@ def write_bundle(folder: Path, case: Case, fmt: Format, precision: Precision, ve
     elif fmt == "tensorrt":
         from enginehouse_build import tensorrt
 
-        requires = tensorrt.convert(source, files, case.signature, MAX_ROWS)
+        requires = tensorrt.convert(source, files, case.signature, MAX_ROWS, (), precision, None).requires
     artifact = Artifact(
         name="artifact",
         format=fmt,

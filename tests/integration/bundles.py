@@ -15,12 +15,11 @@ from enginehouse.bundle import (
     Artifact,
     EngineKind,
     File,
-    LatencyPoint,
-    LatencyTable,
     Manifest,
     SignatureRecord,
     sha256_of,
 )
+from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.store import Store
 from enginehouse.tensors import Signature, TensorSpec
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse.bundle import Bundle
 from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import Recipe
+from enginehouse_build.recipe import PRECISIONS, Recipe
 
 
 @dataclass
@@ -34,11 +34,22 @@ class Built:
     progress: Recorder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Steps that earlier runs finished must not stand in for those that are tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("ENGINEHOUSE_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Built:
     store = tmp_path_factory.mktemp("store")
     progress = Recorder()
-    recipe = Recipe.of(source="examples.digits:digits", name="digits", store=str(store), threads=2)
+    recipe = Recipe.of(
+        source="examples.digits:digits", name="digits", store=str(store), threads=2, precisions=PRECISIONS
+    )
     return Built(build(recipe, progress), store, progress)
 
 
@@ -47,7 +58,7 @@ def build_onnx(tmp_path: Path) -> Callable[..., Bundle]:
     """Build an ONNX file into `tmp_path/store`; keyword arguments are the recipe's."""
 
     def run(path: Path, **values: Any) -> Bundle:
-        defaults = {"name": "tiny", "formats": ("onnx",), "threads": 1, "max_batch": 4}
+        defaults = {"name": "tiny", "formats": ("onnx",), "precisions": ("fp32",), "threads": 1, "max_batch": 4}
         if values.get("batched") is False:
             defaults.pop("max_batch")
         return build(Recipe.of(source=str(path), store=str(tmp_path / "store"), **(defaults | values)))

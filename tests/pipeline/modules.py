@@ -46,6 +46,18 @@ class TwoFaced(nn.Module):
         return {"total": left + right, "product": left * right}
 
 
+class Embedding(nn.Module):
+    """Its output has the name that the exporter gives to a tensor inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(7, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.table(words) * 2
+
+
 EXAMPLE = torch.zeros(1, 2, 3)
 
 
@@ -80,3 +92,19 @@ def not_a_model() -> str:
 
 def raises() -> None:
     raise FileNotFoundError("weights.pt")
+
+
+def embedding() -> ModelSource:
+    return ModelSource(
+        Embedding(),
+        torch.ones(2, 6, dtype=torch.int64),
+        outputs=("embedding",),
+        axes={"words": {1: "words"}},
+        ranges={"words": (2, 6, 20)},
+    )
+
+
+def pictures() -> ModelSource:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
+    return ModelSource(network, {"image": torch.zeros(2, 3, 8, 8)}, preprocess="imagenet", postprocess="topk:2")

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enginehouse import archive
 from enginehouse.errors import BuildError, ExportFailed
+from enginehouse_build.provenance import is_current
 from enginehouse_build.recipe import Recipe
-from enginehouse_build.reference import Reference, make_reference
+from enginehouse_build.reference import ANSWERS, MODEL, REQUESTS, SAMPLES, Reference, make_reference, onnx_runtime
 
 MODULES = Path(__file__).with_name("modules.py")
 
 
 def reference_of(folder: Path, factory: str, **values: Any) -> Reference:
     source = f"{MODULES}:{factory}"
-    return make_reference(Recipe.of(source=source, name="m", store=str(folder), threads=1, **values), folder)
+    return make_reference(folder, Recipe.of(source=source, name="m", store=str(folder), threads=1, **values))
 
 
 def test_example_of_one_row_still_gives_a_free_batch(tmp_path: Path) -> None:
@@ -32,7 +34,8 @@ def test_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
     reference = reference_of(tmp_path, "two_faced")
     assert [spec.name for spec in reference.signature.inputs] == ["left", "right"]
     assert [spec.name for spec in reference.signature.outputs] == ["total", "product"]
-    answer = reference.run({"left": np.full((1, 3), 2, np.float32), "right": np.full((1, 3), 5, np.float32)})
+    run = onnx_runtime(tmp_path / MODEL, 1)
+    answer = run({"left": np.full((1, 3), 2, np.float32), "right": np.full((1, 3), 5, np.float32)})
     assert answer["total"].tolist() == [[7, 7, 7]]
     assert answer["product"].tolist() == [[10, 10, 10]]
 
@@ -72,8 +75,64 @@ def test_given_samples_are_used_and_recorded(tmp_path: Path) -> None:
     rows = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
     np.savez(tmp_path / "mine.npz", x=rows)
     reference = reference_of(tmp_path, "plain", samples=tmp_path / "mine.npz")
-    np.testing.assert_array_equal(reference.samples["x"], rows)
+    np.testing.assert_array_equal(archive.read(tmp_path / SAMPLES)[0]["x"], rows)
     assert reference.origin == "compared with torch on samples of mine.npz"
+
+
+def test_a_name_that_the_exporter_uses_inside_is_kept_for_the_output(tmp_path: Path) -> None:
+    reference = reference_of(tmp_path, "embedding")
+    assert [str(spec) for spec in reference.signature.outputs] == ["embedding: FP32[*,*,4]"]
+
+
+def test_named_axes_are_free_in_their_range_and_asked_at_several_sizes(tmp_path: Path) -> None:
+    reference = reference_of(tmp_path, "embedding", max_batch=4)
+    (axis,) = reference.axes
+    assert (axis.name, axis.min, axis.opt, axis.max, axis.dims) == ("words", 2, 6, 20, (("words", 1),))
+    requests, answers = archive.read(tmp_path / REQUESTS), archive.read(tmp_path / ANSWERS)
+    shapes = {request["words"].shape for request in requests}
+    assert {(1, 6), (2, 6), (4, 6), (2, 2), (2, 20)} <= shapes
+    assert all(
+        answer["embedding"].shape == (*request["words"].shape, 4)
+        for request, answer in zip(requests, answers, strict=True)
+    )
+
+
+def test_a_range_may_be_narrowed_and_must_name_a_free_dimension(tmp_path: Path) -> None:
+    (axis,) = reference_of(tmp_path, "embedding", axes={"words": "3:5:8"}).axes
+    assert (axis.min, axis.opt, axis.max) == (3, 5, 8)
+    with pytest.raises(BuildError, match="--axis length: the model has no free dimension of that name; it has words"):
+        reference_of(tmp_path, "embedding", axes={"length": "3:5:8"})
+
+
+def test_pixels_go_in_where_a_preprocessing_is_declared(tmp_path: Path) -> None:
+    reference = reference_of(tmp_path, "pictures")
+    assert [str(spec) for spec in reference.signature.inputs] == ["image: UINT8[*,8,8,3]"]
+    assert [str(spec) for spec in reference.signature.outputs] == [
+        "output_scores: FP32[*,2]",
+        "output_indices: INT64[*,2]",
+    ]
+    assert "0.485" in reference.preprocess
+    assert "2 best" in reference.postprocess
+
+
+def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
+    (tmp_path / "factory.py").write_text(
+        "import pathlib, torch\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "from beside import scale\n"
+        "def make():\n"
+        "    weights = float((here / 'weights.txt').read_text())\n"
+        "    return torch.nn.Threshold(weights, scale), torch.ones(2, 3)\n"
+    )
+    (tmp_path / "beside.py").write_text("scale = 2.0\n")
+    (tmp_path / "weights.txt").write_text("0.5")
+    (tmp_path / "made").mkdir()
+    recipe = Recipe.of(source=f"{tmp_path}/factory.py:make", name="m", store=str(tmp_path), threads=1)
+    reference = make_reference(tmp_path / "made", recipe)
+    assert {"factory.py", "beside.py", "weights.txt"} <= {Path(path).name for path in reference.depends}
+    assert is_current(reference)
+    (tmp_path / "weights.txt").write_text("0.25")
+    assert not is_current(reference)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +141,7 @@ def test_given_samples_are_used_and_recorded(tmp_path: Path) -> None:
         ("nothing.onnx", "no such file"),
         ("nothing.py:factory", "no such file"),
         ("no_such_package.models:factory", "cannot import 'no_such_package.models'"),
-        ("weights.pt", "give package.module:factory"),
+        ("weights.pt", "give package.module:function, path/to/file.py:function or FILE.onnx"),
         (f"{MODULES}:missing", "has no function 'missing'; it has baked, data_dependent"),
         (f"{MODULES}:not_a_model", "the factory returned str"),
         (f"{MODULES}:raises", "the factory raised FileNotFoundError: weights.pt"),
@@ -91,4 +150,4 @@ def test_given_samples_are_used_and_recorded(tmp_path: Path) -> None:
 )
 def test_unusable_source_is_named_with_the_way_out(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(BuildError, match=re.escape(message)):
-        make_reference(Recipe.of(source=source, name="m", store=str(tmp_path)), tmp_path)
+        make_reference(tmp_path, Recipe.of(source=source, name="m", store=str(tmp_path)))

@@ -83,13 +83,13 @@ def test_artifact_that_answers_wrongly_fails_with_figures(tmp_path: Path, build_
     assert openvino.status == "failed"
     assert openvino.parity is not None
     assert openvino.parity.relative_l2 > 0.1
-    assert f"{openvino.parity.relative_l2:.2e} from the reference" in (openvino.reason or "")
+    assert f"relative L2 {openvino.parity.relative_l2:.2e} of output 'y', limit 1e-04" in (openvino.reason or "")
     assert [table.engine for table in manifest.latency] == ["onnxruntime-cpu"]
 
 
 def test_nothing_is_published_when_no_artifact_is_ready(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
     with pytest.raises(
-        BuildError, match=r"no artifact of tiny can be served: openvino-fp32 is failed: .* from the ref"
+        BuildError, match=r"no artifact of tiny can be served: openvino-fp32 is failed: .* too far from the fp32 ref"
     ):
         build_onnx(resize(tmp_path), formats=("openvino",))
     assert not (tmp_path / "store" / "tiny").exists()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginehouse.errors import ConfigError
+from enginehouse.parity import LIMITS
 from enginehouse_build.recipe import Recipe
 
 GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
@@ -16,7 +19,16 @@ GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"precisions": ("fp16",)}, "--precisions: precision 'fp16' is not supported; supported: fp32"),
+        ({"precisions": ("fp8",)}, "--precisions: precision 'fp8' is not supported; supported: fp32, fp16, bf16, int8"),
+        ({"formats": ("onnx",), "precisions": ("bf16",)}, "none of the formats onnx has the precision bf16; onnx has"),
+        ({"axes": {"sequence": "1:2"}}, "--axes.sequence: '1:2' is no range; write MIN:OPT:MAX"),
+        ({"axes": {"sequence": "8:4:16"}}, "--axes.sequence: 8:4:16 is not ascending"),
+        ({"metric": "f1"}, "metric 'f1' is not known; give accuracy or module:function"),
+        ({"preprocess": "imagenette"}, "--preprocess"),
+        ({"postprocess": "softmin"}, "'softmin' is not known; give softmax, topk:5"),
+        ({"objective": "speed"}, "--objective: Input should be 'latency' or 'throughput' (got 'speed')"),
+        ({"limits": {"int4": 0.1}}, "--limits.int4"),
+        ({"name": None}, "--name"),
         ({"formats": ("onnx", "tflite")}, "--formats: format 'tflite' is not supported; supported: onnx, openvino"),
         ({"formats": ()}, "--formats: no format is asked for"),
         ({"name": "../m"}, "--name: model '../m' is not usable"),
@@ -36,8 +48,59 @@ def test_bad_value_is_named_with_the_way_out(values: dict[str, Any], message: st
 def test_defaults_are_those_of_the_command_line() -> None:
     recipe = Recipe.of(**GOOD)
     assert recipe.formats == ("onnx", "openvino", "tensorrt")
-    assert (recipe.precisions, recipe.max_batch, recipe.batched, recipe.version) == (("fp32",), 32, True, None)
+    assert (recipe.max_batch, recipe.batched, recipe.version, recipe.objective) == (32, True, None, "throughput")
     assert recipe.threads >= 1
+    assert [f"{format}-{precision}" for format, precision in recipe.matrix] == [
+        *("onnx-fp32", "onnx-fp16"),
+        *("openvino-fp32", "openvino-fp16", "openvino-bf16"),
+        *("tensorrt-fp32", "tensorrt-fp16"),
+    ]
+
+
+def test_a_limit_of_ones_own_widens_the_figures_that_go_with_it() -> None:
+    recipe = Recipe.of(**GOOD, limits={"int8": 0.1})
+    limits = recipe.limits_of("int8")
+    assert limits.relative_l2 == 0.1
+    assert limits.worst_row == pytest.approx(0.6)
+    assert limits.cosine < LIMITS["int8"].cosine
+    assert recipe.limits_of("fp16") == LIMITS["fp16"]
+
+
+def test_a_recipe_file_says_the_same_with_paths_from_its_folder(tmp_path: Path) -> None:
+    np.savez(tmp_path / "real.npz", x=np.zeros((2, 3), np.float32))
+    (tmp_path / "recipe.toml").write_text(
+        """
+        source = "model.onnx"
+        name = "m"
+        store = "store"
+        precisions = ["fp32", "int8"]
+        samples = "real.npz"
+        preprocess = "imagenet"
+        [axes]
+        sequence = "1:64:256"
+        [limits]
+        int8 = 0.1
+        """
+    )
+    recipe = Recipe.from_file(tmp_path / "recipe.toml", name="other")
+    assert (recipe.source, recipe.store) == (str(tmp_path / "model.onnx"), str(tmp_path / "store"))
+    assert (recipe.name, recipe.precisions, recipe.samples) == ("other", ("fp32", "int8"), tmp_path / "real.npz")
+    assert recipe.axes["sequence"].opt == 64
+    assert recipe.preprocess is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source = ", "recipe.toml: not a readable recipe"),
+        ('source = "m.onnx"\nname = "m"\nstore = "s"\nprecison = 1', "recipe.toml: --precison: Extra inputs"),
+        ('name = "m"\nstore = "s"', "recipe.toml: --source: Field required"),
+    ],
+)
+def test_a_recipe_file_that_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_file(tmp_path / "recipe.toml")
 
 
 def test_repeated_formats_are_built_once() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,55 +36,6 @@ def test_finished_build_leaves_only_its_version(
     assert list((tmp_path / "store" / ".building").iterdir()) == []
     # Another user, the one who serves, must be able to read what this one built.
     assert bundle.path.stat().st_mode & 0o055 == 0o777 & ~_umask() & 0o055
-
-
-PROGRAM = """
-import sys
-from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import Recipe
-
-source, store, formats = sys.argv[1:]
-recipe = Recipe.of(source=source, name="tiny", store=store, formats=formats.split(","), threads=1, max_batch=4)
-build(recipe, lambda stage, outcome, detail="": print(stage, outcome, flush=True))
-"""
-
-
-@pytest.mark.parametrize(
-    ("stage", "kill"),
-    [
-        ("verify onnx-fp32 started", signal.SIGKILL),
-        ("profile started", signal.SIGKILL),
-        ("profile started", signal.SIGINT),
-    ],
-)
-def test_killed_build_leaves_nothing_in_the_store(
-    linear: Path, tmp_path: Path, build_onnx: Callable[..., Bundle], stage: str, kill: signal.Signals
-) -> None:
-    store = tmp_path / "store"
-    (tmp_path / "driver.py").write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "driver", str(linear), str(store), "onnx,openvino"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line.strip())
-        if seen[-1] == stage:
-            process.send_signal(kill)
-            break
-    process.stdout.close()
-    assert process.wait(timeout=60) != 0
-    assert stage in seen
-    assert not (store / "tiny").exists()
-    assert Store(store).models() == []
-    if kill is signal.SIGINT:
-        assert list((store / ".building").iterdir()) == []
-    assert build_onnx(linear).manifest.version == "1"
 
 
 def _umask() -> int:

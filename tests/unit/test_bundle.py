@@ -12,13 +12,12 @@ from enginehouse.bundle import (
     Artifact,
     Bundle,
     File,
-    LatencyPoint,
-    LatencyTable,
     Manifest,
     SignatureRecord,
     sha256_of,
 )
 from enginehouse.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
+from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature(

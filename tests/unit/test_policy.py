@@ -15,14 +15,13 @@ from enginehouse.bundle import (
     Artifact,
     EngineKind,
     Format,
-    LatencyPoint,
-    LatencyTable,
     Manifest,
     NumericsClass,
     SignatureRecord,
     Status,
     TensorRecord,
 )
+from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.policy import BackendState, FastestLive, RequestHints, choose_artifact
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))

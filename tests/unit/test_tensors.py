@@ -70,7 +70,7 @@ def test_strings_of_every_numpy_kind_are_bytes() -> None:
 @pytest.mark.parametrize("name", DTYPES)
 def test_datatypes_and_dtypes_are_one_to_one(name: str) -> None:
     assert datatype(DTYPES[name]) == name
-    assert TensorSpec("x", DTYPES[name], (None, 2, None)).example(3, free=4).shape == (3, 2, 4)
+    assert TensorSpec("x", DTYPES[name], (None, 2, None)).example(3, {2: 4}).shape == (3, 2, 4)
 
 
 def test_a_dtype_without_a_name_is_refused() -> None:

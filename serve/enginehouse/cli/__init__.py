@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from enginehouse.cli import build, console, doctor, infer, models, score, serve, status
+from enginehouse.cli import build, console, doctor, infer, inspect, models, score, serve, status
 from enginehouse.errors import EnginehouseError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 app.command()(build.build)
-app.command()(build.inspect)
+app.command()(inspect.inspect)
 app.command()(serve.serve)
 app.add_typer(models.app, name="models")
 app.command()(status.status)

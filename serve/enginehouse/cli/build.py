@@ -1,192 +1,144 @@
-"""`enginehouse build` and `enginehouse inspect`: make a bundle, and show what is in one."""
+"""`enginehouse build`: make a bundle."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, MANIFEST, Artifact, Bundle, Manifest, Parity
 from enginehouse.cli.console import err, out, say
-from enginehouse.errors import BuildError, ConfigError, ModelNotFound
-from enginehouse.store import Store
+from enginehouse.cli.inspect import show
+from enginehouse.errors import BuildError, ConfigError
 
-_COLOURS = {"ready": "green", "done": "green", "failed": "red", "unavailable": "yellow"}
+_COLOURS = {"done": "green", "cached": "cyan", "failed": "red", "unavailable": "yellow"}
 
 
 def build(
-    source: Annotated[str, typer.Argument(help="package.module:factory, path/to/file.py:factory or FILE.onnx")],
-    name: Annotated[str, typer.Option(help="What requests will call the model.")],
-    store: Annotated[str, typer.Option(help="Folder or fsspec URL that gets NAME/VERSION/.")],
+    source: Annotated[
+        str, typer.Argument(help="package.module:factory, path/to/file.py:factory, FILE.onnx or a recipe.toml")
+    ],
+    name: Annotated[str | None, typer.Option(help="What requests will call the model.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder or fsspec URL that gets NAME/VERSION/.")] = None,
     version: Annotated[str | None, typer.Option(help="Default: one more than the store's newest.")] = None,
-    formats: Annotated[str, typer.Option(help="Any of onnx, openvino, tensorrt.")] = "onnx,openvino,tensorrt",
-    precisions: Annotated[str, typer.Option(help="fp32.")] = "fp32",
-    max_batch: Annotated[
-        int | None, typer.Option(help="Most rows of one call (default 32).", show_default=False)
+    formats: Annotated[str | None, typer.Option(help="Default: onnx,openvino,tensorrt.")] = None,
+    precisions: Annotated[
+        str | None, typer.Option(help="Any of fp32, fp16, bf16, int8 (default: all but int8).")
     ] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Most rows of one call (default 32).")] = None,
     no_batch: Annotated[bool, typer.Option("--no-batch", help="The model has no batch dimension.")] = False,
-    samples: Annotated[Path | None, typer.Option(help="FILE.npz of real inputs, one array for each.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads (default: physical cores).", show_default=False)
+    axis: Annotated[
+        list[str] | None, typer.Option(help="NAME=MIN:OPT:MAX, the range of a free dimension; may be repeated.")
     ] = None,
+    preprocess: Annotated[str | None, typer.Option(help="imagenet, or resize=256,crop=224,mean=...,std=...")] = None,
+    postprocess: Annotated[str | None, typer.Option(help="softmax, topk:5 or nms:iou=0.5,score=0.05,max=100")] = None,
+    samples: Annotated[Path | None, typer.Option(help="FILE.npz of real inputs, one array for each.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="FILE.npz that int8 takes its ranges from (default: the samples).")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="FILE.npy with a label for each sample.")] = None,
+    metric: Annotated[str | None, typer.Option(help="accuracy, or module:function(outputs, labels).")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost (default 0.01).")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="PRECISION=X, the relative L2 error that passes; may be repeated.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="throughput (default) or latency.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Bound for the choice of throughput.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: physical cores).")] = None,
+    step_timeout: Annotated[float | None, typer.Option(help="Seconds that a step may take (default 1800).")] = None,
+    memory_mib: Annotated[int | None, typer.Option(help="Memory that a step may take (default: 80 %).")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Use nothing of earlier builds.")] = False,
 ) -> None:
-    """Build a bundle: export, convert to every format, check each against the reference, measure, publish."""
+    """Build a bundle: export, convert to every format and precision, check each, measure, choose, publish."""
     try:
         from enginehouse_build.pipeline import build as run
         from enginehouse_build.recipe import Recipe
     except ImportError as error:
         raise BuildError(f"{error}; the build stage needs `pip install 'enginehouse[build]'`") from None
-    given = {"max_batch": max_batch, "threads": threads, "version": version, "samples": samples}
-    recipe = Recipe.of(
-        source=source,
-        name=name,
-        store=store,
-        formats=_listed(formats),
-        precisions=_listed(precisions),
-        batched=not no_batch,
-        **{key: value for key, value in given.items() if value is not None},
-    )
-    bundle = run(recipe, _Lines(err))
+    options: dict[str, Any] = {
+        "name": name,
+        "store": store,
+        "version": version,
+        "formats": _listed(formats),
+        "precisions": _listed(precisions),
+        "max_batch": max_batch,
+        "batched": False if no_batch else None,
+        "axes": _pairs("--axis", axis),
+        "preprocess": preprocess,
+        "postprocess": postprocess,
+        "samples": samples,
+        "calibration": calibration,
+        "labels": labels,
+        "metric": metric,
+        "max_drop": max_drop,
+        "limits": _pairs("--limit", limit),
+        "objective": objective,
+        "max_latency_ms": max_latency_ms,
+        "threads": threads,
+        "step_timeout_s": step_timeout,
+        "memory_mib": memory_mib,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    is_file = source.endswith(".toml")
+    recipe = Recipe.from_file(Path(source), **given) if is_file else Recipe.of(source=source, **given)
+    began = time.monotonic()
+    with _Lines(err) as lines:
+        bundle = run(recipe, lines, fresh=fresh)
     err.print()
-    _show(out, bundle.manifest)
-    where = f"{store.rstrip('/')}/{bundle.manifest.name}/{bundle.manifest.version}"
-    say(f"\npublished [bold]{escape(where)}[/]")
-
-
-def inspect(
-    bundle: Annotated[str, typer.Argument(help="A bundle's folder, STORE/NAME (the newest) or STORE/NAME/VERSION")],
-    json: Annotated[bool, typer.Option("--json", help="Print the manifest itself.")] = False,
-) -> None:
-    """Show a bundle: artifacts with parity and speed, signature, versions."""
-    manifest = _find(bundle)
-    if json:
-        # Not through rich, which would wrap long lines.
-        typer.echo(manifest.model_dump_json(indent=2))
-        return
-    _show(out, manifest)
-    _show_facts(out, manifest)
+    show(out, bundle.manifest)
+    where = escape(f"{recipe.store.rstrip('/')}/{bundle.manifest.name}/{bundle.manifest.version}")
+    what = "unchanged" if lines.unchanged else "published"
+    say(f"\n{what} [bold]{where}[/] in {time.monotonic() - began:.1f} s; for people: {where}/report.html")
 
 
 class _Lines:
-    """Draws a build's progress: one line for each stage once it has ended, a spinner meanwhile."""
+    """Draws a build's progress: one line for each stage once it has ended, and a running clock meanwhile."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status = console.status("")
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._live = Progress(*columns, console=console, transient=True)
+        self._task: TaskID | None = None
         self._began = time.monotonic()
+        self.unchanged = False
+
+    def __enter__(self) -> _Lines:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def __call__(self, stage: str, outcome: str, detail: str = "") -> None:
+        if self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
         if outcome == "started":
             self._began = time.monotonic()
-            self._status.update(f"{stage} ...")
-            self._status.start()
+            self._task = self._live.add_task(f"{escape(stage)} ...")
             return
-        self._status.stop()
+        self.unchanged = (stage, outcome) == ("publish", "cached")
         seconds = f"{time.monotonic() - self._began:5.1f} s"
-        colour = _COLOURS[outcome]
-        self._console.print(f"[{colour}]{outcome:<11}[/] {seconds}  {stage}", highlight=False)
+        self._console.print(f"[{_COLOURS[outcome]}]{outcome:<11}[/] {seconds}  {escape(stage)}", highlight=False)
         if detail:
             # The whole of it is printed under the table at the end.
             line = f"                     [dim]{escape(detail)}[/]"
             self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
 
 
-def _show(console: Console, manifest: Manifest) -> None:
-    largest = manifest.max_batch
-    title = f"{manifest.name} version {manifest.version}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("artifact", "status", "precision"):
-        table.add_column(column, no_wrap=True)
-    for column in ("parity", "rows 1", f"rows {largest}", "size"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for artifact in manifest.artifacts:
-        one, most = _latency(manifest, artifact, 1), _latency(manifest, artifact, largest)
-        status = f"[{_COLOURS[artifact.status]}]{artifact.status}[/]"
-        effective = artifact.effective_precision or "-"
-        table.add_row(artifact.name, status, effective, _parity(artifact.parity), one, most, _size(artifact))
-    console.print(table)
-    for artifact in manifest.artifacts:
-        if artifact.reason:
-            console.print(f"{artifact.name}: {escape(artifact.reason)}", style="dim", highlight=False)
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _show_facts(console: Console, manifest: Manifest) -> None:
-    signature = manifest.signature.signature()
-    batch = f"up to {manifest.max_batch} rows" if signature.batched else "none"
-    facts = {
-        "inputs": "\n".join(str(spec) for spec in signature.inputs),
-        "outputs": "\n".join(str(spec) for spec in signature.outputs),
-        "batch": batch,
-        "parity": "\n".join(
-            f"{artifact.name}: {_figures(artifact.parity)}" for artifact in manifest.artifacts if artifact.parity
-        ),
-        "source": manifest.source,
-        "created": manifest.created,
-        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        "hardware": ", ".join(f"{name}: {value}" for name, value in manifest.hardware.items()),
-        "files": "\n".join(
-            f"{file.sha256[:16]}  {file.path}" for artifact in manifest.artifacts for file in artifact.files
-        ),
-    }
-    grid = Table.grid(padding=(0, 2))
-    for name, text in facts.items():
-        grid.add_row(f"[bold]{name}[/]", escape(text))
-    console.print()
-    console.print(grid)
-
-
-def _find(text: str) -> Manifest:
-    if (Path(text) / MANIFEST).is_file():
-        return Bundle.open(Path(text)).manifest
-    parent, _, name = text.rstrip("/").rpartition("/")
-    store = Store(parent or ".")
-    try:
-        return store.manifest(name, store.latest(name))
-    except ModelNotFound as error:
-        grandparent, _, model = parent.rpartition("/")
-        if model and name in (versions := Store(grandparent or ".").versions(model)):
-            return Store(grandparent or ".").manifest(model, name)
-        have = f"store {parent or '.'} holds {', '.join(error.args[2]) or 'no models'}"
-        if model and versions:
-            have = f"{model} has the versions {', '.join(versions)}"
-        raise ConfigError(f"{text!r} is no bundle: {have}; give a bundle's folder or STORE/NAME") from None
-
-
-def _latency(manifest: Manifest, artifact: Artifact, rows: int) -> str:
-    """Median time of a call; a line for each engine where several run the same artifact."""
-    kinds = [kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format]
-    tables = [table for kind in kinds if (table := manifest.latency_of(kind, artifact.name))]
-    named = len(tables) > 1
-    return "\n".join(f"{table.engine + ' ' if named else ''}{table.predict_ms(rows):.3f} ms" for table in tables) or "-"
-
-
-def _parity(parity: Parity | None) -> str:
-    return "-" if parity is None else f"{parity.relative_l2:.1e}"
-
-
-def _figures(parity: Parity) -> str:
-    top1 = "" if parity.top1_agreement is None else f", top-1 {parity.top1_agreement:.1%}"
-    rows = "/".join(str(rows) for rows in parity.rows)
-    return (
-        f"relative L2 {parity.relative_l2:.1e} of {parity.limit:.0e} allowed, worst row {parity.worst_row:.1e}, "
-        f"cosine {parity.cosine:.6f}{top1}, at {rows} rows on {parity.engine}"
-    )
-
-
-def _size(artifact: Artifact) -> str:
-    size = float(sum(file.bytes for file in artifact.files))
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if artifact.files else "-"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
+    if not texts:
+        return None
+    pairs = dict(text.partition("=")[::2] for text in texts)
+    for key, value in pairs.items():
+        if not key or not value:
+            raise ConfigError(f"{option} {key}: write NAME=VALUE")
+    return pairs

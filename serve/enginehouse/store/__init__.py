@@ -147,4 +147,6 @@ class Store:
 
 def _files(manifest: Manifest, artifacts: Collection[str] | None) -> list[File]:
     wanted = manifest.artifacts if artifacts is None else [manifest.artifact(name) for name in artifacts]
-    return [file for artifact in wanted for file in artifact.files]
+    # Whoever loads an engine may have to verify it first.
+    check = [file for file in manifest.files if artifacts is None or file.path.startswith("check/")]
+    return [*check, *(file for artifact in wanted for file in artifact.files)]

@@ -1,0 +1,50 @@
+"""What steps may do to their process, for the tests of isolation: found by name in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from enginehouse.errors import ConversionFailed
+
+
+def add(left: int, right: int) -> int:
+    print("adding")
+    return left + right
+
+
+def refuse(why: str) -> None:
+    raise ConversionFailed(why)
+
+
+def stumble() -> None:
+    {}["missing"]
+
+
+def die(by: signal.Signals) -> None:
+    os.kill(os.getpid(), by)
+    time.sleep(60)
+
+
+def leave(code: int) -> None:
+    print("so long", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def hang(pids: Path) -> None:
+    """Write down the ids of this process and of one it started, and wait."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    temporary = pids.with_suffix(".partial")
+    temporary.write_text(f"{os.getpid()} {child.pid}")
+    temporary.rename(pids)
+    time.sleep(60)
+
+
+def grow(mib: int) -> None:
+    data = bytearray(mib << 20)
+    data[:: 1 << 12] = b"x" * len(data[:: 1 << 12])
+    time.sleep(60)

@@ -1,0 +1,236 @@
+"""The run itself: steps that fail alone, builds that are killed, and builds that repeat only what they have to."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from enginehouse.bundle import MANIFEST, Bundle, Manifest
+from enginehouse.store import Store
+from enginehouse_build.pipeline import build
+from enginehouse_build.recipe import Recipe
+
+from .conftest import Recorder, write_onnx
+from .driver import Driver
+
+FORMATS = ("onnx", "openvino")
+
+
+@pytest.fixture
+def recipe(linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe file of the linear model with real samples, and a step cache of its own."""
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
+    rows = np.random.default_rng(1).standard_normal((40, 3), dtype=np.float32)
+    np.savez(tmp_path / "real.npz", x=rows)
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'source = "{linear}"\nname = "tiny"\nstore = "store"\nsamples = "real.npz"\nthreads = 1\nmax_batch = 4\n'
+        'formats = ["onnx", "openvino"]\nprecisions = ["fp32", "fp16"]\n'
+    )
+    return path
+
+
+def rerun(recipe: Path, **changes: Any) -> tuple[Bundle, dict[str, str], float]:
+    """Build in this process; the bundle, how each stage ended, and the seconds it took."""
+    progress = Recorder()
+    began = time.monotonic()
+    bundle = build(Recipe.from_file(recipe, **changes), progress)
+    seconds = time.monotonic() - began
+    return bundle, {stage: outcome for stage, outcome, _ in progress.events if outcome != "started"}, seconds
+
+
+def steps_of(bundle: Bundle) -> dict[str, str]:
+    return {step.name: step.outcome for step in bundle.manifest.steps}
+
+
+def test_the_same_again_is_the_same_bundle_at_once(recipe: Path) -> None:
+    first, outcomes, _ = rerun(recipe)
+    assert outcomes["convert openvino-fp16"] == "done"
+    again, outcomes, seconds = rerun(recipe)
+    assert outcomes == {"reference": "cached", "publish": "cached"}
+    assert (again.path, again.manifest) == (first.path, first.manifest)
+    # The whole command has 3 s; interpreter and imports are not in here.
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("changed", ["samples", "model"])
+def test_a_change_of_content_is_a_new_version(recipe: Path, linear: Path, changed: str) -> None:
+    rerun(recipe)
+    if changed == "samples":
+        np.savez(recipe.parent / "real.npz", x=np.ones((8, 3), np.float32))
+    else:
+        model = onnx.load(linear)
+        weights = model.graph.initializer[0]
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 2, weights.name))
+        onnx.save(model, linear)
+    bundle, outcomes, _ = rerun(recipe)
+    assert bundle.manifest.version == "2"
+    assert outcomes["reference"] == "done"
+
+
+def test_one_precision_more_converts_and_verifies_only_that(recipe: Path) -> None:
+    rerun(recipe)
+    bundle, outcomes, _ = rerun(recipe, precisions=("fp32", "fp16", "int8"))
+    assert bundle.manifest.version == "2"
+    for name in ("onnx-fp32", "onnx-fp16", "openvino-fp32", "openvino-fp16"):
+        assert (outcomes[f"convert {name}"], outcomes[f"verify {name}"]) == ("cached", "cached")
+    assert (outcomes["convert onnx-int8"], outcomes["verify onnx-int8"]) == ("done", "done")
+    # Only times of one run are compared, so all are measured again.
+    assert outcomes["profile"] == "done"
+    assert {table.artifact for table in bundle.manifest.latency} >= {"onnx-fp32", "onnx-int8", "openvino-fp16"}
+
+
+def test_fresh_repeats_everything(recipe: Path) -> None:
+    rerun(recipe)
+    progress = Recorder()
+    bundle = build(Recipe.from_file(recipe), progress, fresh=True)
+    assert bundle.manifest.version == "2"
+    assert "cached" not in {outcome for _, outcome, _ in progress.events}
+
+
+def test_a_converter_that_is_killed_is_one_line_and_tried_again_next_time(recipe: Path) -> None:
+    with Driver(recipe) as driver:
+        driver.until("convert openvino-fp16", "started")
+        driver.step_process().kill()
+        events = driver.end()
+    assert ("convert openvino-fp16", "failed") in events
+    bundle = Store(recipe.parent / "store").open("tiny", "1")
+    manifest = bundle.manifest
+    killed = manifest.artifact("openvino-fp16")
+    assert (killed.status, killed.files) == ("failed", ())
+    assert "ended by SIGKILL" in (killed.reason or "")
+    ready = [artifact.name for artifact in manifest.artifacts if artifact.status == "ready"]
+    assert ready == ["onnx-fp32", "onnx-fp16", "openvino-fp32"]
+    assert {table.artifact for table in manifest.latency} == set(ready)
+    assert "SIGKILL" in (bundle.path / "report.html").read_text()
+    again, outcomes, _ = rerun(recipe)
+    assert again.manifest.version == "2"
+    assert again.manifest.artifact("openvino-fp16").status == "ready"
+    assert (outcomes["convert openvino-fp16"], outcomes["convert openvino-fp32"]) == ("done", "cached")
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_build_leaves_nothing_in_the_store_and_the_next_goes_on(recipe: Path, by: signal.Signals) -> None:
+    with Driver(recipe) as driver:
+        driver.until("verify onnx-fp32", "started")
+        step = driver.step_process()
+        assert driver.kill(by) != 0
+        step.wait(10)
+    store = recipe.parent / "store"
+    assert not (store / "tiny").exists()
+    assert Store(store).models() == []
+    if by is signal.SIGINT:
+        assert [path for path in (store / ".building").iterdir() if path.is_dir()] == []
+    bundle, outcomes, _ = rerun(recipe)
+    assert bundle.manifest.version == "1"
+    assert all(outcomes[f"convert {artifact.name}"] == "cached" for artifact in bundle.manifest.artifacts)
+    # What the killed one left is gone by now.
+    assert [path for path in (store / ".building").iterdir() if path.is_dir()] == []
+
+
+def test_a_step_that_outgrows_its_memory_is_one_line(recipe: Path, linear: Path) -> None:
+    # Importing OpenVINO's converter alone takes more than this; ONNX files are only copied.
+    bundle, _, _ = rerun(recipe, precisions=("fp32",))
+    peak = {step.name: step.peak_mib for step in bundle.manifest.steps}
+    assert 0 < peak["convert onnx-fp32"] < peak["reference"] < 3000
+
+
+def test_the_bundle_tells_its_steps_and_keeps_their_logs(recipe: Path) -> None:
+    bundle, _, _ = rerun(recipe)
+    names = list(steps_of(bundle))
+    assert names[0] == "reference"
+    assert names[-1] == "profile"
+    assert [name for name in names if name.startswith("verify")] == [
+        f"verify {artifact.name}" for artifact in bundle.manifest.artifacts
+    ]
+    for step in bundle.manifest.steps:
+        assert step.log is not None
+        assert (bundle.path / step.log).is_file()
+        assert step.seconds > 0
+    listed = {file.path for artifact in bundle.manifest.artifacts for file in artifact.files}
+    listed |= {file.path for file in bundle.manifest.files}
+    on_disk = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
+    assert on_disk == listed | {MANIFEST}
+    assert Manifest.parse((bundle.path / MANIFEST).read_bytes(), MANIFEST) == bundle.manifest
+
+
+def test_int8_without_real_samples_says_what_it_needs(linear: Path, build_onnx: Callable[..., Bundle]) -> None:
+    bundle = build_onnx(linear, formats=FORMATS, precisions=("fp32", "int8"))
+    for name in ("onnx-int8", "openvino-int8"):
+        artifact = bundle.manifest.artifact(name)
+        assert artifact.status == "failed"
+        assert "--samples FILE.npz" in (artifact.reason or "")
+    assert bundle.manifest.artifact("onnx-fp32").status == "ready"
+
+
+def test_whole_numbers_that_openvino_would_cut_fail_the_gate(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
+    far = numpy_helper.from_array(np.array([2**40], dtype=np.int64), "far")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["ids", "far"], ["moved"])],
+        "cut",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", 3])],
+        [helper.make_tensor_value_info("moved", TensorProto.INT64, ["b", 3])],
+        [far],
+    )
+    path = tmp_path / "cut.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    manifest = build_onnx(path, formats=FORMATS).manifest
+    assert manifest.artifact("onnx-fp32").status == "ready"
+    cut = manifest.artifact("openvino-fp32")
+    assert cut.status == "failed"
+    assert "100.0% of the whole numbers differ" in (cut.reason or "")
+
+
+def test_an_ill_conditioned_model_is_explained(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
+    # The difference of two sums that agree in all digits which fp16 keeps, and in most of fp32's.
+    generator = np.random.default_rng(0)
+    w = generator.standard_normal((64, 8)).astype(np.float32)
+    v = (w + 1e-6 * generator.standard_normal(w.shape)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["x", "v"], ["b"]),
+        helper.make_node("Sub", ["a", "b"], ["d"]),
+        helper.make_node("Mul", ["d", "large"], ["y"]),
+    ]
+    large = np.array(1e6, dtype=np.float32)
+    path = write_onnx(tmp_path / "ill.onnx", nodes, {"x": ["b", 64]}, {"y": ["b", 8]}, w=w, v=v, large=large)
+    manifest = build_onnx(path, precisions=("fp32", "fp16")).manifest
+    artifact = manifest.artifact("onnx-fp16")
+    assert artifact.status == "failed"
+    assert "ill-conditioned" in (artifact.reason or "")
+    assert artifact.parity is not None
+    assert artifact.parity.relative_l2 > 0.1
+    assert "ill-conditioned" in artifact.parity.explanation
+
+
+def test_the_task_metric_gates_where_labels_are_given(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
+    generator = np.random.default_rng(0)
+    w = generator.standard_normal((16, 10)).astype(np.float32)
+    path = write_onnx(
+        tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["b", 16]}, {"y": ["b", 10]}, w=w
+    )
+    x = generator.standard_normal((200, 16)).astype(np.float32)
+    labels = (x @ w).argmax(1)
+    labels[:20] = (labels[:20] + 1) % 10
+    np.savez(tmp_path / "x.npz", x=x)
+    np.save(tmp_path / "labels.npy", labels)
+    given = {"samples": tmp_path / "x.npz", "labels": tmp_path / "labels.npy", "precisions": ("fp32", "int8")}
+    manifest = build_onnx(path, max_drop=1.0, **given).manifest
+    exact, rough = manifest.artifact("onnx-fp32").parity, manifest.artifact("onnx-int8").parity
+    assert exact is not None
+    assert exact.metric is not None
+    assert (exact.metric.name, exact.metric.reference, exact.metric.value) == ("accuracy", 0.9, 0.9)
+    assert rough is not None
+    assert rough.metric is not None
+    assert 0 < rough.metric.drop < 0.1
+    strict = build_onnx(path, max_drop=rough.metric.drop / 2, **given).manifest.artifact("onnx-int8")
+    assert strict.status == "failed"
+    assert f"instead of 0.9000 on 200 rows, a drop of {rough.metric.drop:.4f}" in (strict.reason or "")
