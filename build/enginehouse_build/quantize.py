@@ -1,0 +1,203 @@
+"""fp32 ONNX -> int8 ONNX in two kinds, because none is both fast on ONNX Runtime's CPU kernels and right on TensorRT.
+
+`u8`: uint8 activations with zero points, int8 weights, quantized from layer to layer, for ONNX Runtime on CPUs.
+`s8sym`: int8 activations and weights, all zero points 0, only the inputs of layers quantized, for TensorRT.
+Weights have a scale per output channel in both. Ranges of activations are the extremes seen on the calibration data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+
+from enginehouse.errors import ConversionFailed, EngineUnavailable
+from enginehouse.tensors import Tensors
+from enginehouse_build.graph import POSTPROCESS, PREPROCESS, constants, name_nodes, tally, used_domains
+from enginehouse_build.onnx import reason
+
+#: Requests (input name -> array) of a few rows each, real data.
+Calibration: TypeAlias = Sequence[Tensors]
+
+#: Operators that carry a model's cost; the second input holds what was learned.
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_RECURRENT = ("GRU", "LSTM", "RNN")
+#: ONNX Runtime folds them into the layer before where that is quantized, and leaves them alone elsewhere.
+_ACTIVATIONS = ("Relu", "Clip")
+#: Between convolutions these stay in int8; each step through fp32 costs more than it (ResNet-18: 2.6x -> 3.0x).
+_BETWEEN = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Sigmoid"})
+_SYMMETRIC = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+    "OpTypesToExcludeOutputQuantization": [*_LAYERS, "Add"],
+}
+
+
+def quantize_for_onnxruntime(source: Path, target: Path, calibration: Calibration) -> str:
+    """Write the `u8` kind of the ONNX file `source` to `target`; returns a remark for its reader, or "".
+
+    Raises ConversionFailed, also for a model without layers to quantize, and EngineUnavailable without ONNX Runtime.
+    """
+    return _quantize(source, target, calibration, symmetric=False)
+
+
+def quantize_for_tensorrt(source: Path, target: Path, calibration: Calibration) -> str:
+    """Write the `s8sym` kind of the ONNX file `source` to `target`; otherwise as `quantize_for_onnxruntime`."""
+    return _quantize(source, target, calibration, symmetric=True)
+
+
+def _quantize(source: Path, target: Path, calibration: Calibration, *, symmetric: bool) -> str:
+    if not calibration:
+        raise ConversionFailed("int8 needs calibration data, and there is no sample; give real data with --samples")
+    try:
+        import onnxruntime.quantization as library
+    except ImportError as error:
+        raise EngineUnavailable("onnxruntime-cpu", f"{error}; install enginehouse[cpu]") from None
+    with tempfile.TemporaryDirectory(prefix="enginehouse-") as scratch, _quiet():
+        prepared = Path(scratch) / "prepared.onnx"
+        try:
+            graph = _prepare(source, prepared).graph
+            layers = _layers(graph)
+            chosen = layers + _between(graph, ("Add",) if symmetric else _BETWEEN)
+            if not symmetric:
+                chosen += [node for node in graph.node if node.op_type in _ACTIVATIONS and not _is_processing(node)]
+            library.quantize_static(
+                prepared,
+                target,
+                _reader(library, calibration),
+                op_types_to_quantize=sorted({node.op_type for node in chosen}),
+                nodes_to_quantize=[node.name for node in chosen],
+                per_channel=True,
+                activation_type=library.QuantType.QInt8 if symmetric else library.QuantType.QUInt8,
+                weight_type=library.QuantType.QInt8,
+                extra_options=_SYMMETRIC if symmetric else {},
+            )
+            proto = onnx.load(target)
+            if symmetric:
+                _free_residuals(proto.graph)
+            _drop_traces(proto)
+            onnx.checker.check_model(proto, full_check=True)
+            onnx.save(proto, target)
+        except ConversionFailed:
+            raise
+        except Exception as error:
+            raise ConversionFailed(f"ONNX Runtime cannot quantize the model: {reason(error)}") from error
+    heavy = [node for node in graph.node if node.op_type in (*_LAYERS, *_RECURRENT) and not _is_processing(node)]
+    names = {node.name for node in layers}
+    left = [node.op_type for node in heavy if node.name not in names]
+    return f"{len(left)} of {len(heavy)} layers stay in fp32: {tally(left)}" if left else ""
+
+
+def _prepare(source: Path, target: Path) -> onnx.ModelProto:
+    """Write `source` with batch normalisation and constants folded, types inferred and every node named."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    proto = onnx.load(source)
+    name_nodes(proto)
+    onnx.save(proto, target)
+    # Its symbolic inference fails on some models; element types, which ONNX itself infers, are all that is needed.
+    quant_pre_process(target, target, skip_symbolic_shape=True)
+    proto = onnx.load(target)
+    name_nodes(proto)
+    onnx.save(proto, target)
+    return proto
+
+
+def _layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    weights = constants(graph)
+    found = [
+        node for node in graph.node if node.op_type in _LAYERS and node.input[1] in weights and not _is_processing(node)
+    ]
+    if not found:
+        raise ConversionFailed(
+            "nothing to quantize: the model has no Conv, Gemm or MatMul with constant weights, only "
+            f"{tally(node.op_type for node in graph.node)}"
+        )
+    return found
+
+
+def _between(graph: onnx.GraphProto, kinds: Collection[str]) -> list[onnx.NodeProto]:
+    """The nodes of these kinds that only convolutions feed, directly or through others between convolutions.
+
+    Elsewhere, as in the residual stream of a transformer, int8 costs accuracy and hardly saves time.
+    """
+    weights = constants(graph)
+    convolved: set[str] = set()
+    found = []
+    for node in graph.node:
+        if _is_processing(node):
+            continue
+        # A Clip has its limits as further inputs; where a binary operator has a constant it is no step between layers.
+        inputs = node.input[:1] if node.op_type == "Clip" else node.input
+        if node.op_type in _BETWEEN and convolved.issuperset(inputs) and not weights.keys() & set(inputs):
+            convolved.update(node.output)
+            found += [node] if node.op_type in kinds else []
+        elif node.op_type in _CONVOLUTIONS or (node.op_type in _ACTIVATIONS and convolved.issuperset(inputs)):
+            convolved.update(node.output)
+    return found
+
+
+def _is_processing(node: onnx.NodeProto) -> bool:
+    """Whether it resizes or normalises what comes in, or ranks what goes out: nothing there was learned."""
+    return str(node.name).startswith((PREPROCESS, POSTPROCESS))
+
+
+def _free_residuals(graph: onnx.GraphProto) -> None:
+    """Let one convolution reach each residual Add unquantized, so that TensorRT fuses the Add into it.
+
+    See "Q/DQ placement recommendations" in NVIDIA's "Working with quantized types".
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    uses: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            uses[name] = uses.get(name, 0) + 1
+    for node in [node for node in graph.node if node.op_type == "Add"]:
+        for at, name in enumerate(node.input):
+            dequantize = made_by.get(name)
+            quantize = made_by.get(dequantize.input[0]) if dequantize else None
+            if quantize is None or quantize.op_type != "QuantizeLinear" or uses[name] > 1:
+                continue
+            convolution = made_by.get(quantize.input[0])
+            if convolution is not None and convolution.op_type in _CONVOLUTIONS and uses[quantize.output[0]] == 1:
+                node.input[at] = quantize.input[0]
+                graph.node.remove(dequantize)
+                graph.node.remove(quantize)
+                break
+
+
+def _drop_traces(proto: onnx.ModelProto) -> None:
+    """Drop what the quantizer notes for itself, and the operator domains it imports without using them."""
+    used = used_domains(proto)
+    del proto.opset_import[:], proto.metadata_props[:]
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in used.items())
+
+
+def _reader(library: Any, calibration: Calibration) -> Any:
+    class Reader(library.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.requests = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            request = next(self.requests, None)
+            return None if request is None else dict(request)
+
+    return Reader()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer warns at length about what is meant to be so; what matters comes as an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
