@@ -59,7 +59,7 @@ def code_digest() -> str:
     import enginehouse_build
 
     roots = [Path(module.__path__[0]) for module in (enginehouse, enginehouse_build)]
-    serving = [roots[0] / f"{name}.py" for name in ("archive", "bundle", "latency", "parity", "tensors")]
+    serving = [roots[0] / f"{name}.py" for name in ("archive", "bundle", "latency", "manifest", "parity", "tensors")]
     files = [*serving, *sorted((roots[0] / "engines").rglob("*.py")), *sorted(roots[1].rglob("*.py"))]
     return digest_of([(file.name, sha256_of(file)) for file in files])
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from enginehouse.bundle import Precision
 from enginehouse.errors import EnginehouseError, ParityFailed
+from enginehouse.manifest import Precision
 from enginehouse.parity import compare
 from enginehouse.tensors import Tensors
 from enginehouse_build.reference import onnx_runtime

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from enginehouse import archive
-from enginehouse.bundle import Format, Precision
 from enginehouse.errors import ConversionFailed
+from enginehouse.manifest import Format, Precision
 from enginehouse.tensors import Tensors
 from enginehouse_build import half, lint, openvino, quantize, tensorrt
 from enginehouse_build.reference import CALIBRATION, MODEL, Reference
@@ -17,7 +17,7 @@ from enginehouse_build.reference import CALIBRATION, MODEL, Reference
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What the manifest needs to know of an artifact besides its files; see `enginehouse.bundle.Artifact`."""
+    """What the manifest needs to know of an artifact besides its files; see `enginehouse.manifest.Artifact`."""
 
     requires: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginehouse import archive, parity
-from enginehouse.bundle import MANIFEST, Artifact, Bundle, File, Parity, sha256_of
+from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.engines import load_engine
 from enginehouse.engines.tensorrt.cache import ENGINE_FILE
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse.errors import EngineUnavailable
 from enginehouse.hardware import physical_cores
 from enginehouse.latency import LatencyTable
+from enginehouse.manifest import Artifact, File, Parity
 from enginehouse_build import profile
 from enginehouse_build.tensorrt import ONNX_FILE, convert
 

@@ -16,22 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from enginehouse import archive
-from enginehouse.bundle import (
-    MANIFEST,
-    Artifact,
-    Bundle,
-    EngineKind,
-    File,
-    Format,
-    Manifest,
-    Precision,
-    SignatureRecord,
-    Step,
-    sha256_of,
-)
+from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse.errors import BuildError, EnginehouseError, EngineUnavailable
 from enginehouse.latency import LatencyTable
+from enginehouse.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
 from enginehouse.store import Store, version_order
 from enginehouse_build import choice, profile, provenance, report
 from enginehouse_build.cache import StepCache, code_digest, digest_of, link, versions

@@ -11,9 +11,9 @@ from typing import Annotated, Any, get_args
 import psutil
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from enginehouse.bundle import Format, Objective, Precision
 from enginehouse.errors import ConfigError, InvalidInput
 from enginehouse.hardware import probe_cpu
+from enginehouse.manifest import Format, Objective, Precision
 from enginehouse.parity import LIMITS, Limits
 from enginehouse.store import Store, check_name
 from enginehouse_build.postprocess import Postprocess

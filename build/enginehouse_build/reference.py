@@ -19,8 +19,9 @@ import numpy as np
 import onnx as onnx_format
 
 from enginehouse import archive
-from enginehouse.bundle import Axis, sha256_of
+from enginehouse.bundle import sha256_of
 from enginehouse.errors import BuildError, ExportFailed
+from enginehouse.manifest import Axis
 from enginehouse.tensors import Signature, Tensors
 from enginehouse_build import samples as sampling
 from enginehouse_build.adopt import adopt

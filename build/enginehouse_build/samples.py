@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from enginehouse.bundle import Axis
 from enginehouse.errors import BuildError, InvalidInput
+from enginehouse.manifest import Axis
 from enginehouse.tensors import Signature, Tensors, TensorSpec
 
 SEED = 0

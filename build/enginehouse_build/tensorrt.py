@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse.bundle import Axis, Precision, sha256_of
+from enginehouse.bundle import sha256_of
 from enginehouse.engines.tensorrt.builder import RTX_COMPUTE_CAPABILITIES, build_engine
 from enginehouse.engines.tensorrt.cache import ENGINE_FILE
 from enginehouse.engines.tensorrt.key import EngineKey, profile_of, profile_text
 from enginehouse.engines.tensorrt.library import RTX, installed_flavour, library
 from enginehouse.errors import EngineUnavailable
 from enginehouse.hardware import probe_gpus
+from enginehouse.manifest import Axis, Precision
 from enginehouse.tensors import Signature
 
 ONNX_FILE = "model.onnx"

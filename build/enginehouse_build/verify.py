@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from enginehouse import archive, parity
-from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, Artifact, Bundle, EngineKind, MetricRecord, Parity
+from enginehouse.bundle import Bundle
 from enginehouse.engines import Engine, load_engine
 from enginehouse.errors import EngineUnavailable, InferenceFailed, ParityFailed
+from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
 from enginehouse.parity import Limits
 from enginehouse_build import conditioning
 from enginehouse_build.metric import load_metric

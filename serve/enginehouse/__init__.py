@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from enginehouse.bundle import Artifact, Bundle, Manifest
+    from enginehouse.bundle import Bundle
     from enginehouse.client import Client
     from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
     from enginehouse.engines import Engine, load_engine
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         RequestTooLarge,
     )
     from enginehouse.latency import LatencyTable
+    from enginehouse.manifest import Artifact, Manifest
     from enginehouse.store import Store
     from enginehouse.tensors import Signature, TensorSpec
 
@@ -81,10 +82,10 @@ __all__ = [
 ]
 
 _ROOM_OF = {
-    "Artifact": "bundle",
+    "Artifact": "manifest",
     "Bundle": "bundle",
     "LatencyTable": "latency",
-    "Manifest": "bundle",
+    "Manifest": "manifest",
     "Client": "client",
     "AppConfig": "config",
     "Catalog": "config",

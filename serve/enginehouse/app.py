@@ -18,9 +18,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import ingress, router
-from enginehouse.bundle import ACCELERATOR_OF
 from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
+from enginehouse.manifest import ACCELERATOR_OF
 from enginehouse.pool import Pool
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from enginehouse.bundle import Artifact, Manifest
 from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
+from enginehouse.manifest import Artifact, Manifest
 from enginehouse.tensors import Tensors, split, stack
 
 #: A request of more rows than this many full batches goes through the queue in several slices.

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 
 from enginehouse import hardware
-from enginehouse.bundle import ACCELERATOR_OF
 from enginehouse.config import SERVING_ENV, AppConfig
 from enginehouse.errors import ConfigError
+from enginehouse.manifest import ACCELERATOR_OF
 
 #: A synchronous driver has no event loop for Serve's handles, whatever the throughput flags say to replicas.
 _DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from enginehouse.bundle import ACCELERATOR_OF, Accelerator, EngineKind, NumericsClass
 from enginehouse.errors import ConfigError
+from enginehouse.manifest import ACCELERATOR_OF, Accelerator, EngineKind, NumericsClass
 
 APP_NAME = "enginehouse"
 ROUTER = "Router"

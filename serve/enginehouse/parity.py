@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from enginehouse.bundle import Parity, Precision
 from enginehouse.errors import ParityFailed
+from enginehouse.manifest import Parity, Precision
 from enginehouse.tensors import Tensors
 
 _TINY = 1e-30
@@ -20,7 +20,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What passes; see `enginehouse.bundle.Parity` for the figures. `top1_agreement` counts from 20 rows on."""
+    """What passes; see `enginehouse.manifest.Parity` for the figures. `top1_agreement` counts from 20 rows on."""
 
     relative_l2: float
     worst_row: float
@@ -45,7 +45,7 @@ ROWS_FOR_TOP1 = 20
 class Figures:
     """How far one answer is from the reference; worst case over its outputs, `output` being the worst one.
 
-    See `enginehouse.bundle.Parity` for the meaning of each figure. `top1` counts rows that agree and rows compared,
+    See `enginehouse.manifest.Parity` for the meaning of each figure. `top1` counts rows that agree and rows compared,
     where an output has classes along its last axis.
     """
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from enginehouse.bundle import FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
 from enginehouse.latency import LatencyTable
+from enginehouse.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
 
 
 @dataclass(frozen=True, slots=True)

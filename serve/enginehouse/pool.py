@@ -17,7 +17,6 @@ from ray import serve
 from enginehouse import availability, hardware
 from enginehouse.availability import ModelReport, ModelState
 from enginehouse.batching import Answer, LoadedModel
-from enginehouse.bundle import EngineKind, Manifest
 from enginehouse.config import Catalog, ModelConfig, PoolConfig
 from enginehouse.engines import load_engine
 from enginehouse.errors import (
@@ -26,6 +25,7 @@ from enginehouse.errors import (
     EngineUnavailable,
     ModelNotFound,
 )
+from enginehouse.manifest import EngineKind, Manifest
 from enginehouse.policy import choose_artifact
 from enginehouse.store import Store
 from enginehouse.tensors import Tensors
@@ -177,7 +177,7 @@ def _threads(num_cpus: float, engines_per_node: int) -> int:
 
 
 def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
-    from enginehouse.bundle import FORMAT_OF
+    from enginehouse.manifest import FORMAT_OF
 
     reasons = [
         f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")

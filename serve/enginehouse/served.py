@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from enginehouse import availability
 from enginehouse.availability import ModelReport, ModelState
-from enginehouse.bundle import EngineKind, Manifest
 from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
+from enginehouse.manifest import EngineKind, Manifest
 from enginehouse.policy import BackendState
 from enginehouse.store import Store
 from enginehouse.tensors import Signature

@@ -12,24 +12,22 @@ import pytest
 from numpy.random import Generator
 from tests.conformance.models import Case
 
-from enginehouse.bundle import (
+from enginehouse.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.engines import Engine, load_engine
+from enginehouse.errors import EngineUnavailable
+from enginehouse.hardware import engine_versions, probe_gpus
+from enginehouse.manifest import (
     ACCELERATOR_OF,
     ENGINE_KINDS,
     FORMAT_OF,
-    MANIFEST,
     Artifact,
-    Bundle,
     EngineKind,
     File,
     Format,
     Manifest,
     Precision,
     SignatureRecord,
-    sha256_of,
 )
-from enginehouse.engines import Engine, load_engine
-from enginehouse.errors import EngineUnavailable
-from enginehouse.hardware import engine_versions, probe_gpus
 from enginehouse.store import Store
 
 MAX_ROWS = 8

@@ -13,10 +13,11 @@ from numpy.random import Generator
 from tests.conformance.conftest import MAX_ROWS, Load, Publish
 from tests.conformance.models import BIAS, BY_NAME, CASES, DISAGREEING, WEIGHT, Case
 
-from enginehouse.bundle import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Bundle, EngineKind, sha256_of
+from enginehouse.bundle import Bundle, sha256_of
 from enginehouse.engines import load_engine
 from enginehouse.errors import ConfigError, DigestMismatch, EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.hardware import probe_gpus
+from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, EngineKind
 from enginehouse.tensors import Tensors
 
 AFFINE = BY_NAME["affine"]

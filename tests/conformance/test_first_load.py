@@ -10,10 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse import archive
-from enginehouse.bundle import MANIFEST, Artifact, Bundle, File, Manifest, SignatureRecord, sha256_of
+from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.engines import load_engine
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS, verify
 from enginehouse.errors import DigestMismatch, EngineUnavailable
+from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord
 from enginehouse.tensors import Signature, TensorSpec
 
 pytest.importorskip("onnxruntime")

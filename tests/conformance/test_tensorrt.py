@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from enginehouse.bundle import Artifact
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt import builder, fitted, library, runtime
 from enginehouse.errors import EngineUnavailable
 from enginehouse.hardware import probe_gpus
+from enginehouse.manifest import Artifact
 from enginehouse.tensors import Signature
 
 INSTALLED = [name for name in library.FLAVOURS if importlib.util.find_spec(name.replace("-", "_"))]

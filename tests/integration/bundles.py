@@ -10,16 +10,9 @@ import onnx
 import openvino
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.bundle import (
-    MANIFEST,
-    Artifact,
-    EngineKind,
-    File,
-    Manifest,
-    SignatureRecord,
-    sha256_of,
-)
+from enginehouse.bundle import MANIFEST, sha256_of
 from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import Artifact, EngineKind, File, Manifest, SignatureRecord
 from enginehouse.store import Store
 from enginehouse.tensors import Signature, TensorSpec
 

@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.integration.cluster import Cluster, adopt_orphans
 
 from enginehouse import archive
-from enginehouse.bundle import MANIFEST, Artifact, Manifest, SignatureRecord
+from enginehouse.bundle import MANIFEST
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse.hardware import engine_versions, probe_gpus
+from enginehouse.manifest import Artifact, Manifest, SignatureRecord
 from enginehouse.tensors import Signature, TensorSpec
 
 #: What `enginehouse build --on-cluster` does with the cluster; the first argument names the step.

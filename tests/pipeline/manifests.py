@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from enginehouse.bundle import (
+from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import (
     Artifact,
     Axis,
     Chosen,
@@ -19,7 +20,6 @@ from enginehouse.bundle import (
     Step,
     TensorRecord,
 )
-from enginehouse.latency import LatencyPoint, LatencyTable
 
 ROWS = (1, 2, 4, 8, 16, 32)
 DISTANCES: dict[Precision, tuple[float, float]] = {

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from examples.digits import held_out
 
-from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, MANIFEST, EngineKind, Manifest, sha256_of
+from enginehouse.bundle import MANIFEST, sha256_of
 from enginehouse.engines import load_engine
 from enginehouse.hardware import probe_gpus
+from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, EngineKind, Manifest
 
 from .conftest import Built
 

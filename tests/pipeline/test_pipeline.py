@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.bundle import MANIFEST, Bundle, Manifest
+from enginehouse.bundle import MANIFEST, Bundle
+from enginehouse.manifest import Manifest
 from enginehouse.store import Store
 from enginehouse_build.pipeline import build
 from enginehouse_build.recipe import Recipe

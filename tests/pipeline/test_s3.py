@@ -20,8 +20,9 @@ from s3fs import S3FileSystem
 from tests.pipeline.s3 import Server, Wire
 from tests.unit.test_bundle import SIGNATURE
 
-from enginehouse.bundle import MANIFEST, Artifact, Bundle, File, Manifest, SignatureRecord, sha256_of
+from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.errors import ArtifactMissing, BuildError, ConfigError, DigestMismatch
+from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord
 from enginehouse.store import Store
 
 MB = 1 << 20

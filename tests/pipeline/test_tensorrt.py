@@ -20,12 +20,12 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.bundle import Artifact, Axis, Precision
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt.cache import engine_file
 from enginehouse.engines.tensorrt.key import NodeFacts
 from enginehouse.engines.tensorrt.library import RTX, library
 from enginehouse.errors import ConversionFailed, EngineUnavailable
+from enginehouse.manifest import Artifact, Axis, Precision
 from enginehouse.tensors import Signature, TensorSpec
 from enginehouse_build.tensorrt import Converted, convert
 

@@ -8,16 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginehouse.bundle import (
-    Artifact,
-    Bundle,
-    File,
-    Manifest,
-    SignatureRecord,
-    sha256_of,
-)
+from enginehouse.bundle import Bundle, sha256_of
 from enginehouse.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
 from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord
 from enginehouse.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature(

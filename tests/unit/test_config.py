@@ -15,7 +15,6 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from enginehouse import app
-from enginehouse.bundle import ACCELERATOR_OF, ENGINE_KINDS, EngineKind
 from enginehouse.config import (
     APP_NAME,
     ROUTER,
@@ -28,6 +27,7 @@ from enginehouse.config import (
     serve_config,
 )
 from enginehouse.errors import ConfigError
+from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, EngineKind
 
 EXAMPLE = Path(__file__).parents[2] / "serve" / "app.yaml"
 DIGITS = ModelConfig(name="digits", version="1")

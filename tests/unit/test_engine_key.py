@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from enginehouse.bundle import Axis
 from enginehouse.engines.tensorrt.key import EngineKey, mismatch, profile_of, profile_text
 from enginehouse.engines.tensorrt.library import readable
 from enginehouse.errors import ConversionFailed
+from enginehouse.manifest import Axis
 from enginehouse.tensors import Signature, TensorSpec
 
 KEY = EngineKey(

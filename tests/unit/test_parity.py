@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginehouse.bundle import MetricRecord, Parity
 from enginehouse.errors import ParityFailed
+from enginehouse.manifest import MetricRecord, Parity
 from enginehouse.parity import LIMITS, Comparison, compare, gate
 
 WANT = np.array([[3.0, 4.0], [0.0, 5.0]])

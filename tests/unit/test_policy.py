@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.bundle import (
+from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import (
     Artifact,
     EngineKind,
     Format,
@@ -21,7 +22,6 @@ from enginehouse.bundle import (
     Status,
     TensorRecord,
 )
-from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.policy import BackendState, FastestLive, RequestHints, choose_artifact
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))

@@ -16,10 +16,11 @@ from tests.unit.test_policy import TENSOR, artifact, table
 
 from enginehouse import availability, served
 from enginehouse.availability import ModelState, ReplicaView
-from enginehouse.bundle import MANIFEST, Manifest, SignatureRecord
+from enginehouse.bundle import MANIFEST
 from enginehouse.config import Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.latency import LatencyTable
+from enginehouse.manifest import Manifest, SignatureRecord
 from enginehouse.served import ServedModels
 
 POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine="openvino-cpu")}

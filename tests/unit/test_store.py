@@ -22,7 +22,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import LocalFileSystem
 from tests.unit.test_bundle import SIGNATURE, artifact
 
-from enginehouse.bundle import Bundle, Manifest, SignatureRecord, sha256_of
+from enginehouse.bundle import Bundle, sha256_of
 from enginehouse.errors import (
     BuildError,
     ConfigError,
@@ -32,6 +32,7 @@ from enginehouse.errors import (
     ManifestInvalid,
     ModelNotFound,
 )
+from enginehouse.manifest import Manifest, SignatureRecord
 from enginehouse.store import Store
 from enginehouse.store.upload import upload
 

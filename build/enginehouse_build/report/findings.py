@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from enginehouse.bundle import (
+from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import (
     ACCELERATOR_OF,
     ENGINE_KINDS,
     Artifact,
@@ -17,7 +18,6 @@ from enginehouse.bundle import (
     Step,
     TensorRecord,
 )
-from enginehouse.latency import LatencyPoint, LatencyTable
 
 #: Ends of the scale that distances to the reference are drawn on: rounding of float64, and no resemblance at all.
 NEAREST, FARTHEST = 1e-8, 1.0

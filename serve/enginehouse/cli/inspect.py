@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, MANIFEST, Artifact, Bundle, Manifest, Parity
+from enginehouse.bundle import MANIFEST, Bundle
 from enginehouse.cli.console import out
 from enginehouse.errors import ConfigError, ModelNotFound
+from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Manifest, Parity
 from enginehouse.store import Store
 
 _COLOURS = {"ready": "green", "unverified": "yellow", "failed": "red", "unavailable": "yellow"}

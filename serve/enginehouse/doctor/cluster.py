@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enginehouse.bundle import ACCELERATOR_OF
 from enginehouse.config import ACCELERATOR_LABEL, PoolConfig
 from enginehouse.doctor.node import Finding, judge_node, label_for
+from enginehouse.manifest import ACCELERATOR_OF
 
 #: Seconds that a node may take to answer before its silence is the finding.
 ANSWER_S = 10.0

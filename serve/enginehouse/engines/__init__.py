@@ -20,9 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
-from enginehouse.bundle import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Bundle, EngineKind, Manifest
+from enginehouse.bundle import Bundle
 from enginehouse.engines.verify import verify
 from enginehouse.errors import ConfigError
+from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.tensors import Signature, Tensors
 
 logger = logging.getLogger(__name__)

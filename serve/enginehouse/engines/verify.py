@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from enginehouse import archive
-from enginehouse.bundle import Artifact, Bundle, EngineKind, Parity
+from enginehouse.bundle import Bundle
 from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
+from enginehouse.manifest import Artifact, EngineKind, Parity
 from enginehouse.parity import LIMITS, gate, measure
 from enginehouse.tensors import Tensors
 

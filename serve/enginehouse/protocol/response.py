@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from enginehouse.bundle import TensorRecord
 from enginehouse.errors import InferenceFailed
+from enginehouse.manifest import TensorRecord
 from enginehouse.protocol.payload import to_bytes, to_json
 from enginehouse.protocol.request import InferRequest
 from enginehouse.tensors import Signature, datatype

@@ -10,8 +10,9 @@ from typing import Any
 
 import fsspec
 
-from enginehouse.bundle import MANIFEST, Bundle, File, Manifest
+from enginehouse.bundle import MANIFEST, Bundle
 from enginehouse.errors import BuildError, ConfigError, InvalidInput, ManifestInvalid, ModelNotFound
+from enginehouse.manifest import File, Manifest
 from enginehouse.store.cache import cache_folder, fetch
 from enginehouse.store.staging import make_staging
 from enginehouse.store.upload import upload

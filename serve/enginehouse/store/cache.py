@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from enginehouse.bundle import MANIFEST, File, sha256_of
+from enginehouse.bundle import MANIFEST, sha256_of
 from enginehouse.errors import ArtifactMissing, ConfigError, DigestMismatch, EnginehouseError, ManifestInvalid
+from enginehouse.manifest import File
 
 #: One range request, and how many of them are under way at once: a single connection to S3 does not fill a network.
 _BLOCK = 8 << 20

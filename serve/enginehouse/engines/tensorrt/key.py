@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, TypeAlias
 
-from enginehouse.bundle import Axis
 from enginehouse.errors import ConversionFailed
+from enginehouse.manifest import Axis
 from enginehouse.tensors import Signature, TensorSpec
 
 Shape: TypeAlias = tuple[int, ...]
