@@ -2,6 +2,7 @@
 
 order_of(bundle, artifact)    here: everything that the node needs
 make(order)                   there, by whatever means the order got there
+taken_over(made, ...)         here: what came of it, in the bundle
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from enginehouse import archive, parity
 from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.engines import load_engine
 from enginehouse.engines.tensorrt.cache import ENGINE_FILE
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
-from enginehouse.errors import EngineUnavailable
+from enginehouse.errors import EngineUnavailable, ParityFailed
 from enginehouse.hardware import physical_cores
 from enginehouse.latency import LatencyTable
 from enginehouse.manifest import Artifact, File, Parity
+from enginehouse.parity import Limits
 from enginehouse_build import profile
 from enginehouse_build.tensorrt import ONNX_FILE, convert
 
@@ -84,6 +87,32 @@ def make(order: Order) -> Made:
         )
         bundle = Bundle(folder, manifest.model_copy(update={"artifacts": (artifact,)}))
         return _judged(bundle, artifact, Made(built.requires, built.remarks, engine.read_bytes()))
+
+
+def taken_over(made: Made, artifact: Artifact, folder: Path, limits: Limits) -> Artifact:
+    """`artifact` of the bundle in `folder` as the node made it: its engine written, its parity judged."""
+    update: dict[str, Any] = {
+        "requires": made.requires,
+        "remarks": artifact.remarks + made.remarks,
+        "parity": made.parity,
+        "effective_precision": artifact.precision if made.parity else None,
+        "status": "ready",
+        "reason": None,
+    }
+    if made.engine is not None:
+        engine = folder / artifact.name / ENGINE_FILE
+        # Linked files belong to the step cache as well.
+        engine.unlink(missing_ok=True)
+        engine.write_bytes(made.engine)
+        update["files"] = tuple(_file(file) for file in sorted((folder / artifact.name).iterdir()))
+    if made.parity is None:
+        update |= {"status": "unverified", "reason": f"to be verified where it is first loaded: {made.reason}"}
+    else:
+        try:
+            parity.gate(artifact.name, artifact.precision, made.parity, limits)
+        except ParityFailed as error:
+            update |= {"status": "failed", "reason": str(error)}
+    return artifact.model_copy(update=update)
 
 
 def _judged(bundle: Bundle, artifact: Artifact, made: Made) -> Made:

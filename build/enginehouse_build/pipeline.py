@@ -7,55 +7,62 @@ killed, or asks for one precision more, repeats only what it has to.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from enginehouse import archive
 from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
-from enginehouse.errors import BuildError, EnginehouseError, EngineUnavailable
+from enginehouse.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
 from enginehouse.latency import LatencyTable
 from enginehouse.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
 from enginehouse.store import Store, version_order
 from enginehouse_build import choice, profile, provenance, report
-from enginehouse_build.cache import StepCache, code_digest, digest_of, link, versions
+from enginehouse_build.cache import code_digest, digest_of, link, versions
 from enginehouse_build.convert import convert
-from enginehouse_build.isolate import Bounds, StepDied, run
+from enginehouse_build.isolate import Bounds
+from enginehouse_build.on_node import Made, Order, order_of, taken_over
 from enginehouse_build.recipe import Recipe, next_version
 from enginehouse_build.reference import ANSWERS, REQUESTS, SAMPLES, Reference, make_reference
+from enginehouse_build.steps import Outcome, Progress, Steps
 from enginehouse_build.verify import Verified, verify
 
 _T = TypeVar("_T")
-Outcome: TypeAlias = Literal["started", "done", "cached", "failed", "unavailable"]
 REPORT = "report.html"
 LOGS = "logs"
 #: Bytes of requests that a bundle carries along for engines that are verified elsewhere.
 _CHECK_BYTES = 32 << 20
 
 
-class Progress(Protocol):
-    """Told about each stage twice: when it starts, and how it ended."""
-
-    def __call__(self, stage: str, outcome: Outcome, detail: str = "") -> None: ...
+#: Runs `on_node.make` on a node that has a GPU.
+OnNode: TypeAlias = Callable[[Order], Made]
 
 
-def build(recipe: Recipe, progress: Progress | None = None, *, fresh: bool = False) -> Bundle:
+def build(
+    recipe: Recipe, progress: Progress | None = None, *, fresh: bool = False, on_node: OnNode | None = None
+) -> Bundle:
     """Run `recipe` and return the published bundle, or the newest one if it was made from the very same.
 
-    `fresh` makes everything again. Raises BuildError (ExportFailed for the source) when nothing can be served; the
-    store is unchanged then, as it is after Ctrl-C or a crash.
+    `fresh` makes everything again; `on_node` has the TensorRT artifacts made where their GPU is. Raises BuildError
+    (ExportFailed for the source) when nothing can be served; the store is unchanged then, as it is after Ctrl-C or a
+    crash.
     """
     store = Store(recipe.store)
     known = store.versions(recipe.name)
-    with contextlib.ExitStack() as stack:
-        staging = store.staging()
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        return _Build(recipe, store, known, staging, progress or _silent, StepCache(), fresh).run()
+    staging = store.staging()
+    # A folder of its own: the staging folder is private to this user, a published bundle is not.
+    folder = staging / "bundle"
+    (folder / LOGS).mkdir(parents=True)
+    tell = progress or _silent
+    steps = Steps(folder / LOGS, Bounds(recipe.step_timeout_s, recipe.memory_mib), tell, fresh=fresh)
+    try:
+        return _Build(recipe, store, known, folder, tell, steps, fresh, on_node).run()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @dataclass(slots=True)
@@ -63,28 +70,23 @@ class _Build:
     recipe: Recipe
     store: Store
     known: list[str]
-    staging: Path
+    folder: Path
     progress: Progress
-    cache: StepCache
+    steps: Steps
     fresh: bool
-    steps: list[Step] = field(default_factory=list)
+    on_node: OnNode | None
     #: Digest of the reference: all later steps depend on it.
     content: str = ""
 
-    @property
-    def folder(self) -> Path:
-        # A folder of its own: the staging folder is private to this user, a published bundle is not.
-        return self.staging / "bundle"
-
     def run(self) -> Bundle:
         recipe = self.recipe
-        (self.folder / LOGS).mkdir(parents=True)
-        source, reference = self._step(
+        source, reference = self.steps.run(
             "reference", provenance.of_reference(recipe), make_reference, recipe, still_good=provenance.is_current
         )
         self.content = digest_of(provenance.of_files(source))
-        asked = recipe.model_dump(mode="json", exclude={"store", "version"})
-        key = digest_of(self.content, asked, versions(), code_digest(), provenance.of_machine())
+        asked = recipe.model_dump(mode="json", exclude={"store", "version", "step_timeout_s", "memory_mib"})
+        where = "here" if self.on_node is None else "on a GPU node"
+        key = digest_of(self.content, asked, versions(), code_digest(), provenance.of_machine(), where)
         if (same := self._same(key)) is not None:
             self.progress("publish", "cached", f"version {same} was built from the very same")
             return self.store.open(recipe.name, same, ())
@@ -98,6 +100,10 @@ class _Build:
         self._carry_checks(source, artifacts)
         manifest = self._manifest(version, key, reference, artifacts)
         bundle = self._write(manifest)
+        elsewhere = (
+            [] if self.on_node is None else [self._made_on_node(self.on_node, bundle, each) for each in artifacts]
+        )
+        artifacts = [artifact for artifact, _ in elsewhere] or artifacts
         judged = [self._verified(bundle, artifact, source, reference) for artifact in artifacts]
         artifacts = [artifact for artifact, _ in judged]
         if not any(artifact.status in ("ready", "unverified") for artifact in artifacts):
@@ -106,7 +112,8 @@ class _Build:
         bundle = self._write(manifest.model_copy(update={"artifacts": tuple(artifacts)}))
         targets = [(kind, artifact.name) for artifact, kinds in judged for kind in kinds]
         tables = self._profiled(bundle, targets, source, reference)
-        manifest = bundle.manifest.model_copy(update={"latency": tuple(tables), "steps": tuple(self.steps)})
+        tables += [table for _, table in elsewhere if table is not None]
+        manifest = bundle.manifest.model_copy(update={"latency": tuple(tables), "steps": tuple(self.steps.records)})
         chosen = choice.choose(manifest, recipe.objective, recipe.max_latency_ms)
         manifest = manifest.model_copy(update={"chosen": chosen})
         (self.folder / REPORT).write_text(report.render(manifest), encoding="utf-8")
@@ -116,7 +123,7 @@ class _Build:
         self.progress("publish", "started")
         self.store.publish(self.folder, recipe.name, version)
         self.progress("publish", "done", f"version {version}")
-        self.cache.prune()
+        self.steps.cache.prune()
         return self.store.open(recipe.name, version, ())
 
     def _same(self, key: str) -> str | None:
@@ -127,58 +134,12 @@ class _Build:
         manifest = self.store.manifest(self.recipe.name, newest)
         return newest if manifest.key == key and not any(step.died for step in manifest.steps) else None
 
-    def _step(
-        self,
-        name: str,
-        key: Any,
-        function: Callable[..., _T],
-        *arguments: Any,
-        still_good: Callable[[_T], bool] = lambda _: True,
-        detail: Callable[[_T], str] = lambda _: "",
-    ) -> tuple[Path, _T]:
-        """Files and result of `function(folder, *arguments)`: from the cache, or made by a process of its own."""
-        self.progress(name, "started")
-        key = digest_of(function.__qualname__, key, versions(), code_digest())
-        log = f"{LOGS}/{name.replace(' ', '-')}.log"
-        found = None if self.fresh else self.cache.get(key)
-        if found is not None and still_good(found.result):
-            shutil.copyfile(found.log, self.folder / log)
-            self._ended(Step(name=name, outcome="cached", detail=detail(found.result), log=log))
-            return found.files, found.result
-        began = time.monotonic()
-        bounds = Bounds(self.recipe.step_timeout_s, self.recipe.memory_mib)
-        with self.cache.staging() as entry:
-            try:
-                ran = run(function, entry / "files", *arguments, log=entry / "log", bounds=bounds)
-            except EnginehouseError as error:
-                self._ended(
-                    Step(
-                        name=name,
-                        outcome="unavailable" if isinstance(error, EngineUnavailable) else "failed",
-                        detail=str(error),
-                        seconds=time.monotonic() - began,
-                        log=log,
-                        died=isinstance(error, StepDied),
-                    )
-                )
-                raise
-            finally:
-                shutil.copyfile(entry / "log", self.folder / log)
-            done = self.cache.put(key, entry, ran.value)
-        told = detail(ran.value)
-        self._ended(Step(name=name, outcome="done", detail=told, seconds=ran.seconds, peak_mib=ran.peak_mib, log=log))
-        return done.files, ran.value
-
-    def _ended(self, step: Step) -> None:
-        self.steps.append(step)
-        self.progress(step.name, step.outcome, step.detail)
-
     def _converted(self, source: Path, reference: Reference, format: Format, precision: Precision) -> Artifact:
         name = f"{format}-{precision}"
         key = [format, precision, self.content, provenance.of_machine()]
-        timing = self.cache.shared("tensorrt-timing")
+        timing = self.steps.cache.shared("tensorrt-timing")
         try:
-            folder, made = self._step(
+            folder, made = self.steps.run(
                 f"convert {name}", key, convert, format, precision, reference, source, timing,
                 detail=lambda made: "; ".join(made.remarks),
             )  # fmt: skip
@@ -202,7 +163,7 @@ class _Build:
         self, bundle: Bundle, artifact: Artifact, source: Path, reference: Reference
     ) -> tuple[Artifact, tuple[EngineKind, ...]]:
         """The artifact with its parity and final status, and the engines of this machine that it passed on."""
-        if artifact.status != "ready":
+        if artifact.status != "ready" or (artifact.format == "tensorrt" and self.on_node is not None):
             return artifact, ()
         recipe = self.recipe
         limits = recipe.limits_of(artifact.precision)
@@ -210,7 +171,7 @@ class _Build:
         own = [limits.relative_l2, recipe.max_drop, recipe.threads]
         key = [files, self.content, own, provenance.of_machine()]
         try:
-            _, judged = self._step(
+            _, judged = self.steps.run(
                 f"verify {artifact.name}", key, verify, bundle, artifact.name, reference, source, limits,
                 recipe.max_drop, recipe.threads, detail=_verdict,
             )  # fmt: skip
@@ -224,6 +185,25 @@ class _Build:
         }
         return artifact.model_copy(update=update), judged.kinds
 
+    def _made_on_node(
+        self, on_node: OnNode, bundle: Bundle, artifact: Artifact
+    ) -> tuple[Artifact, LatencyTable | None]:
+        """A TensorRT artifact as the GPU node built, verified and measured it; others as they are."""
+        if artifact.format != "tensorrt" or artifact.status != "ready":
+            return artifact, None
+        name = f"make {artifact.name} on a GPU node"
+        self.progress(name, "started")
+        began = time.monotonic()
+        try:
+            made = on_node(order_of(bundle, artifact.name))
+        except ConversionFailed as error:
+            self.steps.ended(Step(name=name, outcome="failed", detail=str(error), seconds=time.monotonic() - began))
+            return artifact.model_copy(update={"status": "failed", "reason": str(error), "files": ()}), None
+        done = taken_over(made, artifact, self.folder, self.recipe.limits_of(artifact.precision))
+        detail = done.reason or "; ".join(made.remarks)
+        self.steps.ended(Step(name=name, outcome="done", detail=detail, seconds=time.monotonic() - began))
+        return done, made.table
+
     def _profiled(
         self, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], source: Path, reference: Reference
     ) -> list[LatencyTable]:
@@ -233,14 +213,14 @@ class _Build:
         files = [[kind, [file.sha256 for file in bundle.manifest.artifact(name).files]] for kind, name in targets]
         key = [files, self.content, self.recipe.threads, provenance.of_machine()]
         try:
-            _, (tables, faults) = self._step(
+            _, (tables, faults) = self.steps.run(
                 "profile", key, _measure, bundle, targets, source / SAMPLES, self.recipe.threads
             )
         except EnginehouseError:
             # The bundle is right without it, and the step says why the figures are missing.
             return []
         for (kind, artifact), fault in faults.items():
-            self._ended(Step(name=f"profile {artifact} on {kind}", outcome="failed", detail=fault))
+            self.steps.ended(Step(name=f"profile {artifact} on {kind}", outcome="failed", detail=fault))
         return list(tables)
 
     def _carry_checks(self, source: Path, artifacts: Sequence[Artifact]) -> None:

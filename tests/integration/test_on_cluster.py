@@ -21,6 +21,7 @@ from enginehouse.bundle import MANIFEST
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse.hardware import engine_versions, probe_gpus
 from enginehouse.manifest import Artifact, Manifest, SignatureRecord
+from enginehouse.store import Store
 from enginehouse.tensors import Signature, TensorSpec
 
 #: What `enginehouse build --on-cluster` does with the cluster; the first argument names the step.
@@ -155,3 +156,27 @@ def test_the_engine_is_built_on_the_labelled_node_and_every_failure_there_has_a_
     assert told["dead"][0] == "BuildError" and "died" in told["dead"][1]
     assert told["slow"][0] == "BuildError" and "did not finish within 1 s" in told["slow"][1]
     assert told["taken"][0] == "ConfigError" and "no whole GPU became free on 127.0.0.4 within 3 s" in told["taken"][1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_a_build_has_only_its_tensorrt_step_on_the_cluster(cluster: Cluster, unfinished: Path, tmp_path: Path) -> None:
+    if len(cluster.nodes) < 2:
+        cluster.add("gpu")
+    model, store = unfinished / "tensorrt-fp32" / "model.onnx", tmp_path / "store"
+    ended = cluster.run(
+        *(sys.executable, "-m", "enginehouse", "build", str(model), "--name", "linear", "--store", str(store)),
+        *("--formats", "onnx,tensorrt", "--precisions", "fp32", "--max-batch", "8", "--on-cluster", cluster.address),
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    bundle = Store(store).open("linear", "1")
+    steps = {step.name: step.outcome for step in bundle.manifest.steps}
+    assert steps["make tensorrt-fp32 on a GPU node"] == "done"
+    assert "verify tensorrt-fp32" not in steps
+    onnx_artifact, engine = bundle.manifest.artifacts
+    assert onnx_artifact.status == "ready"
+    if not probe_gpus().devices:
+        assert engine.status == "unverified"
+        assert probe_gpus().reason in (engine.reason or "")
+    assert {file.path for file in engine.files} == {"tensorrt-fp32/model.engine", "tensorrt-fp32/model.onnx"}
+    assert len(bundle.verified_files(engine)) == 2

@@ -7,8 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from enginehouse.bundle import Artifact, Axis, Chosen, EngineKind, Manifest, Objective, Parity, SignatureRecord, Status
 from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import (
+    Artifact,
+    Axis,
+    Chosen,
+    EngineKind,
+    Manifest,
+    Objective,
+    Parity,
+    SignatureRecord,
+    Status,
+)
 from enginehouse.tensors import Signature, TensorSpec
 from enginehouse_build.choice import choose
 

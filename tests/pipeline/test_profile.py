@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import platform
@@ -11,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ import psutil
 import pytest
 from onnx import helper
 
-from enginehouse.bundle import MANIFEST, Artifact, Axis, Bundle, EngineKind, File, Manifest, SignatureRecord, sha256_of
+from enginehouse.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.manifest import Artifact, Axis, EngineKind, File, Manifest, SignatureRecord
 from enginehouse.tensors import Signature, TensorSpec
 from enginehouse_build.profile import MOST_BYTES, MOST_ENGINES, grid, groups, measure, table
 from enginehouse_build.stopwatch import Cell, Window, write_order
@@ -74,7 +75,7 @@ def _artifact(folder: Path, part: Path) -> Artifact:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def sent(number: signal.Signals, artifact: str) -> Iterator[None]:
     """Send a signal to the process that measures `artifact` as soon as it is there."""
     over = threading.Event()
@@ -82,9 +83,11 @@ def sent(number: signal.Signals, artifact: str) -> Iterator[None]:
     def watch() -> None:
         while not over.is_set():
             for child in psutil.Process().children():
-                if artifact in child.cmdline():
-                    child.send_signal(number)
-                    return
+                # Others come and go.
+                with contextlib.suppress(psutil.Error):
+                    if artifact in child.cmdline():
+                        child.send_signal(number)
+                        return
             time.sleep(0.01)
 
     thread = threading.Thread(target=watch)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +54,9 @@ def build(
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: physical cores).")] = None,
     step_timeout: Annotated[float | None, typer.Option(help="Seconds that a step may take (default 1800).")] = None,
     memory_mib: Annotated[int | None, typer.Option(help="Memory that a step may take (default: 80 %).")] = None,
+    on_cluster: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster (or auto) whose GPU node makes the TensorRT engines.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Use nothing of earlier builds.")] = False,
 ) -> None:
     """Build a bundle: export, convert to every format and precision, check each, measure, choose, publish."""
@@ -86,13 +92,28 @@ def build(
     is_file = source.endswith(".toml")
     recipe = Recipe.from_file(Path(source), **given) if is_file else Recipe.of(source=source, **given)
     began = time.monotonic()
-    with _Lines(err) as lines:
-        bundle = run(recipe, lines, fresh=fresh)
+    with _gpu_node(on_cluster) as on_node, _Lines(err) as lines:
+        bundle = run(recipe, lines, fresh=fresh, on_node=on_node)
     err.print()
     show(out, bundle.manifest)
     where = escape(f"{recipe.store.rstrip('/')}/{bundle.manifest.name}/{bundle.manifest.version}")
     what = "unchanged" if lines.unchanged else "published"
     say(f"\n{what} [bold]{where}[/] in {time.monotonic() - began:.1f} s; for people: {where}/report.html")
+
+
+@contextlib.contextmanager
+def _gpu_node(address: str | None) -> Iterator[Callable[[Any], Any] | None]:
+    """How to have something made on a GPU node of the cluster; None without a cluster."""
+    if address is None:
+        yield None
+        return
+    from enginehouse.cluster import connected
+    from enginehouse_build.on_node import make
+
+    with connected(address):
+        from enginehouse.remote import on_gpu_node
+
+        yield functools.partial(on_gpu_node, make)
 
 
 class _Lines:
