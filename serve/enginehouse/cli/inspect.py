@@ -53,15 +53,20 @@ def show(console: Console, manifest: Manifest) -> None:
         text = f"best for {chosen.objective} ({chosen.numerics}): [bold]{chosen.artifact}[/] on {chosen.engine}"
         console.print(text, highlight=False)
         for reason in chosen.reasons:
-            console.print(f"  {escape(reason)}", style="dim", highlight=False)
+            # Those about INVALID tables follow below, once.
+            if "INVALID" not in reason:
+                console.print(f"  {escape(reason)}", style="dim", highlight=False)
+    notes: dict[str, list[str]] = {}
     for artifact in manifest.artifacts:
         for note in (artifact.reason, *artifact.remarks):
             if note:
-                console.print(f"{artifact.name}: {escape(note)}", style="dim", highlight=False)
+                notes.setdefault(note, []).append(artifact.name)
     for measured in manifest.latency:
         if measured.verdict == "INVALID":
-            text = f"latency of {measured.artifact} on {measured.engine} is INVALID: {measured.reason}"
-            console.print(escape(text), style="yellow", highlight=False)
+            why = measured.reason.rpartition("; ")[2] or measured.reason
+            notes.setdefault(f"latency is INVALID: {why}", []).append(measured.artifact)
+    for note, names in notes.items():
+        console.print(f"{', '.join(names)}: {escape(note)}", style="dim", highlight=False)
 
 
 def _show_facts(console: Console, manifest: Manifest) -> None:
