@@ -4,9 +4,9 @@ By *latency*: the least median for one row. By *throughput*: the most rows/s ove
 within the bound. Models with a cost axis are compared at its `opt` size. Where nothing is within the bound, the one
 that is closest to it.
 
-Two artifacts cannot be told apart when they differ by no more than the rounds of either do: at least 3 % (as much as
-two processes with the same artifact may differ), at most 10 % (where `profile` calls rounds different). Of those, the
-one whose answers are closest to the reference is chosen.
+Two artifacts cannot be told apart when they differ by no more than the rounds of either do: at least 3 % (two processes
+with the same artifact were seen 1 % apart), at most 10 % (where `profile` calls rounds different). Of those, the one
+whose answers are closest to the reference is chosen.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from enginehouse.bundle import ACCELERATOR_OF, Artifact, Chosen, EngineKind, Manifest, NumericsClass, Objective
 from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import ACCELERATOR_OF, Artifact, Chosen, EngineKind, Manifest, NumericsClass, Objective
 from enginehouse_build.profile import SPREAD
 
 _RESOLUTION = 0.03

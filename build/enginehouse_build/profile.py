@@ -12,11 +12,11 @@ first round is warm-up.
 **Verdict.** A point is settled when the medians of its latest 3 rounds lie within 10 % of one another: the rule of
 Triton's perf_analyzer, whose figures these are (`--stability-percentage`, max / min of the recent 3 measurements), as
 are the 10 rounds at most (`--max-trials`). Only points that are not settled are measured again. A round does not count
-in which the engine's threads waited for a CPU for more than 10 % of the time: steady load from other processes makes
-rounds agree on twice the time (observed). A settled point's figures are those of the three rounds: at least 3 calls,
-and at least 0.15 s of them. (MLPerf asks for minutes and a thousand queries for each figure; a table has dozens of
-figures and is made in every build.) A table with a point that never settled is INVALID, and that point's figures are
-those of all rounds that count, or of all if none does.
+in which the engine's threads waited for a CPU for more than 10 % of the time: under steady load from other processes,
+rounds agree on two to four times the true time (observed). A settled point's figures are those of the three rounds: at
+least 3 calls, and at least 0.15 s of them. (MLPerf asks for minutes and a thousand queries for each figure; a table has
+dozens of figures and is made in every build.) A table with a point that never settled is INVALID, and that point's
+figures are those of all rounds that count, or of all if none does.
 
 **Memory.** At most 4 engines are alive at once, and no more than 256 MiB of artifact files if there are several.
 """
@@ -33,9 +33,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from enginehouse.bundle import Bundle, EngineKind, Manifest
+from enginehouse.bundle import Bundle
 from enginehouse.errors import BuildError
 from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import EngineKind, Manifest
 from enginehouse.tensors import Tensors
 from enginehouse_build.samples import sizes
 from enginehouse_build.stopwatch import Cell, Stopwatch, Window, where, write_order
