@@ -8,9 +8,10 @@ Weights have a scale per output channel in both. Ranges of activations come from
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import onnx
 
 from enginehouse.errors import ConversionFailed, EngineUnavailable
 from enginehouse_build.best_of import Answers, Calibration, best_of
-from enginehouse_build.graph import POSTPROCESS, PREPROCESS, constants, name_nodes, tally, used_domains
+from enginehouse_build.graph import POSTPROCESS, PREPROCESS, captured, constants, name_nodes, tally, used_domains
 from enginehouse_build.onnx import reason
 
 #: Operators that carry a model's cost; the second input holds what was learned.
@@ -120,8 +121,10 @@ def _static(
         extra_options=(_SYMMETRIC if symmetric else _ASYMMETRIC) | (_PERCENTILE if method == "Percentile" else {}),
     )
     proto = onnx.load(target)
+    _spare_others(proto.graph, {node.name for node in chosen})
     if symmetric:
         _free_residuals(proto.graph)
+    _drop_unused(proto.graph)
     _drop_traces(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, target)
@@ -190,29 +193,51 @@ def _is_processing(node: onnx.NodeProto) -> bool:
     return str(node.name).startswith((PREPROCESS, POSTPROCESS))
 
 
+def _spare_others(graph: onnx.GraphProto, chosen: Collection[str]) -> None:
+    """Give nodes that compute in fp32 what other such nodes made as it was, not as it was rounded for a layer.
+
+    The quantizer hands the rounded tensor to all its users: the residual stream of a transformer would be rounded at
+    each step. What an int8 node made has to stay rounded, or the node could not run in int8.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.name in chosen or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for at, name in enumerate(node.input):
+            original = _rounded_from(name, made_by)
+            if original and (original not in made_by or made_by[original].name not in chosen):
+                node.input[at] = original
+
+
 def _free_residuals(graph: onnx.GraphProto) -> None:
     """Let one convolution reach each residual Add unquantized, so that TensorRT fuses the Add into it.
 
     See "Q/DQ placement recommendations" in NVIDIA's "Working with quantized types".
     """
     made_by = {name: node for node in graph.node for name in node.output}
-    uses: dict[str, int] = {}
     for node in graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
-    for node in [node for node in graph.node if node.op_type == "Add"]:
-        for at, name in enumerate(node.input):
-            dequantize = made_by.get(name)
-            quantize = made_by.get(dequantize.input[0]) if dequantize else None
-            if quantize is None or quantize.op_type != "QuantizeLinear" or uses[name] > 1:
-                continue
-            convolution = made_by.get(quantize.input[0])
-            if convolution is not None and convolution.op_type in _CONVOLUTIONS and uses[quantize.output[0]] == 1:
-                node.input[at] = quantize.input[0]
-                graph.node.remove(dequantize)
-                graph.node.remove(quantize)
+        for at, name in enumerate(node.input if node.op_type == "Add" else ()):
+            original = _rounded_from(name, made_by)
+            if original in made_by and made_by[original].op_type in _CONVOLUTIONS:
+                node.input[at] = original
                 break
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+
+
+def _rounded_from(name: str, made_by: Mapping[str, onnx.NodeProto]) -> str:
+    """The tensor that was quantized and dequantized again to make tensor `name`, or ""."""
+    dequantize = made_by.get(name)
+    quantize = made_by.get(dequantize.input[0]) if dequantize and dequantize.op_type == "DequantizeLinear" else None
+    return quantize.input[0] if quantize and quantize.op_type == "QuantizeLinear" else ""
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Drop Q/DQ pairs and constants that nothing uses any more."""
+    used = {value.name for value in graph.output}
+    for node in reversed(list(graph.node)):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in used:
+            graph.node.remove(node)
+        else:
+            used |= set(node.input) | captured(node)
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
 
@@ -246,10 +271,11 @@ def _reader(library: Any, calibration: Calibration) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer warns at length about what is meant to be so; what matters comes as an exception."""
+    """The quantizer prints its steps and warns of what is meant to be so; what matters comes as an exception."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(level)
