@@ -1,6 +1,6 @@
 """One step of a build in a process of its own, bound in time and memory: a crash there cannot take the build along.
 
-    python -m enginehouse_build.isolate RESULT      the child: a pickled call on stdin, its pickled result to RESULT
+    python -m enginehouse_build.isolate PARENT RESULT       a pickled call on stdin, its pickled result to RESULT
 
 The child's output goes to a log file. It ends with its parent, even when that is killed.
 """
@@ -8,7 +8,6 @@ The child's output goes to a log file. It ends with its parent, even when that i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
@@ -24,11 +23,11 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 
+from enginehouse import child
 from enginehouse.errors import BuildError, EnginehouseError
 
 _T = TypeVar("_T")
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 class StepDied(BuildError):
@@ -61,14 +60,12 @@ def run(function: Callable[..., _T], *arguments: Any, log: Path, bounds: Bounds)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, log.open("ab") as output:
         result = Path(folder) / "result"
-        # The child must find the packages wherever this process found them, installed or not.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "enginehouse_build.isolate", str(result)],
+            child.command("enginehouse_build.isolate", str(result)),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=environment,
+            env=child.environment(),
             # Ctrl-C is for this process, which then ends the child and all that it started.
             start_new_session=True,
         )
@@ -124,16 +121,6 @@ def _last_words(code: int, log: Path) -> str:
     return f"its process ended with code {code} and no result: {lines[-1] if lines else 'it said nothing'}"
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that happens (Linux only)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if parent == 1 or os.getppid() != parent:
-            # It ended before the kernel was asked.
-            os._exit(1)
-
-
 @contextlib.contextmanager
 def _telling(result: Path) -> Iterator[list[Any]]:
     """Write what is put into the list, or the exception of the body, to `result`."""
@@ -156,8 +143,8 @@ def _telling(result: Path) -> Iterator[list[Any]]:
 
 
 def _main() -> None:
-    end_with_parent()
-    with _telling(Path(sys.argv[1])) as box:
+    (result,) = child.begin(sys.argv)
+    with _telling(Path(result)) as box:
         function, arguments = pickle.load(sys.stdin.buffer)
         box.append(function(*arguments))
     sys.stdout.flush()

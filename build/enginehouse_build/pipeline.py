@@ -38,6 +38,7 @@ LOGS = "logs"
 _CHECK_BYTES = 32 << 20
 
 
+_Measured: TypeAlias = tuple[list[LatencyTable], dict[tuple[EngineKind, str], str]]
 #: Runs `on_node.make` on a node that has a GPU.
 OnNode: TypeAlias = Callable[[Order], Made]
 
@@ -212,10 +213,13 @@ class _Build:
             return []
         files = [[kind, [file.sha256 for file in bundle.manifest.artifact(name).files]] for kind, name in targets]
         key = [files, self.content, self.recipe.threads, provenance.of_machine()]
+        # A target may need several times its budget, and all of them together have the time of one step.
+        budget_s = min(profile.BUDGET_S, self.recipe.step_timeout_s / (6 * len(targets)))
         try:
             _, (tables, faults) = self.steps.run(
-                "profile", key, _measure, bundle, targets, source / SAMPLES, self.recipe.threads
-            )
+                "profile", key, _measure, bundle, targets, source / SAMPLES, self.recipe.threads, budget_s,
+                still_good=_is_settled,
+            )  # fmt: skip
         except EnginehouseError:
             # The bundle is right without it, and the step says why the figures are missing.
             return []
@@ -271,9 +275,15 @@ class _Build:
 
 
 def _measure(
-    _: Path, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], samples: Path, threads: int
-) -> tuple[list[LatencyTable], dict[tuple[EngineKind, str], str]]:
-    return profile.measure(bundle, targets, archive.read(samples)[0], threads)
+    _: Path, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], samples: Path, threads: int, budget_s: float
+) -> _Measured:
+    return profile.measure(bundle, targets, archive.read(samples)[0], threads, budget_s=budget_s)
+
+
+def _is_settled(measured: _Measured) -> bool:
+    """Whether another build may use these tables: a noisy hour should not stay in the cache."""
+    tables, faults = measured
+    return not faults and all(table.verdict == "VALID" for table in tables)
 
 
 def _verdict(judged: Verified) -> str:

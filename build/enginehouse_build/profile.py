@@ -46,6 +46,8 @@ Rounds: TypeAlias = Sequence[Window]
 
 AGREEING_ROUNDS = 3
 MOST_ROUNDS = 10
+#: Seconds that the slow calls of one target may take.
+BUDGET_S = 60.0
 SPREAD = 0.10
 WAITED = 0.10
 MOST_ENGINES = 4
@@ -60,7 +62,7 @@ def measure(
     samples: Tensors,
     threads: int,
     *,
-    budget_s: float = 60.0,
+    budget_s: float = BUDGET_S,
     patience_s: float = 300.0,
 ) -> tuple[list[LatencyTable], dict[Target, str]]:
     """Latency tables of `targets` (engine kind, artifact name) on `samples`, and why others have none.

@@ -23,12 +23,12 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from enginehouse import child
 from enginehouse.bundle import Bundle
 from enginehouse.engines import Engine, load_engine
 from enginehouse.errors import BuildError, EnginehouseError
 from enginehouse.manifest import EngineKind
 from enginehouse.tensors import Tensors
-from enginehouse_build.isolate import end_with_parent
 from enginehouse_build.samples import resized, take
 
 #: Rows, and the size along the cost axis (None for a model without one).
@@ -76,16 +76,14 @@ class Stopwatch:
         self._patience_s = patience_s
         self._log = order.with_name(f"{kind}-{artifact}.log")
         self._connection, theirs = Pipe()
-        # The child must find the packages wherever this process found them, installed or not.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         module = "enginehouse_build.stopwatch"
         with theirs, self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, kind, artifact, str(order), str(theirs.fileno())],
+                child.command(module, kind, artifact, str(order), str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=child.environment(),
                 pass_fds=(theirs.fileno(),),
             )
 
@@ -131,8 +129,7 @@ class Stopwatch:
 
 
 def _main() -> None:
-    end_with_parent()
-    _, kind, artifact, order, descriptor = sys.argv
+    kind, artifact, order, descriptor = child.begin(sys.argv)
     with Connection(int(descriptor)) as connection:
         try:
             _serve(kind, artifact, Path(order), connection)  # type: ignore[arg-type]

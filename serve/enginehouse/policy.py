@@ -73,12 +73,14 @@ def choose_artifact(
 ) -> Artifact | None:
     """The servable artifact that `engine` runs fastest at full batch within the numerics class, if there is one.
 
-    Full batch, because a pool batches; artifacts that were never measured come last.
+    Full batch, because a pool batches, of requests of the usual size; artifacts that were never measured come last.
     """
+
+    size = manifest.axes[0].opt if manifest.axes else None
 
     def time_of(artifact: Artifact) -> float:
         table = manifest.latency_of(engine, artifact.name)
-        return table.predict_ms(manifest.max_batch) if table else math.inf
+        return table.predict_ms(manifest.max_batch, size) if table else math.inf
 
     usable = [
         artifact

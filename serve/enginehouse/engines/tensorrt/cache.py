@@ -10,15 +10,14 @@ CACHE is that of `enginehouse.store.cache`. Nothing is ever removed from it but 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginehouse import child
 from enginehouse.bundle import sha256_of
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt.key import (
@@ -96,25 +95,25 @@ def _make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
     True if it was this child that built it, False if another process was quicker.
     """
     order = {"folder": str(folder), "onnx": str(onnx.resolve()), "key": key.record(), "profile": profile}
-    # The child must find the package wherever this process found it, installed or not.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", "enginehouse.engines.tensorrt.make"],
+        builder = subprocess.run(
+            child.command("enginehouse.engines.tensorrt.make"),
             input=json.dumps(order),
             capture_output=True,
             text=True,
             errors="replace",
-            env=environment,
+            env=child.environment(),
             timeout=BUILD_LIMIT_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise EngineUnavailable(KIND, f"TensorRT did not finish within {BUILD_LIMIT_S:g} s; it was stopped") from None
-    if child.returncode:
-        said = child.stderr.strip().splitlines() or ["it said nothing"]
-        raise EngineUnavailable(KIND, f"the process that builds it ended with {_status(child.returncode)}: {said[-1]}")
-    answer: dict[str, Any] = json.loads(child.stdout)
+    if builder.returncode:
+        said = builder.stderr.strip().splitlines() or ["it said nothing"]
+        raise EngineUnavailable(
+            KIND, f"the process that builds it ended with {_status(builder.returncode)}: {said[-1]}"
+        )
+    answer: dict[str, Any] = json.loads(builder.stdout)
     if "fault" in answer:
         raise EngineUnavailable(KIND, answer["fault"])
     return bool(answer["built"])

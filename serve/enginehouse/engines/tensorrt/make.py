@@ -7,24 +7,21 @@ It ends with the process that asked for it. Of several for one key the first bui
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from enginehouse import child
 from enginehouse.bundle import sha256_of
 from enginehouse.engines.tensorrt.builder import build_engine
 from enginehouse.engines.tensorrt.cache import ENGINE_FILE, KEY_FILE, is_whole
 from enginehouse.engines.tensorrt.key import EngineKey, Profile, Range
 from enginehouse.errors import EnginehouseError
-
-_PR_SET_PDEATHSIG = 1
 
 
 def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
@@ -58,8 +55,7 @@ def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
 
 
 def _work() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    child.begin(sys.argv)
     order = json.load(sys.stdin)
     answers = os.fdopen(os.dup(1), "w")
     # Libraries print to stdout as they please; the answer goes through the copy made above.
