@@ -58,6 +58,7 @@ def _floats(tensors: Tensors) -> list[np.ndarray]:
 
 def _perturbed(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.ndarray]]:
     model = onnx.load(path)
+    _write_out(model.graph)
     generator = np.random.default_rng(SEED)
     for weights in model.graph.initializer:
         if weights.data_type == onnx.TensorProto.FLOAT:
@@ -66,6 +67,16 @@ def _perturbed(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.nda
         target = Path(folder) / "perturbed.onnx"
         onnx.save(model, target)
         return onnx_runtime(target, threads)
+
+
+def _write_out(graph: onnx.GraphProto) -> None:
+    """Make weights of what the graph itself fills with one value: as such they could all move only together."""
+    shapes = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "ConstantOfShape" and node.input[0] in shapes]:
+        filled = [numpy_helper.to_array(attribute.t) for attribute in node.attribute] or [np.zeros(1, np.float32)]
+        weights = np.full(numpy_helper.to_array(shapes[node.input[0]]), filled[0].item(), filled[0].dtype)
+        graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
+        graph.node.remove(node)
 
 
 def _shaken(request: Tensors, generator: np.random.Generator) -> dict[str, np.ndarray]:

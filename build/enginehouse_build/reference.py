@@ -41,6 +41,9 @@ SAMPLES = "samples.npz"
 LABELS = "labels.npy"
 CALIBRATION = "calibration.npz"
 
+#: Rounding alone makes equal rows differ by less than this share of their magnitude.
+_SAME = 1e-6
+
 if TYPE_CHECKING:
     from enginehouse_build.source import TorchModel
 
@@ -111,8 +114,9 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     if signature.batched:
         prove_dynamic(exported, run, rows)
     requests = sampling.requests(rows, signature, max_rows, axes)
+    answers = [run(request) for request in requests]
     archive.write(folder / REQUESTS, requests)
-    archive.write(folder / ANSWERS, [run(request) for request in requests])
+    archive.write(folder / ANSWERS, answers)
     archive.write(folder / SAMPLES, [rows])
     if calibration := _calibration(recipe, given.calibration if given else None, real, signature):
         archive.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
@@ -127,7 +131,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         axes=axes,
         max_rows=max_rows,
         origin=f"compared with {core.answered_by} on {asked_with}",
-        remarks=core.remarks,
+        remarks=(*core.remarks, *_indifferent(answers, signature)),
         preprocess=pixels.describe() if pixels else "",
         postprocess=after.describe() if after else "",
         metric=metric,
@@ -258,6 +262,22 @@ def _axes(signature: Signature, core: _Core, real: Mapping[str, np.ndarray] | No
         elif real is not None and (extent := _extent(real, dims)) is not None:
             axes.append(Axis(name=name, min=extent, opt=extent, max=extent, dims=tuple(dims)))
     return tuple(axes)
+
+
+def _indifferent(answers: Sequence[Tensors], signature: Signature) -> tuple[str, ...]:
+    """A remark for every float output that is the same for all samples: an engine that is right there proves little."""
+    if not signature.batched:
+        return ()
+    largest = max(answers, key=lambda answer: len(next(iter(answer.values()))))
+    remarks = []
+    for name, array in largest.items():
+        if array.dtype.kind == "f" and len(array) > 1 and np.isfinite(array).all():
+            spread = np.abs(array - array[:1]).max(initial=0)
+            if spread <= _SAME * np.abs(array).max(initial=0):
+                remarks.append(
+                    f"output {name!r} is the same for all samples (to {_SAME:.0e}), so parity says little about it"
+                )
+    return tuple(remarks)
 
 
 def _extent(samples: Mapping[str, np.ndarray], dims: Sequence[tuple[str, int]]) -> int | None:
