@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,14 @@ def _check_room(actors: int) -> None:
 def _reason(error: BaseException) -> EnginehouseError:
     """What went wrong in an actor, out of Ray Data's wrappings."""
     cause: BaseException | None = error
+    told = ""
     while cause is not None:
         if isinstance(cause, EnginehouseError):
             return cause
+        told += f"{getattr(cause, 'traceback_str', '')}\n{cause}\n"
         last, cause = cause, getattr(cause, "cause", None) or cause.__cause__
+    # Ray Data chains its own error to ours, and pickling keeps only the text of such a chain.
+    if ours := re.findall(r"^enginehouse\.errors\.(\w+): (.*)$", told, re.MULTILINE):
+        name, text = ours[0]
+        return InvalidInput(text) if name == "InvalidInput" else InferenceFailed(f"scoring stopped: {name}: {text}")
     return InferenceFailed(f"scoring stopped: {type(last).__name__}: {last}")

@@ -64,3 +64,13 @@ def test_a_wrong_call_is_refused_by_name(house: House, tmp_path: Path, arguments
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert any(text in result.stderr for text in said.split("|"))
+
+
+def test_a_row_of_another_length_stops_the_scoring_by_name(house: House, tmp_path: Path) -> None:
+    rows = [[1.0] * WIDTH, [1.0] * (WIDTH + 1), [1.0] * WIDTH]
+    parquet.write_table(pa.table({"id": [1, 2, 3], "x": rows}), tmp_path / "ragged.parquet")
+    result = house.cluster.cli("score", "scale", str(tmp_path / "ragged.parquet"), str(tmp_path / "out"), timeout=150)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "InvalidInput" in result.stderr
+    assert "'x'" in result.stderr
