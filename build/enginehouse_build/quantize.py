@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import onnx
 
 from enginehouse.errors import ConversionFailed, EngineUnavailable
 from enginehouse_build.best_of import Answers, Calibration, best_of
-from enginehouse_build.graph import POSTPROCESS, PREPROCESS, captured, constants, name_nodes, tally, used_domains
+from enginehouse_build.graph import POSTPROCESS, PREPROCESS, constants, name_nodes, tally
 from enginehouse_build.onnx import reason
+from enginehouse_build.qdq import drop_unused, free_residuals, spare_others, widen_constants
 
 #: Operators that carry a model's cost; the second input holds what was learned.
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -121,11 +122,12 @@ def _static(
         extra_options=(_SYMMETRIC if symmetric else _ASYMMETRIC) | (_PERCENTILE if method == "Percentile" else {}),
     )
     proto = onnx.load(target)
-    _spare_others(proto.graph, {node.name for node in chosen})
+    spare_others(proto.graph, {node.name for node in chosen})
     if symmetric:
-        _free_residuals(proto.graph)
-    _drop_unused(proto.graph)
-    _drop_traces(proto)
+        free_residuals(proto.graph, _CONVOLUTIONS)
+    else:
+        widen_constants(proto, PREPROCESS)
+    drop_unused(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, target)
 
@@ -191,62 +193,6 @@ def _between(graph: onnx.GraphProto, kinds: Collection[str]) -> list[onnx.NodePr
 def _is_processing(node: onnx.NodeProto) -> bool:
     """Whether it resizes or normalises what comes in, or ranks what goes out: nothing there was learned."""
     return str(node.name).startswith((PREPROCESS, POSTPROCESS))
-
-
-def _spare_others(graph: onnx.GraphProto, chosen: Collection[str]) -> None:
-    """Give nodes that compute in fp32 what other such nodes made as it was, not as it was rounded for a layer.
-
-    The quantizer hands the rounded tensor to all its users: the residual stream of a transformer would be rounded at
-    each step. What an int8 node made has to stay rounded, or the node could not run in int8.
-    """
-    made_by = {name: node for node in graph.node for name in node.output}
-    for node in graph.node:
-        if node.name in chosen or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        for at, name in enumerate(node.input):
-            original = _rounded_from(name, made_by)
-            if original and (original not in made_by or made_by[original].name not in chosen):
-                node.input[at] = original
-
-
-def _free_residuals(graph: onnx.GraphProto) -> None:
-    """Let one convolution reach each residual Add unquantized, so that TensorRT fuses the Add into it.
-
-    See "Q/DQ placement recommendations" in NVIDIA's "Working with quantized types".
-    """
-    made_by = {name: node for node in graph.node for name in node.output}
-    for node in graph.node:
-        for at, name in enumerate(node.input if node.op_type == "Add" else ()):
-            original = _rounded_from(name, made_by)
-            if original in made_by and made_by[original].op_type in _CONVOLUTIONS:
-                node.input[at] = original
-                break
-
-
-def _rounded_from(name: str, made_by: Mapping[str, onnx.NodeProto]) -> str:
-    """The tensor that was quantized and dequantized again to make tensor `name`, or ""."""
-    dequantize = made_by.get(name)
-    quantize = made_by.get(dequantize.input[0]) if dequantize and dequantize.op_type == "DequantizeLinear" else None
-    return quantize.input[0] if quantize and quantize.op_type == "QuantizeLinear" else ""
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Drop Q/DQ pairs and constants that nothing uses any more."""
-    used = {value.name for value in graph.output}
-    for node in reversed(list(graph.node)):
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in used:
-            graph.node.remove(node)
-        else:
-            used |= set(node.input) | captured(node)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
-
-
-def _drop_traces(proto: onnx.ModelProto) -> None:
-    """Drop what the quantizer notes for itself, and the operator domains it imports without using them."""
-    used = used_domains(proto)
-    del proto.opset_import[:], proto.metadata_props[:]
-    proto.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in used.items())
 
 
 def _reader(library: Any, calibration: Calibration) -> Any:
