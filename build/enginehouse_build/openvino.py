@@ -51,7 +51,7 @@ def convert(source: Path, folder: Path, precision: Precision, calibration: Calib
     except ImportError as error:
         raise EngineUnavailable("openvino-cpu", f"{error}; install enginehouse[cpu]") from None
     try:
-        # `openvino.convert_model` does the same and reports to a statistics server that it was used.
+        # `openvino.convert_model` would also report to a statistics server that it was used.
         model = openvino.Core().read_model(source)
         if precision == "int8":
             model = _quantized(model, calibration)
@@ -71,7 +71,7 @@ def _quantized(model: Any, calibration: Calibration) -> Any:
     if not any(_is_layer(node) for node in model.get_ops()):
         kinds = ", ".join(sorted({node.get_type_name() for node in model.get_ops()} - {"Constant"}))
         raise ConversionFailed(f"nothing to quantize: no convolution or product with constant weights, only {kinds}")
-    # Without this, importing NNCF makes it report its use to a statistics server.
+    # Read as NNCF is imported; without it each call is reported to a statistics server.
     os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf
