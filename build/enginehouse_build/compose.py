@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from enginehouse.errors import ConfigError
+from enginehouse_build.graph import subgraphs
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -131,14 +132,7 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 names[index] = new if name == old else name
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             rename(inner, old, new)
             for value in inner.output:
                 value.name = new if value.name == old else value.name
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from enginehouse.errors import ConfigError
 from enginehouse.tensors import Tensors
 from enginehouse_build.compose import FLOATS, Nodes, demand_opset, described, put_behind, shape
+from enginehouse_build.graph import POSTPROCESS
 
 _OPSET = 13
 _COUNT, _BOXES, _SCORES, _CLASSES = "num_detections", "detection_boxes", "detection_scores", "detection_classes"
@@ -52,7 +53,7 @@ class Nms(BaseModel):
                 f"--postprocess: nms needs to know the number of classes and boxes; {described(scores_value)} has free "
                 "dimensions: fix the size of the images"
             )
-        nodes = Nodes("postprocess/nms/")
+        nodes = Nodes(f"{POSTPROCESS}nms/")
         boxes, scores = (nodes.float_output(value) for value in (boxes_value, scores_value))
         best_scores, flat = self._best(nodes, boxes, scores, classes * number)
         found = nodes.add("Greater", best_scores, nodes.constant(np.array(0, np.float32)))

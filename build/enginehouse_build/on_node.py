@@ -109,7 +109,7 @@ def taken_over(made: Made, artifact: Artifact, folder: Path, limits: Limits) -> 
         update |= {"status": "unverified", "reason": f"to be verified where it is first loaded: {made.reason}"}
     else:
         try:
-            parity.gate(artifact.name, artifact.precision, made.parity, limits)
+            parity.gate(artifact.name, limits, made.parity)
         except ParityFailed as error:
             update |= {"status": "failed", "reason": str(error)}
     return artifact.model_copy(update=update)

@@ -34,8 +34,8 @@ from enginehouse_build.verify import Verified, verify
 _T = TypeVar("_T")
 REPORT = "report.html"
 LOGS = "logs"
-#: Bytes of requests that a bundle carries along for engines that are verified elsewhere.
-_CHECK_BYTES = 32 << 20
+#: Bytes of requests that a bundle carries along; the first is carried whatever its size.
+_CHECK_BYTES = 8 << 20
 
 
 _Measured: TypeAlias = tuple[list[LatencyTable], dict[tuple[EngineKind, str], str]]
@@ -98,7 +98,7 @@ class _Build:
             )
 
         artifacts = [self._converted(source, reference, *wanted) for wanted in recipe.matrix]
-        self._carry_checks(source, artifacts)
+        self._carry_checks(source)
         manifest = self._manifest(version, key, reference, artifacts)
         bundle = self._write(manifest)
         elsewhere = (
@@ -158,6 +158,7 @@ class _Build:
             files=tuple(self._file(f"{name}/{file.name}") for file in self._files(name)),
             requires=made.requires,
             remarks=made.remarks,
+            limit=self.recipe.limits.get(precision),
         )
 
     def _verified(
@@ -227,10 +228,8 @@ class _Build:
             self.steps.ended(Step(name=f"profile {artifact} on {kind}", outcome="failed", detail=fault))
         return list(tables)
 
-    def _carry_checks(self, source: Path, artifacts: Sequence[Artifact]) -> None:
-        """Give the bundle requests and answers, if it has engines that are made or verified elsewhere."""
-        if not any(artifact.format == "tensorrt" and artifact.status == "ready" for artifact in artifacts):
-            return
+    def _carry_checks(self, source: Path) -> None:
+        """Give the bundle requests and answers, for engines that are made or loaded on other hardware."""
         requests, answers = archive.read(source / REQUESTS), archive.read(source / ANSWERS)
         kept, total = 0, 0
         for request in requests:

@@ -15,9 +15,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from enginehouse_build.compose import Nodes, put_before, requested
+from enginehouse_build.graph import PREPROCESS
 
-#: Names of all nodes and tensors of the pre-processing begin with this: converters leave them in full precision by it.
-PREFIX = "preprocess/"
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -57,7 +56,7 @@ class Pixels:
 
     def attach(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of `model` that takes pixels."""
-        nodes = Nodes(PREFIX)
+        nodes = Nodes(PREPROCESS)
         # TensorRT reads uint8 only to cast it: a Transpose before the Cast fails in its parser.
         pixels = nodes.add("Cast", self.input, to=TensorProto.FLOAT)
         if self.layout == "NHWC":

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from enginehouse.errors import ConfigError
 from enginehouse.tensors import Tensors
 from enginehouse_build.compose import FLOATS, Nodes, demand_opset, described, put_behind, shape
+from enginehouse_build.graph import POSTPROCESS
 from enginehouse_build.nms import Nms
 
 _OPSET = 11
@@ -49,7 +50,7 @@ class Softmax(_OfOneOutput):
     def attach(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of `model` with probabilities. Raises ConfigError for an output that has none."""
         value = self._value(model)
-        nodes = Nodes("postprocess/softmax/")
+        nodes = Nodes(f"{POSTPROCESS}softmax/")
         nodes.add("Softmax", nodes.float_output(value), axis=-1, outputs=[value.name])
         return put_behind(model, nodes, [value.name], [_like(value, value.name, TensorProto.FLOAT)])
 
@@ -82,7 +83,7 @@ class TopK(_OfOneOutput):
         if classes is not None and classes < self.k:
             raise ConfigError(f"--postprocess: topk:{self.k} is more than there is in {described(value)}; give less")
         scores, indices = _names(value.name)
-        nodes = Nodes("postprocess/topk/")
+        nodes = Nodes(f"{POSTPROCESS}topk/")
         most = nodes.constant(np.array([self.k], np.int64))
         nodes.add("TopK", nodes.float_output(value), most, axis=-1, outputs=[scores, indices])
         types = {scores: TensorProto.FLOAT, indices: TensorProto.INT64}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from enginehouse.errors import ConfigError, InvalidInput
 from enginehouse.hardware import probe_cpu
 from enginehouse.manifest import Format, Objective, Precision
-from enginehouse.parity import LIMITS, Limits
+from enginehouse.parity import Limits, limits_of
 from enginehouse.store import Store, check_name
 from enginehouse_build.postprocess import Postprocess
 from enginehouse_build.postprocess import of as postprocess_of
@@ -193,13 +192,8 @@ class Recipe(BaseModel):
         )
 
     def limits_of(self, precision: Precision) -> Limits:
-        """The gate of a precision; a relative L2 of the user's own widens the other figures with it."""
-        limits = LIMITS[precision]
-        own = self.limits.get(precision)
-        if own is None:
-            return limits
-        worst = max(limits.worst_row, 6 * own)
-        return replace(limits, relative_l2=own, worst_row=worst, cosine=min(limits.cosine, 1 - worst**2))
+        """The gate of a precision in this build."""
+        return limits_of(precision, self.limits.get(precision))
 
 
 def next_version(store: Store, name: str) -> str:

@@ -59,7 +59,7 @@ def verify(
         try:
             figures = _measured(kind, engine, reference, source, limits, max_drop)
             worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
-            parity.gate(name, artifact.precision, figures, limits)
+            parity.gate(name, limits, figures)
             passed[kind] = engine.precision
         except (ParityFailed, InferenceFailed) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)

@@ -132,7 +132,8 @@ class Artifact(_Record):
     """One file set of one format in one precision. Only `ready` and `unverified` ones are served.
 
     The others say why not in `reason`. `requires` is the engine key: what the process that loads it must match exactly
-    (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed.
+    (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed. `limit` is the
+    recipe's own relative L2 limit, for engines that are verified elsewhere; None is that of the precision.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Artifact(_Record):
     parity: Parity | None = None
     requires: dict[str, str] = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    limit: float | None = None
 
     @property
     def numerics_class(self) -> NumericsClass:

@@ -7,7 +7,7 @@ loaded, on the requests and answers that its bundle carries along.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,6 +39,15 @@ LIMITS: Mapping[Precision, Limits] = {
 }
 #: With fewer rows than this one flipped answer says nothing about a rate.
 ROWS_FOR_TOP1 = 20
+
+
+def limits_of(precision: Precision, relative_l2: float | None = None) -> Limits:
+    """The gate of a precision; a relative L2 of the user's own widens the other figures with it."""
+    limits = LIMITS[precision]
+    if relative_l2 is None:
+        return limits
+    worst = max(limits.worst_row, 6 * relative_l2)
+    return replace(limits, relative_l2=relative_l2, worst_row=worst, cosine=min(limits.cosine, 1 - worst**2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +112,8 @@ def measure(
     return comparison.parity(engine, limit)
 
 
-def gate(artifact: str, precision: Precision, parity: Parity, limits: Limits | None = None) -> None:
-    """Raises ParityFailed naming every figure past its limit: `limits`, or those of the precision."""
-    limits = limits or LIMITS[precision]
+def gate(artifact: str, limits: Limits, parity: Parity) -> None:
+    """Raises ParityFailed naming every figure past its limit."""
     faults = []
     if parity.relative_l2 > limits.relative_l2:
         faults.append(

@@ -97,7 +97,7 @@ def write_bundle(folder: Path, case: Case, fmt: Format, precision: Precision, ve
     if fmt == "openvino":
         import openvino
 
-        openvino.save_model(openvino.convert_model(source), files / "model.xml", compress_to_fp16=False)
+        openvino.save_model(openvino.Core().read_model(source), files / "model.xml", compress_to_fp16=False)
     elif fmt == "tensorrt":
         from enginehouse_build import tensorrt
 

@@ -14,7 +14,8 @@ from enginehouse.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.engines import load_engine
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS, verify
 from enginehouse.errors import DigestMismatch, EngineUnavailable
-from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord
+from enginehouse.hardware import probe_cpu
+from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord, Status
 from enginehouse.tensors import Signature, TensorSpec
 
 pytest.importorskip("onnxruntime")
@@ -26,7 +27,12 @@ ANSWERS = [{"y": request["x"] @ WEIGHT} for request in REQUESTS]
 
 
 def unverified(
-    folder: Path, weight: np.ndarray = WEIGHT, check: tuple[str, ...] = (CHECK_REQUESTS, CHECK_ANSWERS)
+    folder: Path,
+    weight: np.ndarray = WEIGHT,
+    check: tuple[str, ...] = (CHECK_REQUESTS, CHECK_ANSWERS),
+    status: Status = "unverified",
+    hardware: dict[str, str] | None = None,
+    limit: float | None = None,
 ) -> Bundle:
     """A bundle of y = x @ weight whose check requests were answered with WEIGHT."""
     graph = helper.make_graph(
@@ -44,7 +50,12 @@ def unverified(
         (TensorSpec("x", np.dtype(np.float32), (None, 6)),), (TensorSpec("y", np.dtype(np.float32), (None, 4)),)
     )
     artifact = Artifact(
-        name="onnx-fp32", format="onnx", precision="fp32", status="unverified", files=(record(folder, "m.onnx"),)
+        name="onnx-fp32",
+        format="onnx",
+        precision="fp32",
+        status=status,
+        files=(record(folder, "m.onnx"),),
+        limit=limit,
     )
     manifest = Manifest(
         name="linear",
@@ -55,6 +66,7 @@ def unverified(
         max_batch=8,
         artifacts=(artifact,),
         files=tuple(record(folder, path) for path in check),
+        hardware=hardware or {},
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Bundle.open(folder)
@@ -91,3 +103,20 @@ def test_answers_that_changed_on_disk_verify_nothing(tmp_path: Path) -> None:
     archive.write(tmp_path / CHECK_ANSWERS, [{"y": answer["y"] * 2} for answer in ANSWERS])
     with pytest.raises(DigestMismatch, match="answers.npz"):
         load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+
+
+def test_what_another_cpu_verified_is_verified_again(tmp_path: Path) -> None:
+    here = " ".join(probe_cpu().flags)
+    for folder, flags in (("here", here), ("elsewhere", "avx2 made_up")):
+        (tmp_path / folder).mkdir()
+        bundle = unverified(tmp_path / folder, WEIGHT * 1.01, status="ready", hardware={"cpu_flags": flags})
+        if flags == here:
+            load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()
+        else:
+            with pytest.raises(EngineUnavailable, match=r"verified on loading: onnx-fp32 .* relative L2 1\.00e-02"):
+                load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+
+
+def test_the_limit_that_the_user_set_goes_along(tmp_path: Path) -> None:
+    bundle = unverified(tmp_path, WEIGHT * 1.01, limit=0.02)
+    load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()

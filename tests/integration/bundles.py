@@ -44,7 +44,9 @@ def publish(
         (folder / part).mkdir()
     source = folder / "onnx-fp32" / "model.onnx"
     onnx.save(model, source)
-    openvino.save_model(openvino.convert_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.Core().read_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False
+    )
     manifest = Manifest(
         name=name,
         version=version,

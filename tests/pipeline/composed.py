@@ -47,7 +47,7 @@ def load(engine: str, model: onnx.ModelProto, folder: Path) -> Callable[..., dic
         return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))
     onnx.save(model, folder / "model.onnx")
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(openvino.convert_model(folder / "model.onnx"), "CPU", options)
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(folder / "model.onnx"), "CPU", options)
 
     def run(**inputs: np.ndarray) -> dict[str, np.ndarray]:
         results = compiled(inputs)

@@ -43,7 +43,9 @@ def bundle(tmp_path: Path) -> Bundle:
         (folder / name).mkdir(parents=True)
     shape = {"x": ["batch", "words"]}, {"y": ["batch", "words"]}
     source = write_onnx(folder / "onnx-fp32" / "model.onnx", [helper.make_node("Mul", ["x", "x"], ["y"])], *shape)
-    openvino.save_model(openvino.convert_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.Core().read_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False
+    )
     spec = Signature((TensorSpec("x", FP32, (None, None)),), (TensorSpec("y", FP32, (None, None)),))
     return _written(folder, spec, (WORDS,))
 

@@ -77,7 +77,7 @@ def parity(**changes: object) -> Parity:
 
 def test_equal_answers_pass_the_gate_of_every_precision() -> None:
     for precision in LIMITS:
-        gate("a", precision, parity())
+        gate("a", LIMITS[precision], parity())
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_equal_answers_pass_the_gate_of_every_precision() -> None:
 )
 def test_each_figure_past_its_limit_fails_and_is_named(changes: dict[str, object], fault: str) -> None:
     with pytest.raises(ParityFailed, match=rf"onnx-fp32 on onnxruntime-cpu is too far .*: {fault}$"):
-        gate("onnx-fp32", "fp32", parity(**changes))
+        gate("onnx-fp32", LIMITS["fp32"], parity(**changes))
 
 
 def test_few_rows_say_nothing_about_a_rate_and_a_gain_is_no_drop() -> None:
     gain = MetricRecord(name="accuracy", reference=0.95, value=0.98, max_drop=0.0, rows=360)
-    gate("a", "fp32", parity(top1_agreement=0.5, top1_rows=2, metric=gain))
+    gate("a", LIMITS["fp32"], parity(top1_agreement=0.5, top1_rows=2, metric=gain))
 
 
 def test_the_worst_of_all_requests_counts() -> None:

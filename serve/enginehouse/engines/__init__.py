@@ -23,7 +23,8 @@ import numpy as np
 from enginehouse.bundle import Bundle
 from enginehouse.engines.verify import verify
 from enginehouse.errors import ConfigError
-from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
+from enginehouse.hardware import probe_cpu
+from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.tensors import Signature, Tensors
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def load_engine(
     """Verify the artifact's digests, load it and warm up every batch bucket.
 
     A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` hears of that.
-    What nobody has verified yet answers the bundle's check requests first.
+    What nobody has verified yet, or only on a CPU that computes otherwise, answers the bundle's check requests first.
     Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
     """
     if artifact.format != FORMAT_OF[kind]:
@@ -95,13 +96,19 @@ def load_engine(
         options = fitted(options, tell)
     engine = _constructor(kind)(options)
     try:
-        if options.artifact.status == "unverified":
+        if options.artifact.status == "unverified" or _was_verified_on_another_cpu(kind, manifest):
             verify(kind, engine.infer, bundle, artifact)
         warm_up(engine, manifest)
     except BaseException:
         engine.close()
         raise
     return engine
+
+
+def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest) -> bool:
+    # Without VNNI uint8 products may saturate, and bf16 or fp16 are computed in other precisions.
+    flags = manifest.hardware.get("cpu_flags")
+    return ACCELERATOR_OF[kind] == "cpu" and flags is not None and flags.split() != list(probe_cpu().flags)
 
 
 def warm_up(engine: Engine, manifest: Manifest) -> None:

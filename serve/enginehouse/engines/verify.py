@@ -8,7 +8,7 @@ from enginehouse import archive
 from enginehouse.bundle import Bundle
 from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.manifest import Artifact, EngineKind, Parity
-from enginehouse.parity import LIMITS, gate, measure
+from enginehouse.parity import gate, limits_of, measure
 from enginehouse.tensors import Tensors
 
 #: Where a bundle keeps requests and the reference's answers to them; both in the format of `enginehouse.archive`.
@@ -19,7 +19,7 @@ CHECK_ANSWERS = "check/answers.npz"
 def verify(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact) -> Parity:
     """Let `infer` answer the bundle's check requests and return its figures.
 
-    Raises EngineUnavailable when they are past the gate of the artifact's precision, or cannot be had; DigestMismatch.
+    Raises EngineUnavailable when they are past the artifact's gate, or cannot be had; DigestMismatch.
     """
     files = {file.path: file for file in bundle.manifest.files}
     if not files.keys() >= {CHECK_REQUESTS, CHECK_ANSWERS}:
@@ -29,9 +29,10 @@ def verify(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle
             "to do so; build it again",
         )
     requests, answers = (archive.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
+    limits = limits_of(artifact.precision, artifact.limit)
     try:
-        figures = measure(kind, infer, zip(requests, answers, strict=True), LIMITS[artifact.precision].relative_l2)
-        gate(artifact.name, artifact.precision, figures)
+        figures = measure(kind, infer, zip(requests, answers, strict=True), limits.relative_l2)
+        gate(artifact.name, limits, figures)
     except (ParityFailed, InferenceFailed, InvalidInput) as error:
         raise EngineUnavailable(kind, f"verified on loading: {error}") from None
     return figures
