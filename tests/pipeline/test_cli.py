@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from enginehouse.cli.build import build, inspect
+from enginehouse.cli.build import build
+from enginehouse.cli.inspect import inspect
 from enginehouse.errors import ConfigError
 
 from .conftest import Built
@@ -27,7 +28,7 @@ def run(*words: str) -> str:
 
 def test_build_shows_stages_and_a_table(linear: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    options = ["--formats", "onnx,openvino", "--max-batch", "4", "--threads", "1"]
+    options = ["--formats", "onnx,openvino", "--precisions", "fp32", "--max-batch", "4", "--threads", "1"]
     output = run("build", str(linear), "--name", "tiny", "--store", str(store), *options)
     for text in (
         "convert openvino-fp32",
@@ -51,9 +52,11 @@ def test_inspect_finds_a_bundle_by_folder_and_the_newest_by_name(digits: Built) 
         "image: UINT8[*,8,8]",
         "logits: FP32[*,10]",
         "torch",
-        "built, but not",
+        "best for throughput (full): ",
+        "best for throughput (int8): ",
+        "accuracy 0.98",
     ):
-        assert text in by_name or (text == "built, but not" and "tensorrt-fp32   ready" in by_name)
+        assert text in by_name
 
 
 def test_inspect_json_is_the_manifest(digits: Built) -> None:
@@ -66,5 +69,22 @@ def test_errors_name_what_there_is(digits: Built) -> None:
         run("inspect", str(digits.store / "digts"))
     with pytest.raises(ConfigError, match="digits has the versions 1"):
         run("inspect", str(digits.store / "digits" / "7"))
-    with pytest.raises(ConfigError, match="precision 'int8' is not supported"):
-        run("build", "model.onnx", "--name", "m", "--store", str(digits.store), "--precisions", "int8")
+    common = ("--name", "m", "--store", str(digits.store))
+    with pytest.raises(ConfigError, match="precision 'int4' is not supported"):
+        run("build", "model.onnx", *common, "--precisions", "int4")
+    with pytest.raises(ConfigError, match="--axis sequence: write NAME=VALUE"):
+        run("build", "model.onnx", *common, "--axis", "sequence")
+    with pytest.raises(ConfigError, match="--name: Field required"):
+        run("build", "model.onnx")
+
+
+def test_a_recipe_is_built_by_its_file_and_options_come_before_it(linear: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'source = "{linear}"\nname = "tiny"\nstore = "store"\nformats = ["onnx"]\nprecisions = ["fp32"]\n'
+        "threads = 1\nmax_batch = 8\n"
+    )
+    assert "published" in run("build", str(recipe), "--max-batch", "2")
+    manifest = json.loads((tmp_path / "store" / "tiny" / "1" / "manifest.json").read_text())
+    assert (manifest["max_batch"], manifest["recipe"]["max_batch"]) == (2, 2)
+    assert "unchanged" in run("build", str(recipe), "--max-batch", "2")
