@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from enginehouse import archive
@@ -13,14 +12,7 @@ from enginehouse.manifest import Format, Precision
 from enginehouse.tensors import Tensors
 from enginehouse_build import half, lint, openvino, quantize, tensorrt
 from enginehouse_build.reference import CALIBRATION, MODEL, Reference
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """What the manifest needs to know of an artifact besides its files; see `enginehouse.manifest.Artifact`."""
-
-    requires: dict[str, str] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
+from enginehouse_build.tensorrt import Converted
 
 
 def convert(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from enginehouse.bundle import sha256_of
@@ -27,8 +27,8 @@ ONNX_FILE = "model.onnx"
 class Converted:
     """What the artifact requires of the process that loads it, and what is worth knowing about it."""
 
-    requires: dict[str, str]
-    remarks: tuple[str, ...]
+    requires: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def convert(

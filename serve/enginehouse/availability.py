@@ -25,12 +25,16 @@ ModelState = Literal["loading", "ready", "failed", "unavailable"]
 
 
 class ModelReport(TypedDict):
-    """What one replica says about one `model@version`."""
+    """What one replica says about one `model@version`.
+
+    `measured` are (rows, milliseconds) that it timed itself, for an engine that the bundle has no latency table of.
+    """
 
     state: ModelState
     reason: str
     artifact: str
     precision: str
+    measured: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)

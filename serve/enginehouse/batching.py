@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,12 @@ class _Item:
 class LoadedModel:
     """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, artifact: Artifact) -> None:
+    def __init__(
+        self, engine: Engine, manifest: Manifest, artifact: Artifact, measured: Sequence[tuple[int, float]] = ()
+    ) -> None:
         self.engine = engine
         self.artifact = artifact
+        self.measured = list(measured)
         self.max_rows = manifest.max_batch
         self.last_used = time.monotonic()
         # One engine call at a time: a CPU engine already uses all of its threads.

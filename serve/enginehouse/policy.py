@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from enginehouse.latency import LatencyTable
-from enginehouse.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
+from enginehouse.manifest import ACCELERATOR_OF, FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,16 @@ def choose_artifact(
 ) -> Artifact | None:
     """The servable artifact that `engine` runs fastest at full batch within the numerics class, if there is one.
 
-    Full batch, because a pool batches, of requests of the usual size; artifacts that were never measured come last.
+    Full batch, because a pool batches, of requests of the usual size. Artifacts that were never measured come last, on
+    GPUs fp16 before the others.
     """
 
     size = manifest.axes[0].opt if manifest.axes else None
 
-    def time_of(artifact: Artifact) -> float:
+    def time_of(artifact: Artifact) -> tuple[float, bool]:
         table = manifest.latency_of(engine, artifact.name)
-        return table.predict_ms(manifest.max_batch, size) if table else math.inf
+        unlikely = ACCELERATOR_OF[engine] == "gpu" and artifact.precision != "fp16"
+        return table.predict_ms(manifest.max_batch, size) if table else math.inf, unlikely
 
     usable = [
         artifact

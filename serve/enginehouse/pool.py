@@ -18,7 +18,7 @@ from enginehouse import availability, hardware
 from enginehouse.availability import ModelReport, ModelState
 from enginehouse.batching import Answer, LoadedModel
 from enginehouse.config import Catalog, ModelConfig, PoolConfig
-from enginehouse.engines import load_engine
+from enginehouse.engines import load_engine, measure
 from enginehouse.errors import (
     ArtifactMissing,
     EnginehouseError,
@@ -106,8 +106,13 @@ class Pool:
             raise EngineUnavailable(self._kind, f"{type(error).__name__}: {error}") from error
         loaded.set_batching(config)
         self._models[model_id] = loaded
-        reason = "; ".join(notes)
-        self._report(model_id, "ready", reason, artifact=loaded.artifact.name, precision=loaded.engine.precision)
+        self._reports[model_id] = ModelReport(
+            state="ready",
+            reason="; ".join(notes),
+            artifact=loaded.artifact.name,
+            precision=loaded.engine.precision,
+            measured=loaded.measured,
+        )
         return loaded
 
     def _load(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
@@ -127,12 +132,12 @@ class Pool:
             )
         bundle = store.open(config.name, version, [artifact.name])
         engine = load_engine(self._kind, bundle, artifact, threads=self._threads, tell=tell)
-        return LoadedModel(engine, manifest, artifact)
+        # Made on this node, say: routers have to know how fast it is before they can prefer it.
+        measured = [] if manifest.latency_of(self._kind, artifact.name) else measure(engine, manifest)
+        return LoadedModel(engine, manifest, artifact, measured)
 
-    def _report(
-        self, model_id: str, state: ModelState, reason: str = "", artifact: str = "", precision: str = ""
-    ) -> None:
-        self._reports[model_id] = ModelReport(state=state, reason=reason, artifact=artifact, precision=precision)
+    def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
+        self._reports[model_id] = ModelReport(state=state, reason=reason, artifact="", precision="", measured=[])
 
     async def _keep(self) -> None:
         """Bring the loaded models in line with the catalog, whenever that changes and once a second."""

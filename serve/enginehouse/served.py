@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from enginehouse import availability
 from enginehouse.availability import ModelReport, ModelState
 from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
+from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.manifest import EngineKind, Manifest
 from enginehouse.policy import BackendState
 from enginehouse.store import Store
@@ -115,7 +117,7 @@ class ServedModels:
                         precision=ready[0]["precision"],
                         numerics=artifact.numerics_class,
                         replicas=len(ready),
-                        table=served.manifest.latency_of(pool.engine, artifact.name),
+                        table=served.manifest.latency_of(pool.engine, artifact.name) or _measured(ready[0]),
                     )
                 )
         return states
@@ -246,6 +248,19 @@ class ServedModels:
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
         return current is None or waited or all(backend.state != "loading" for backend in backends)
+
+
+def _measured(report: ModelReport) -> LatencyTable | None:
+    return _table(report["artifact"], tuple((rows, time_ms) for rows, time_ms in report["measured"]))
+
+
+@functools.lru_cache(maxsize=256)
+def _table(artifact: str, measured: tuple[tuple[int, float], ...]) -> LatencyTable | None:
+    """What a replica timed itself, as a table: on the path of every request, hence kept."""
+    if not measured:
+        return None
+    points = [LatencyPoint(rows=rows, median_ms=ms, p90_ms=ms, min_ms=ms, count=3) for rows, ms in measured]
+    return LatencyTable(engine="", artifact=artifact, threads=0, host="", points=tuple(points))
 
 
 def _reports(pool: str, model_id: str, state: ModelState) -> list[ModelReport]:

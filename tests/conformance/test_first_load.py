@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse import archive
 from enginehouse.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.engines import load_engine
+from enginehouse.engines import load_engine, measure
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS, verify
 from enginehouse.errors import DigestMismatch, EngineUnavailable
 from enginehouse.hardware import probe_cpu
@@ -120,3 +120,12 @@ def test_what_another_cpu_verified_is_verified_again(tmp_path: Path) -> None:
 def test_the_limit_that_the_user_set_goes_along(tmp_path: Path) -> None:
     bundle = unverified(tmp_path, WEIGHT * 1.01, limit=0.02)
     load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()
+
+
+def test_an_engine_without_a_table_is_timed_where_it_runs(tmp_path: Path) -> None:
+    bundle = unverified(tmp_path)
+    engine = load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+    measured = measure(engine, bundle.manifest)
+    engine.close()
+    assert [rows for rows, _ in measured] == [1, 8]
+    assert all(0 < milliseconds < 1000 for _, milliseconds in measured)

@@ -198,3 +198,19 @@ def test_what_a_ranking_costs() -> None:
         choices = policy.rank(backends, hints)
     print(f"\nranking 4 backends: {(time.perf_counter() - started) * 1e3:.1f} us")
     assert len(choices) == 4
+
+
+def test_on_gpus_fp16_comes_first_as_long_as_nothing_was_measured() -> None:
+    built = [artifact(f"t-{precision}", "tensorrt", precision=precision) for precision in ("fp32", "fp16")]
+    assert chosen(manifest(built), "tensorrt") == "t-fp16"
+    faster = table((1, 1.0), engine="tensorrt", artifact="t-fp32")
+    assert chosen(manifest(built, faster), "tensorrt") == "t-fp32"
+    cpu = [artifact(f"o-{precision}", "onnx", precision=precision) for precision in ("fp32", "fp16")]
+    assert chosen(manifest(cpu), "onnxruntime-cpu") == "o-fp32"
+
+
+def test_what_still_has_to_be_verified_may_be_loaded_and_what_failed_may_not() -> None:
+    waiting = artifact("t-fp16", "tensorrt", precision="fp16", status="unverified")
+    failed = artifact("t-fp32", "tensorrt", status="failed")
+    assert chosen(manifest([failed, waiting]), "tensorrt") == "t-fp16"
+    assert chosen(manifest([failed]), "tensorrt") is None

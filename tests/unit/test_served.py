@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Cluster:
     replicas: dict[str, list[ReplicaView]] = field(default_factory=dict)
     accelerators: set[str] = field(default_factory=lambda: {"cpu"})
 
-    def report(self, pool: str, *replicas: dict[str, ModelState]) -> None:
+    def report(self, pool: str, *replicas: dict[str, ModelState], measured: Sequence[tuple[int, float]] = ()) -> None:
         self.replicas[pool] = [
             ReplicaView(
                 id=f"{pool}-{number}",
@@ -44,6 +44,7 @@ class Cluster:
                         "reason": "" if state in ("ready", "loading") else f"why {state}",
                         "artifact": {"ort": "onnx-fp32", "vino": "openvino-int8"}[pool] if state == "ready" else "",
                         "precision": "fp32" if state == "ready" else "",
+                        "measured": list(measured),
                     }
                     for model, state in models.items()
                 },
@@ -274,6 +275,16 @@ async def test_live_backends_carry_what_the_policy_needs(cluster: Cluster, store
     ort, vino = models.live(models.get("m"))
     assert (ort.pool, ort.numerics, ort.replicas, ort.table) == ("ort", "full", 1, measured)
     assert (vino.pool, vino.numerics, vino.replicas, vino.table) == ("vino", "int8", 1, None)
+
+
+async def test_an_engine_that_the_build_did_not_measure_has_the_times_of_its_replica(
+    cluster: Cluster, store: Path
+) -> None:
+    models = await serving(cluster, store)
+    cluster.report("ort", {"m@1": "ready"}, measured=[(1, 2.0), (32, 8.0)])
+    (backend,) = models.live(models.get("m"))
+    assert backend.table is not None
+    assert [backend.table.predict_ms(rows) for rows in (1, 32, 64)] == [2.0, 8.0, 16.0]
 
 
 async def test_why_a_backend_is_not_live_is_told(cluster: Cluster, store: Path) -> None:

@@ -13,6 +13,7 @@ The seam is one small protocol; each kind lives in its own file, which alone imp
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,23 @@ def load_engine(
         engine.close()
         raise
     return engine
+
+
+def measure(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
+    """(rows, milliseconds) of a call with one row and with a full batch: the best of three, of a warm engine.
+
+    Enough to rank an engine that was made on this node; the build's latency table is the careful one.
+    """
+    found = []
+    for rows in sorted({1, manifest.max_batch}):
+        inputs = manifest.example(rows)
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            engine.infer(inputs)
+            seconds.append(time.perf_counter() - began)
+        found.append((rows, min(seconds) * 1e3))
+    return found
 
 
 def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest) -> bool:
