@@ -14,7 +14,7 @@ from enginehouse.errors import EnginehouseError, ParityFailed
 from enginehouse.manifest import Precision
 from enginehouse.parity import compare
 from enginehouse.tensors import Tensors
-from enginehouse_build.reference import onnx_runtime
+from enginehouse_build.onnx import plain_session
 
 #: Unit roundoff of each precision: the relative error of storing one value. int8: half a step of 127.
 _ROUNDOFF: Mapping[Precision, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.5 / 127}
@@ -66,7 +66,7 @@ def _perturbed(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.nda
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "perturbed.onnx"
         onnx.save(model, target)
-        return onnx_runtime(target, threads)
+        return plain_session(target, threads)
 
 
 def _write_out(graph: onnx.GraphProto) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -14,6 +14,8 @@ from enginehouse.errors import ExportFailed, InvalidInput, ParityFailed
 from enginehouse.parity import LIMITS, compare
 from enginehouse.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.samples import take
+
+Run: TypeAlias = Callable[[Tensors], dict[str, np.ndarray]]
 
 #: One row is what exporters specialise on, two is what the export itself saw, five is neither.
 PROOF_ROWS = (1, 2, 5)
@@ -31,6 +33,30 @@ def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
         check_batch(signature)
     onnx.save(proto, path)
     return signature
+
+
+def plain_session(path: Path, threads: int = 0) -> Run:
+    """The file at `path` in ONNX Runtime without fusions: not the serving engine, which is what is being judged.
+
+    `threads` 0 is the runtime's own choice. Raises ExportFailed with the runtime's reason.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportFailed(f"ONNX Runtime cannot load {path.name}: {reason(error)}") from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Tensors) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return run
 
 
 def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensors], Tensors], samples: Tensors) -> None:

@@ -26,7 +26,7 @@ from enginehouse.tensors import Signature, Tensors
 from enginehouse_build import samples as sampling
 from enginehouse_build.adopt import adopt
 from enginehouse_build.metric import load_metric, metric_name
-from enginehouse_build.onnx import finish, prove_dynamic
+from enginehouse_build.onnx import finish, plain_session, prove_dynamic
 from enginehouse_build.opened import OpenedFiles
 from enginehouse_build.pixels import Pixels
 from enginehouse_build.postprocess import Postprocess
@@ -110,7 +110,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     real, asked_with = _real_samples(recipe, given.samples if given else None)
     axes = _axes(signature, core, real)
     rows = sampling.checked(real, signature, asked_with) if real else sampling.made_up(signature, axes)
-    exported = onnx_runtime(model, recipe.threads)
+    exported = plain_session(model, recipe.threads)
     if signature.batched:
         prove_dynamic(exported, run, rows)
     requests = sampling.requests(rows, signature, max_rows, axes)
@@ -137,26 +137,6 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         metric=metric,
         depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
     )
-
-
-def onnx_runtime(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.ndarray]]:
-    """The ONNX file in ONNX Runtime without graph fusions: not the serving engine, which is what is being judged."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportFailed(f"ONNX Runtime cannot load the reference model: {error}") from error
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Tensors) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    return run
 
 
 def in_batches(run: Run, rows: Tensors, max_rows: int | None) -> Mapping[str, np.ndarray]:
@@ -196,7 +176,7 @@ def _from_file(source: Path, recipe: Recipe, path: Path) -> _Core:
         for dim, text in enumerate(dims)
         if text and not (adopted.signature.batched and dim == 0)
     }
-    run = onnx_runtime(path, recipe.threads)
+    run = plain_session(path, recipe.threads)
     told = "ONNX Runtime without graph fusions"
     return _Core(run, told, adopted.signature.batched, names, recipe.axes, adopted.remarks)
 

@@ -11,9 +11,10 @@ import pytest
 
 from enginehouse import archive
 from enginehouse.errors import BuildError, ExportFailed
+from enginehouse_build.onnx import plain_session
 from enginehouse_build.provenance import is_current
 from enginehouse_build.recipe import Recipe
-from enginehouse_build.reference import ANSWERS, MODEL, REQUESTS, SAMPLES, Reference, make_reference, onnx_runtime
+from enginehouse_build.reference import ANSWERS, MODEL, REQUESTS, SAMPLES, Reference, make_reference
 
 MODULES = Path(__file__).with_name("modules.py")
 
@@ -34,7 +35,7 @@ def test_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
     reference = reference_of(tmp_path, "two_faced")
     assert [spec.name for spec in reference.signature.inputs] == ["left", "right"]
     assert [spec.name for spec in reference.signature.outputs] == ["total", "product"]
-    run = onnx_runtime(tmp_path / MODEL, 1)
+    run = plain_session(tmp_path / MODEL, 1)
     answer = run({"left": np.full((1, 3), 2, np.float32), "right": np.full((1, 3), 5, np.float32)})
     assert answer["total"].tolist() == [[7, 7, 7]]
     assert answer["product"].tolist() == [[10, 10, 10]]

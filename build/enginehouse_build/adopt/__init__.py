@@ -16,8 +16,8 @@ from enginehouse.tensors import Signature
 from enginehouse_build.adopt.batch import make_dynamic
 from enginehouse_build.adopt.refusals import opset_of, refuse_unservable
 from enginehouse_build.adopt.shapes import dims, infer, is_tensor, name_free_dims, set_rank
-from enginehouse_build.adopt.trial import Run, agree, answer, load, load_proto
-from enginehouse_build.onnx import PROOF_ROWS, check_batch, finish, inputs_of, reason, signature_of
+from enginehouse_build.adopt.trial import agree, answer, load_proto
+from enginehouse_build.onnx import PROOF_ROWS, Run, check_batch, finish, inputs_of, plain_session, reason, signature_of
 
 #: Older files lack what quantization and TensorRT ask for; 13 is the first opset with per-channel scales.
 OLDEST_OPSET = 13
@@ -52,7 +52,7 @@ def adopt(source: Path, path: Path, *, batched: bool) -> Adopted:
     naming the node or tensor.
     """
     proto, remarks = _read(source)
-    original = load(source)
+    original = plain_session(source)
     name_free_dims(proto.graph)
     proto = _with_outputs(proto, original)
     # Only now: it wants a shape for every output, and names neither the node nor the way out of what was refused above.

@@ -16,8 +16,8 @@ from enginehouse.errors import ExportFailed
 from enginehouse.tensors import Signature, Tensors
 from enginehouse_build.adopt.refusals import constants_of
 from enginehouse_build.adopt.shapes import Dim, Shapes, dims, infer, is_tensor, shapes_of
-from enginehouse_build.adopt.trial import Run, agree, answer, attempt, joined, load_proto
-from enginehouse_build.onnx import PROOF_ROWS
+from enginehouse_build.adopt.trial import agree, answer, attempt, joined, load_proto
+from enginehouse_build.onnx import PROOF_ROWS, Run
 
 _PREFIX = "enginehouse/batch"
 #: Outputs that differ by less than this between rows cannot show that rows are kept apart.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -12,41 +11,19 @@ import onnx
 from enginehouse.errors import ExportFailed, ParityFailed
 from enginehouse.parity import LIMITS, compare
 from enginehouse.tensors import Tensors, TensorSpec
-from enginehouse_build.onnx import reason
-
-Run: TypeAlias = Callable[[Tensors], dict[str, np.ndarray]]
+from enginehouse_build.onnx import Run, plain_session, reason
 
 #: Tried in turn for free dimensions: a short sequence, a small image that can be halved five times, a usual image.
 SIZES = (8, 32, 224)
 _SEED = 0
 
 
-def load(path: Path) -> Run:
-    """The file at `path` in ONNX Runtime without fusions. Raises ExportFailed with the runtime's reason."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportFailed(f"ONNX Runtime cannot load {path.name}: {reason(error)}") from error
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Tensors) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    return run
-
-
 def load_proto(proto: onnx.ModelProto, folder: Path) -> Run:
-    """`load` for a model that is in no file yet; `folder` holds it meanwhile."""
+    """`plain_session` for a model that is in no file yet; `folder` holds it meanwhile."""
     path = folder / "trial.onnx"
     onnx.save(proto, path)
     try:
-        return load(path)
+        return plain_session(path)
     finally:
         path.unlink()
 
