@@ -124,8 +124,6 @@ def _last_words(code: int, log: Path) -> str:
 @contextlib.contextmanager
 def _telling(result: Path) -> Iterator[list[Any]]:
     """Write what is put into the list, or the exception of the body, to `result`."""
-    import resource
-
     box: list[Any] = []
     error: EnginehouseError | None = None
     try:
@@ -136,10 +134,22 @@ def _telling(result: Path) -> Iterator[list[Any]]:
     except Exception as unknown:
         traceback.print_exc()
         error = BuildError(f"{type(unknown).__name__}: {unknown}")
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    peak_mib = _peak_mib()
     temporary = result.with_suffix(".partial")
     temporary.write_bytes(pickle.dumps((error, box[0] if box else None, peak_mib)))
     temporary.rename(result)
+
+
+def _peak_mib() -> int:
+    """This process's largest resident memory; 0 where the system does not tell.
+
+    Not from getrusage, which counts what the parent held when it forked.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) >> 10
+    return 0
 
 
 def _main() -> None:
