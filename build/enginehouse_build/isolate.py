@@ -24,14 +24,10 @@ from typing import Any, Generic, TypeVar
 import psutil
 
 from enginehouse import child
-from enginehouse.errors import BuildError, EnginehouseError
+from enginehouse.errors import BuildError, EnginehouseError, StepDied
 
 _T = TypeVar("_T")
 _POLL_S = 0.1
-
-
-class StepDied(BuildError):
-    """A step's process crashed, hung or outgrew its memory, so it may well succeed another time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-from enginehouse.errors import EnginehouseError, EngineUnavailable
+from enginehouse.errors import EnginehouseError, EngineUnavailable, StepDied
 from enginehouse.manifest import Step
 from enginehouse_build.cache import StepCache, code_digest, digest_of, versions
-from enginehouse_build.isolate import Bounds, StepDied, run
+from enginehouse_build.isolate import Bounds, run
 
 _T = TypeVar("_T")
 Outcome: TypeAlias = Literal["started", "done", "cached", "failed", "unavailable"]

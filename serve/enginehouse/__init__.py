@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ParityFailed,
         RequestError,
         RequestTooLarge,
+        StepDied,
     )
     from enginehouse.latency import LatencyTable
     from enginehouse.manifest import Artifact, Manifest
@@ -76,6 +77,7 @@ __all__ = [
     "RequestTooLarge",
     "RouterConfig",
     "Signature",
+    "StepDied",
     "Store",
     "TensorSpec",
     "load_engine",

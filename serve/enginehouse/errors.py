@@ -19,7 +19,8 @@
     ├── BuildError             500
     │   ├── ExportFailed
     │   ├── ConversionFailed
-    │   └── ParityFailed
+    │   ├── ParityFailed
+    │   └── StepDied
     └── ConfigError            400  a serving configuration that cannot work
 
 Errors cross process boundaries on Ray, so each class hands *all* its arguments to ``super().__init__`` (which is
@@ -170,6 +171,10 @@ class ConversionFailed(BuildError):
 
 class ParityFailed(BuildError):
     """An artifact's answers are further from the fp32 reference than its gate allows."""
+
+
+class StepDied(BuildError):
+    """A step's process crashed, hung or outgrew its memory, so it may well succeed another time."""
 
 
 class ConfigError(EnginehouseError):

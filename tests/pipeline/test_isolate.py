@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from enginehouse.errors import BuildError, ConversionFailed
-from enginehouse_build.isolate import Bounds, StepDied, run
+from enginehouse.errors import BuildError, ConversionFailed, StepDied
+from enginehouse_build.isolate import Bounds, run
 
 from . import steps
 
