@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -28,14 +29,23 @@ def best_of(
 ) -> _Setting:
     """The setting with which `quantized` (calibrated on half of the requests, asked the others) is closest.
 
-    `quantized(setting, seen, unseen)` and `reference(unseen)` answer `unseen`. The first setting where one request is
-    all there is.
+    One that fails is not. `quantized(setting, seen, unseen)` and `reference(unseen)` answer `unseen`. The first setting
+    where one request is all there is.
     """
     seen, unseen = calibration[::2], calibration[1::2][:_JUDGING]
     if not unseen:
         return settings[0]
     wanted = reference(unseen)
-    return min(settings, key=lambda setting: _distance(quantized(setting, seen, unseen), wanted))
+
+    def distance(setting: _Setting) -> float:
+        try:
+            return _distance(quantized(setting, seen, unseen), wanted)
+        except Exception:
+            # Percentiles of a tensor that never changes do not exist, say; another setting may do.
+            traceback.print_exc()
+            return math.inf
+
+    return min(settings, key=distance)
 
 
 def _distance(answers: Answers, wanted: Answers) -> float:

@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 
 from enginehouse.bundle import sha256_of
+from enginehouse.errors import ConfigError
 from enginehouse.store.cache import cache_folder
 
 KEPT_S = 30 * 24 * 3600.0
@@ -78,7 +79,13 @@ class StepCache:
 
     def __init__(self) -> None:
         self._root = cache_folder() / "steps"
-        self._root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            os.utime(self._root)
+        except OSError as error:
+            raise ConfigError(
+                f"the cache {self._root} cannot be written: {error.strerror}; set ENGINEHOUSE_CACHE to another folder"
+            ) from None
 
     def get(self, key: str) -> Finished | None:
         """The step with this key; None if it never finished or its files were changed since."""

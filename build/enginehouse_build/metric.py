@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import traceback
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -30,6 +32,34 @@ def load_metric(name: str) -> Metric:
     if name == "accuracy":
         return accuracy
     return load_function(name, "metric")
+
+
+def score(name: str, outputs: Tensors, labels: np.ndarray) -> float:
+    """The value of the metric called `name`. Raises BuildError naming it when it fails or gives no finite number."""
+    metric = load_metric(name)
+    try:
+        value = float(metric(outputs, labels))
+    except BuildError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise BuildError(
+            f"metric {name!r} raised {type(error).__name__}: {error} ({where.filename}:{where.lineno}); "
+            f"it gets the outputs by name ({', '.join(outputs)}) and {len(labels)} labels, and returns a number"
+        ) from error
+    if not math.isfinite(value):
+        raise BuildError(f"metric {name!r} is {value}; it must be a finite number, larger being better")
+    return value
+
+
+def check_labels(name: str, labels: np.ndarray, rows: int) -> None:
+    """Raises BuildError unless there is one label for each of `rows` samples, for accuracy a class number each."""
+    if labels.ndim == 0 or len(labels) != rows:
+        raise BuildError(f"the labels have shape {list(labels.shape)} for {rows} samples; give one for each")
+    if name == "accuracy" and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise BuildError(
+            f"the labels are {labels.dtype} of shape {list(labels.shape)}; accuracy needs whole numbers [{rows}]"
+        )
 
 
 def accuracy(outputs: Tensors, labels: np.ndarray) -> float:

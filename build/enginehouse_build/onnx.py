@@ -72,8 +72,8 @@ def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensor
             got = run(batch)
         except Exception as error:
             raise ExportFailed(
-                f"the exported model does not run with {rows} rows, so its batch is not dynamic: {reason(error)}; "
-                f"usual causes: {_CAUSES}"
+                f"the model does not run with {rows} rows of the samples: {reason(error)}; either they are not what it "
+                f"takes, or its batch is not dynamic; usual causes of that: {_CAUSES}"
             ) from error
         for name, array in got.items():
             if array.ndim == 0 or array.shape[0] != rows:

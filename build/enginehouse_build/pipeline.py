@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from enginehouse import archive
 from enginehouse.bundle import MANIFEST, Bundle, sha256_of
@@ -78,25 +78,26 @@ class _Build:
     on_node: OnNode | None
     #: Digest of the reference: all later steps depend on it.
     content: str = ""
+    #: Digest of the task metric, which only the gate depends on.
+    judging: str = ""
 
     def run(self) -> Bundle:
         recipe = self.recipe
+        self._check_version()
         source, reference = self.steps.run(
             "reference", provenance.of_reference(recipe), make_reference, recipe, still_good=provenance.is_current
         )
         self.content = digest_of(provenance.of_files(source))
+        self.judging = digest_of(provenance.of_metric(reference))
         asked = recipe.model_dump(mode="json", exclude={"store", "version", "step_timeout_s", "memory_mib"})
         where = "here" if self.on_node is None else "on a GPU node"
-        key = digest_of(self.content, asked, versions(), code_digest(), provenance.of_machine(), where)
+        key = digest_of(self.content, self.judging, asked, versions(), code_digest(), provenance.of_machine(), where)
         if (same := self._same(key)) is not None:
             self.progress("publish", "cached", f"version {same} was built from the very same")
             return self.store.open(recipe.name, same, ())
         version = recipe.version or next_version(self.store, recipe.name)
         if version in self.known:
-            raise BuildError(
-                f"{recipe.name} version {version} is already in {self.store.url}; choose another --version"
-            )
-
+            raise self._taken(version)
         artifacts = [self._converted(source, reference, *wanted) for wanted in recipe.matrix]
         self._carry_checks(source)
         manifest = self._manifest(version, key, reference, artifacts)
@@ -116,16 +117,44 @@ class _Build:
         tables += [table for _, table in elsewhere if table is not None]
         manifest = bundle.manifest.model_copy(update={"latency": tuple(tables), "steps": tuple(self.steps.records)})
         chosen = choice.choose(manifest, recipe.objective, recipe.max_latency_ms)
-        manifest = manifest.model_copy(update={"chosen": chosen})
-        (self.folder / REPORT).write_text(report.render(manifest), encoding="utf-8")
-        logs = [f"{LOGS}/{file.name}" for file in self._files(LOGS)]
-        files = (*manifest.files, *(self._file(path) for path in (REPORT, *logs)))
-        self._write(manifest.model_copy(update={"files": files}))
-        self.progress("publish", "started")
-        self.store.publish(self.folder, recipe.name, version)
-        self.progress("publish", "done", f"version {version}")
+        version = self._published(manifest.model_copy(update={"chosen": chosen}))
         self.steps.cache.prune()
         return self.store.open(recipe.name, version, ())
+
+    def _check_version(self) -> None:
+        """Refuse at once what `run` would refuse in the end: a version that another recipe has made."""
+        version = self.recipe.version
+        if version is not None and version in self.known:
+            made_with = self.store.manifest(self.recipe.name, version).recipe
+            if self.fresh or made_with != self._recipe():
+                raise self._taken(version)
+
+    def _taken(self, version: str) -> BuildError:
+        return BuildError(
+            f"{self.recipe.name} version {version} is already in {self.store.url}; choose another --version"
+        )
+
+    def _recipe(self) -> dict[str, Any]:
+        return self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"store"})
+
+    def _published(self, manifest: Manifest) -> str:
+        """Write report and manifest, and publish; the version, which is a later one if another build was faster."""
+        self.progress("publish", "started")
+        logs = [f"{LOGS}/{file.name}" for file in self._files(LOGS)]
+        while True:
+            (self.folder / REPORT).write_text(report.render(manifest), encoding="utf-8")
+            files = (*manifest.files, *(self._file(path) for path in (REPORT, *logs)))
+            self._write(manifest.model_copy(update={"files": files}))
+            try:
+                self.store.publish(self.folder, manifest.name, manifest.version)
+            except BuildError:
+                later = next_version(self.store, manifest.name)
+                if self.recipe.version is not None or later == manifest.version:
+                    raise
+                manifest = manifest.model_copy(update={"version": later})
+                continue
+            self.progress("publish", "done", f"version {manifest.version}")
+            return manifest.version
 
     def _same(self, key: str) -> str | None:
         """The version that a build with this key would only repeat, if it was not by accident that a part failed."""
@@ -171,7 +200,7 @@ class _Build:
         limits = recipe.limits_of(artifact.precision)
         files = [file.sha256 for file in artifact.files]
         own = [limits.relative_l2, recipe.max_drop, recipe.threads]
-        key = [files, self.content, own, provenance.of_machine()]
+        key = [files, self.content, self.judging, own, provenance.of_machine()]
         try:
             _, judged = self.steps.run(
                 f"verify {artifact.name}", key, verify, bundle, artifact.name, reference, source, limits,
@@ -256,7 +285,7 @@ class _Build:
             artifacts=tuple(artifacts),
             versions=provenance.versions(),
             hardware=dict(provenance.hardware()),
-            recipe=self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"store"}),
+            recipe=self._recipe(),
             key=key,
             files=tuple(self._file(path) for path in (CHECK_REQUESTS, CHECK_ANSWERS) if (self.folder / path).exists()),
         )

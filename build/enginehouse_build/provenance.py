@@ -43,6 +43,14 @@ def of_files(folder: Path) -> Any:
     return [(file.name, sha256_of(file)) for file in sorted(folder.iterdir())]
 
 
+def of_metric(reference: Reference) -> Any:
+    """The task metric: its name and value, and for one of the user's own every file that it may be made of."""
+    if reference.metric is None:
+        return None
+    own = reference.depends if ":" in reference.metric.name else {}
+    return [reference.metric.name, reference.metric.value, reference.metric.rows, dict(own)]
+
+
 @cache
 def of_machine() -> Any:
     """What of this machine decides how an artifact is made, answers and performs."""

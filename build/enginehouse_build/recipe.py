@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,16 @@ PRECISIONS_OF: Mapping[Format, tuple[Precision, ...]] = {
 }
 #: Without int8, whose answers differ by more than rounding and which needs real samples.
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+
+
+#: How the command line calls a field, where that is not its name.
+_OPTIONS = {
+    "axes": "--axis",
+    "batched": "--no-batch",
+    "limits": "--limit",
+    "recipe": "recipe",
+    "step_timeout_s": "--step-timeout",
+}
 
 
 class AxisRange(BaseModel):
@@ -93,10 +104,10 @@ class Recipe(BaseModel):
     calibration: Path | None = None
     labels: Path | None = None
     metric: str | None = None
-    max_drop: float = Field(default=0.01, ge=0)
-    limits: dict[Precision, float] = Field(default_factory=dict)
+    max_drop: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    limits: dict[Precision, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     objective: Objective = "throughput"
-    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     threads: int = Field(default_factory=lambda: probe_cpu().cores, ge=1)
     step_timeout_s: float = Field(default=1800.0, gt=0)
     memory_mib: int = Field(default_factory=lambda: psutil.virtual_memory().total * 8 // 10 >> 20, ge=256)
@@ -108,7 +119,12 @@ class Recipe(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-") if first["loc"] else "recipe"
+            key, *inner = [str(part) for part in first["loc"]] or ["recipe"]
+            if first["type"] == "extra_forbidden" and not inner:
+                near = difflib.get_close_matches(key.replace("-", "_"), cls.model_fields, 1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(cls.model_fields)}"
+                raise ConfigError(f"{key} is not known; {meant}") from None
+            option = " ".join([_OPTIONS.get(key, "--" + key.replace("_", "-")), *(part.strip("[]") for part in inner)])
             message = first["msg"].removeprefix("Value error, ")
             shown = "" if first["type"] in ("value_error", "missing") else f" (got {first['input']!r})"
             raise ConfigError(f"{option}: {message}{shown}") from None
@@ -210,7 +226,7 @@ def _checked(what: str, name: str) -> str:
 
 
 def _subset(what: str, values: Any, supported: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = tuple(dict.fromkeys(values))
+    chosen = tuple(dict.fromkeys(values.replace(" ", "").split(",") if isinstance(values, str) else values))
     if not chosen:
         raise ValueError(f"no {what} is asked for; give one or more of {', '.join(supported)}")
     for value in chosen:

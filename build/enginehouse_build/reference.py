@@ -25,7 +25,7 @@ from enginehouse.manifest import Axis
 from enginehouse.tensors import Signature, Tensors
 from enginehouse_build import samples as sampling
 from enginehouse_build.adopt import adopt
-from enginehouse_build.metric import load_metric, metric_name
+from enginehouse_build.metric import check_labels, metric_name, score
 from enginehouse_build.onnx import finish, plain_session, prove_dynamic
 from enginehouse_build.opened import OpenedFiles
 from enginehouse_build.pixels import Pixels
@@ -109,7 +109,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
 
     real, asked_with = _real_samples(recipe, given.samples if given else None)
     axes = _axes(signature, core, real)
-    rows = sampling.checked(real, signature, asked_with) if real else sampling.made_up(signature, axes)
+    rows = sampling.made_up(signature, axes) if real is None else sampling.checked(real, signature, asked_with)
     exported = plain_session(model, recipe.threads)
     if signature.batched:
         prove_dynamic(exported, run, rows)
@@ -118,9 +118,12 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     archive.write(folder / REQUESTS, requests)
     archive.write(folder / ANSWERS, answers)
     archive.write(folder / SAMPLES, [rows])
-    if calibration := _calibration(recipe, given.calibration if given else None, real, signature):
+    calibration = _calibration(recipe, given.calibration if given else None, real, signature)
+    if calibration is not None:
         archive.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
-    labels = np.load(recipe.labels) if recipe.labels else given.labels if given else None
+    labels = sampling.read_labels(recipe.labels) if recipe.labels else given.labels if given else None
+    if labels is not None and real is None:
+        raise BuildError("there are labels and no samples that they are for; give --samples FILE.npz")
     wanted = recipe.metric or (given.metric if given else None) or ("accuracy" if labels is not None else None)
     metric = None
     if wanted is not None:
@@ -131,7 +134,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         axes=axes,
         max_rows=max_rows,
         origin=f"compared with {core.answered_by} on {asked_with}",
-        remarks=(*core.remarks, *_indifferent(answers, signature)),
+        remarks=(*core.remarks, *_doubts(real is not None, metric, answers, signature)),
         preprocess=pixels.describe() if pixels else "",
         postprocess=after.describe() if after else "",
         metric=metric,
@@ -244,14 +247,21 @@ def _axes(signature: Signature, core: _Core, real: Mapping[str, np.ndarray] | No
     return tuple(axes)
 
 
-def _indifferent(answers: Sequence[Tensors], signature: Signature) -> tuple[str, ...]:
-    """A remark for every float output that is the same for all samples: an engine that is right there proves little."""
-    if not signature.batched:
-        return ()
-    largest = max(answers, key=lambda answer: len(next(iter(answer.values()))))
-    remarks = []
+def _doubts(
+    is_real: bool, metric: TaskMetric | None, answers: Sequence[Tensors], signature: Signature
+) -> tuple[str, ...]:
+    """Remarks for all that makes an agreement with this reference say less than it seems."""
+    remarks = [] if is_real else ["parity is checked on made-up inputs only: give real ones with --samples FILE.npz"]
+    if metric is not None and metric.value <= 0:
+        remarks.append(f"{metric.name} of the reference itself is {metric.value:g}: are these the right labels?")
+    largest = max(answers, key=lambda answer: len(np.atleast_1d(next(iter(answer.values())))))
     for name, array in largest.items():
-        if array.dtype.kind == "f" and len(array) > 1 and np.isfinite(array).all():
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        if not np.isfinite(array).all():
+            share = 1 - np.isfinite(array).mean()
+            remarks.append(f"{share:.0%} of the reference's values of output {name!r} are not finite numbers")
+        elif signature.batched and len(array) > 1:
             spread = np.abs(array - array[:1]).max(initial=0)
             if spread <= _SAME * np.abs(array).max(initial=0):
                 remarks.append(
@@ -272,8 +282,6 @@ def _metric(
     if labels is None:
         raise BuildError(f"metric {name!r} needs labels: give --labels FILE.npy or ModelSource(labels=...)")
     count = min(len(array) for array in rows.values())
-    if len(labels) != count:
-        raise BuildError(f"there are {len(labels)} labels for {count} samples; give one for each row")
+    check_labels(name, labels, count)
     np.save(folder / LABELS, labels)
-    value = load_metric(name)(in_batches(run, rows, max_rows), labels)
-    return TaskMetric(name, float(value), count)
+    return TaskMetric(name, score(name, in_batches(run, rows, max_rows), labels), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def resized(request: Tensors, axis: Axis, size: int) -> dict[str, np.ndarray]:
 
 
 def sizes(axis: Axis) -> tuple[int, ...]:
-    """What latency and parity are looked at: the ends of the range, its `opt`, and halves of the largest between."""
-    found = {axis.min, axis.opt, axis.max, axis.max // 2, axis.max // 4}
+    """What latency and parity are looked at: the ends of the range, its `opt`, and half of the largest."""
+    found = {axis.min, axis.opt, axis.max, axis.max // 2}
     return tuple(sorted(size for size in found if axis.min <= size <= axis.max))
 
 
@@ -71,10 +72,24 @@ def calibration(samples: Tensors, signature: Signature, max_rows: int) -> list[d
 def read_samples(path: Path, what: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file. Raises BuildError beginning with `what`."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise BuildError(f"{what} {path}: one array without a name; save it with np.savez(path, INPUT=array)")
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise BuildError(f"{what} {path}: not a readable .npz of plain arrays: {error}") from None
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The array of an .npy file. Raises BuildError."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise BuildError(f"--labels {path}: not a readable .npy of plain numbers: {error}") from None
+    if not isinstance(labels, np.ndarray):
+        raise BuildError(f"--labels {path}: several arrays; give an .npy file with one")
+    return labels
 
 
 def checked(samples: Mapping[str, np.ndarray], signature: Signature, what: str) -> dict[str, np.ndarray]:

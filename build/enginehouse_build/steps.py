@@ -64,6 +64,9 @@ class Steps:
             try:
                 ran = run(function, entry / "files", *arguments, log=entry / "log", bounds=self._bounds)
             except EnginehouseError as error:
+                kept = self.cache.shared("failed.log")
+                shutil.copyfile(entry / "log", kept)
+                error.add_note(f"what the step {name!r} said: {kept}")
                 self.ended(
                     Step(
                         name=name,

@@ -15,7 +15,7 @@ from enginehouse.errors import EngineUnavailable, InferenceFailed, ParityFailed
 from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
 from enginehouse.parity import Limits
 from enginehouse_build import conditioning
-from enginehouse_build.metric import load_metric
+from enginehouse_build.metric import score
 from enginehouse_build.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
 
 
@@ -86,7 +86,7 @@ def _measured(
     record = MetricRecord(
         name=metric.name,
         reference=metric.value,
-        value=float(load_metric(metric.name)(outputs, labels)),
+        value=score(metric.name, outputs, labels),
         max_drop=max_drop,
         rows=metric.rows,
     )

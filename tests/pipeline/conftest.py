@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,3 +91,26 @@ def linear(tmp_path: Path) -> Path:
     w = np.array([[1.0, -2.0], [0.5, 4.0], [-3.0, 1.5]], dtype=np.float32)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
     return write_onnx(tmp_path / "linear.onnx", nodes, {"x": ["batch", 3]}, {"y": ["batch", 2]}, w=w)
+
+
+@pytest.fixture
+def recipe(linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe file of the linear model with real samples, and a step cache of its own."""
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
+    rows = np.random.default_rng(1).standard_normal((40, 3), dtype=np.float32)
+    np.savez(tmp_path / "real.npz", x=rows)
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'source = "{linear}"\nname = "tiny"\nstore = "store"\nsamples = "real.npz"\nthreads = 1\nmax_batch = 4\n'
+        'formats = ["onnx", "openvino"]\nprecisions = ["fp32", "fp16"]\n'
+    )
+    return path
+
+
+def rerun(recipe: Path, **changes: Any) -> tuple[Bundle, dict[str, str], float]:
+    """Build in this process; the bundle, how each stage ended, and the seconds it took."""
+    progress = Recorder()
+    began = time.monotonic()
+    bundle = build(Recipe.from_file(recipe, **changes), progress)
+    seconds = time.monotonic() - began
+    return bundle, {stage: outcome for stage, outcome, _ in progress.events if outcome != "started"}, seconds

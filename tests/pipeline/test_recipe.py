@@ -21,13 +21,15 @@ GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
     [
         ({"precisions": ("fp8",)}, "--precisions: precision 'fp8' is not supported; supported: fp32, fp16, bf16, int8"),
         ({"formats": ("onnx",), "precisions": ("bf16",)}, "none of the formats onnx has the precision bf16; onnx has"),
-        ({"axes": {"sequence": "1:2"}}, "--axes.sequence: '1:2' is no range; write MIN:OPT:MAX"),
-        ({"axes": {"sequence": "8:4:16"}}, "--axes.sequence: 8:4:16 is not ascending"),
+        ({"axes": {"sequence": "1:2"}}, "--axis sequence: '1:2' is no range; write MIN:OPT:MAX"),
+        ({"axes": {"sequence": "8:4:16"}}, "--axis sequence: 8:4:16 is not ascending"),
         ({"metric": "f1"}, "metric 'f1' is not known; give accuracy or module:function"),
         ({"preprocess": "imagenette"}, "--preprocess"),
         ({"postprocess": "softmin"}, "'softmin' is not known; give softmax, topk:5"),
         ({"objective": "speed"}, "--objective: Input should be 'latency' or 'throughput' (got 'speed')"),
-        ({"limits": {"int4": 0.1}}, "--limits.int4"),
+        ({"limits": {"int4": 0.1}}, "--limit int4"),
+        ({"limits": {"fp16": float("nan")}}, "--limit fp16: Input should be"),
+        ({"limits": {"fp16": -1}}, "--limit fp16: Input should be greater than 0 (got -1)"),
         ({"name": None}, "--name"),
         ({"formats": ("onnx", "tflite")}, "--formats: format 'tflite' is not supported; supported: onnx, openvino"),
         ({"formats": ()}, "--formats: no format is asked for"),
@@ -37,7 +39,7 @@ GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
         ({"threads": 0}, "--threads: Input should be greater than or equal to 1 (got 0)"),
         ({"batched": False, "max_batch": 8}, "max_batch 8 needs a batch dimension; drop it or drop --no-batch"),
         ({"samples": "none.npz"}, "--samples: none.npz is no file"),
-        ({"precison": "fp32"}, "--precison: Extra inputs are not permitted"),
+        ({"precison": "fp32"}, "precison is not known; did you mean precisions?"),
     ],
 )
 def test_bad_value_is_named_with_the_way_out(values: dict[str, Any], message: str) -> None:
@@ -93,7 +95,10 @@ def test_a_recipe_file_says_the_same_with_paths_from_its_folder(tmp_path: Path) 
     ("text", "message"),
     [
         ("source = ", "recipe.toml: not a readable recipe"),
-        ('source = "m.onnx"\nname = "m"\nstore = "s"\nprecison = 1', "recipe.toml: --precison: Extra inputs"),
+        (
+            'source = "m.onnx"\nname = "m"\nstore = "s"\nprecison = 1',
+            "recipe.toml: precison is not known; did you mean precisions?",
+        ),
         ('name = "m"\nstore = "s"', "recipe.toml: --source: Field required"),
     ],
 )
@@ -101,6 +106,10 @@ def test_a_recipe_file_that_is_wrong_is_named(tmp_path: Path, text: str, message
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         Recipe.from_file(tmp_path / "recipe.toml")
+
+
+def test_one_text_lists_as_on_the_command_line() -> None:
+    assert Recipe.of(**GOOD, formats="onnx, openvino").formats == ("onnx", "openvino")
 
 
 def test_repeated_formats_are_built_once() -> None:

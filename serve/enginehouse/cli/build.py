@@ -92,8 +92,12 @@ def build(
     is_file = source.endswith(".toml")
     recipe = Recipe.from_file(Path(source), **given) if is_file else Recipe.of(source=source, **given)
     began = time.monotonic()
-    with _gpu_node(on_cluster) as on_node, _Lines(err) as lines:
-        bundle = run(recipe, lines, fresh=fresh, on_node=on_node)
+    try:
+        with _gpu_node(on_cluster) as on_node, _Lines(err) as lines:
+            bundle = run(recipe, lines, fresh=fresh, on_node=on_node)
+    except KeyboardInterrupt:
+        say("interrupted: nothing was published; the same command goes on with what was finished")
+        raise typer.Exit(130) from None
     err.print()
     show(out, bundle.manifest)
     where = escape(f"{recipe.store.rstrip('/')}/{bundle.manifest.name}/{bundle.manifest.version}")

@@ -24,3 +24,5 @@ def fail(error: EnginehouseError) -> None:
     """One line for an error."""
     err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
     err.print(str(error), markup=False, soft_wrap=True)
+    for note in getattr(error, "__notes__", ()):
+        err.print(note, markup=False, soft_wrap=True, style="dim")

@@ -37,20 +37,24 @@ def inspect(
 def show(console: Console, manifest: Manifest) -> None:
     """The table of artifacts, and under it the choice and whatever has to be known of each."""
     largest = manifest.max_batch
+    axis = manifest.axes[0] if manifest.axes else None
+    usual = f", {axis.name} {axis.opt}" if axis else ""
     title = f"{manifest.name} version {manifest.version}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("artifact", "status", "precision"):
-        table.add_column(column, no_wrap=True)
-    for column in ("parity", "rows 1", f"rows {largest}", "size"):
-        table.add_column(column, justify="right", no_wrap=True)
+    artifacts = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("artifact", "status", "runs in"):
+        artifacts.add_column(column, no_wrap=True)
+    for column in ("parity", f"rows 1{usual}", f"rows {largest}{usual}", "size"):
+        artifacts.add_column(column, justify="right", no_wrap=True)
     for artifact in manifest.artifacts:
         one, most = _latency(manifest, artifact, 1), _latency(manifest, artifact, largest)
         status = f"[{_COLOURS[artifact.status]}]{artifact.status}[/]"
         effective = artifact.effective_precision or "-"
-        table.add_row(artifact.name, status, effective, _parity(artifact.parity), one, most, _size(artifact))
-    console.print(table)
+        artifacts.add_row(artifact.name, status, effective, _parity(artifact.parity), one, most, _size(artifact))
+    console.print(artifacts)
     for chosen in manifest.chosen:
-        text = f"best for {chosen.objective} ({chosen.numerics}): [bold]{chosen.artifact}[/] on {chosen.engine}"
+        table_of = manifest.latency_of(chosen.engine, chosen.artifact)
+        doubt = ", [yellow]measured on a busy machine[/]" if table_of and table_of.verdict == "INVALID" else ""
+        text = f"best for {chosen.objective} ({chosen.numerics}): [bold]{chosen.artifact}[/] on {chosen.engine}{doubt}"
         console.print(text, highlight=False)
         for reason in chosen.reasons:
             # Those about INVALID tables follow below, once.
@@ -61,10 +65,12 @@ def show(console: Console, manifest: Manifest) -> None:
         for note in (artifact.reason, *artifact.remarks):
             if note:
                 notes.setdefault(note, []).append(artifact.name)
-    for measured in manifest.latency:
-        if measured.verdict == "INVALID":
-            why = measured.reason.rpartition("; ")[2] or measured.reason
-            notes.setdefault(f"latency is INVALID: {why}", []).append(measured.artifact)
+    if invalid := [table for table in manifest.latency if table.verdict == "INVALID"]:
+        notes[f"latency is INVALID (each reason is in the report): {invalid[0].reason}"] = [
+            table.artifact for table in invalid
+        ]
+    for remark in manifest.remarks:
+        console.print(escape(remark), style="yellow", highlight=False)
     for note, names in notes.items():
         console.print(f"{', '.join(names)}: {escape(note)}", style="dim", highlight=False)
 
@@ -117,11 +123,15 @@ def _find(text: str) -> Manifest:
 
 
 def _latency(manifest: Manifest, artifact: Artifact, rows: int) -> str:
-    """Median time of a call; a line for each engine where several run the same artifact."""
+    """Median time of a call of the usual size; a line for each engine where several run the same artifact."""
     kinds = [kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format]
     tables = [table for kind in kinds if (table := manifest.latency_of(kind, artifact.name))]
     named = len(tables) > 1
-    return "\n".join(f"{table.engine + ' ' if named else ''}{table.predict_ms(rows):.3f} ms" for table in tables) or "-"
+    size = manifest.axes[0].opt if manifest.axes else None
+    return (
+        "\n".join(f"{table.engine + ' ' if named else ''}{table.predict_ms(rows, size):.3f} ms" for table in tables)
+        or "-"
+    )
 
 
 def _parity(parity: Parity | None) -> str:

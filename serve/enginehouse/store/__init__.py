@@ -119,9 +119,13 @@ class Store:
     def staging(self) -> Path:
         """A new empty folder on the store's own file system where that is local, so that publishing is one rename.
 
-        Folders that killed builds left there are removed.
+        Folders that killed builds left there are removed. Raises ConfigError where nothing can be written.
         """
-        return make_staging((Path(self._root) if self._local else cache_folder()) / ".building")
+        parent = Path(self._root) if self._local else cache_folder()
+        try:
+            return make_staging(parent / ".building")
+        except OSError as error:
+            raise ConfigError(f"{parent} cannot be written: {error.strerror}; choose another --store") from None
 
     def _path(self, *parts: str) -> str:
         return "/".join([self._root.rstrip("/"), *parts])
