@@ -36,7 +36,7 @@ class ModelSource:
     - `preprocess`, `postprocess`: what to put around the module in the graph, as the options of the same name. The
       samples are then what comes before the pre-processing.
     - `files`: files that the factory reads in ways Python cannot see (safetensors maps them, say), so that a change of
-      them is noticed.
+      them is noticed. Environment variables are not watched: build with `--fresh` after changing one.
     """
 
     module: torch.nn.Module
