@@ -57,7 +57,8 @@ def test_each_artifact_is_within_its_gate_or_says_why_not(name: str, tmp_path: P
         else:
             assert artifact.reason
     for step in manifest.steps:
-        assert step.peak_mib < 3000
+        # The largest has 144 million weights.
+        assert step.peak_mib < 4000
 
 
 def test_what_a_badly_conditioned_model_does_to_engines_is_explained(tmp_path: Path) -> None:
