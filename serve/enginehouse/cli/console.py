@@ -21,8 +21,8 @@ def say(text: str) -> None:
 
 
 def fail(error: EnginehouseError) -> None:
-    """One line for an error."""
-    err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-    err.print(str(error), markup=False, soft_wrap=True)
+    """One line for an error, after where there is more to read about it."""
     for note in getattr(error, "__notes__", ()):
         err.print(note, markup=False, soft_wrap=True, style="dim")
+    err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+    err.print(str(error), markup=False, soft_wrap=True)
