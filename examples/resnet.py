@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SEED = 11
 SIDE = 224
 CLASSES = 1000
+#: Weight of the last normalisation of a residual branch.
+BRANCH = 0.1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -93,10 +95,12 @@ def _resnet(depths: tuple[int, int, int, int], *, deep: bool) -> nn.Module:
             outer = width * (4 if deep else 1)
             relu = nn.ReLU()
             if deep:
-                layers = [unit(inner, width, 1), relu, unit(width, width, 3, stride), relu, unit(width, outer, 1)]
+                layers, last = [unit(inner, width, 1), relu, unit(width, width, 3, stride), relu], unit(width, outer, 1)
             else:
-                layers = [unit(inner, width, 3, stride), relu, unit(width, outer, 3)]
-            self.body = nn.Sequential(*layers)
+                layers, last = [unit(inner, width, 3, stride), relu], unit(width, outer, 3)
+            # As trained networks do, and unlike random ones, pass most of the signal on: depth then magnifies nothing.
+            nn.init.constant_(last.get_submodule("1").get_parameter("weight"), BRANCH)
+            self.body = nn.Sequential(*layers, last)
             self.shortcut = nn.Identity() if inner == outer and stride == 1 else unit(inner, outer, 1, stride)
 
         def forward(self, x: Tensor) -> Tensor:
