@@ -17,7 +17,6 @@ from enginehouse.store.cache import cache_folder, fetch
 from enginehouse.store.staging import make_staging
 from enginehouse.store.upload import upload
 
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
