@@ -40,8 +40,9 @@ class Figure:
     `answers` were right in form and came within `seconds`; each had `rows` rows on average. `windows` are answers per
     second in equal parts of that time (open loop: none, because the arrivals set the rate). `usage` is CPU time during
     the measurement. `generator_busy` is the share of the load generator's threads that was used up; `late_ms` is the
-    99th percentile of how late an open loop sent. `rate` is what an open loop was asked to send (requests/s) and
-    `bound_ms` the p99 that it had to keep.
+    99th percentile of how late an open loop sent. `rate` is what an open loop was asked to send (requests/s),
+    `bound_ms` the p99 that it had to keep, and `limited_by` what kept the search from a higher rate when that was not
+    the server. `checked` answers were compared with the engine's own.
     """
 
     scenario: Scenario
@@ -59,6 +60,8 @@ class Figure:
     late_ms: float = 0.0
     rate: float | None = None
     bound_ms: float | None = None
+    limited_by: str = ""
+    checked: int = 0
 
     @property
     def answers_per_s(self) -> float:

@@ -25,6 +25,7 @@ class Order:
 
     With `due_s` (seconds from the start) an open loop that sends `bodies[which[i]]` at `due_s[i]`; otherwise a closed
     loop of `connections` that ends after `seconds`. With `expected`, one for each body, every answer is compared.
+    A server that lets more than `most_waiting` requests of an open loop wait has fallen behind; the rest is not sent.
     """
 
     url: str
@@ -35,6 +36,7 @@ class Order:
     connections: int = 0
     seconds: float = 0.0
     expected: Sequence[Mapping[str, Expected]] = ()
+    most_waiting: int = 1000
 
     def headers_of(self, body: int) -> Mapping[str, str]:
         return self.headers if isinstance(self.headers, Mapping) else self.headers[body]

@@ -20,8 +20,6 @@ from enginehouse.bench.generator import Order, Result, Sent
 if TYPE_CHECKING:
     import aiohttp
 
-#: A server that has let so many requests of an open loop wait has fallen behind; the rest is not sent.
-MOST_WAITING = 1000
 _TIMEOUT_S = 60.0
 #: Timers of event loops are a millisecond apart and fire late, on average by this.
 _TIMER_S = 0.0005
@@ -79,7 +77,7 @@ class _Loop:
         tasks: set[asyncio.Task[None]] = set()
         for number, (due, body) in enumerate(zip(self._order.due_s, self._order.which, strict=True)):
             await self._until(due)
-            if self._waiting >= MOST_WAITING:
+            if self._waiting >= self._order.most_waiting:
                 self.result.unsent = len(self._order.due_s) - number
                 break
             task = asyncio.create_task(self._send(body, due))

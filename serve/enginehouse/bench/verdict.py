@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from enginehouse.bench.figure import Figure
+from enginehouse.bench.limit import Limit
 
 #: Answers that a percentile needs at least.
 ANSWERS_FOR = {90: 64, 99: 662}
@@ -46,13 +47,18 @@ class Verdict:
         return "VALID" if self.valid else f"INVALID: {'; '.join(self.reasons)}"
 
 
-def judge(figure: Figure, rules: Rules | None = None) -> Verdict:
-    """The verdict by `rules` (the usual ones by default)."""
+def judge(figure: Figure, rules: Rules | None = None, limit: Limit | None = None) -> Verdict:
+    """The verdict by `rules` (the usual ones by default); with `limit` also on what the figure is compared to."""
     rules = rules or Rules()
     reasons = [*_amount(figure, rules), *_answers(figure), *_windows(figure, rules), *_generator(figure, rules)]
     if figure.usage.foreign_share > rules.foreign:
         reasons.append(
             f"other processes used {figure.usage.foreign_share:.0%} of the CPUs, at most {rules.foreign:.0%} may be"
+        )
+    if limit is not None and limit.spread > rules.spread:
+        reasons.append(
+            f"the in-process limit lies between {min(limit.windows):,.1f} and {max(limit.windows):,.1f} rows/s, "
+            f"more than {rules.spread:.0%} apart"
         )
     return Verdict(tuple(reasons))
 
@@ -91,13 +97,21 @@ def _windows(figure: Figure, rules: Rules) -> list[str]:
     ]
 
 
-def _generator(figure: Figure, rules: Rules) -> list[str]:
-    reasons = []
+def generator_fault(figure: Figure, rules: Rules | None = None) -> str:
+    """Why the load generator may be what was measured; empty when it had time to spare."""
+    rules = rules or Rules()
     if figure.generator_busy > rules.generator_busy:
-        reasons.append(
+        return (
             f"{figure.generator} was busy for {figure.generator_busy:.0%} of the time, so it may be what was measured"
         )
     allowed = max(rules.late_ms, rules.late * figure.latency.p99)
     if figure.late_ms > allowed:
-        reasons.append(f"{figure.generator} sent {figure.late_ms:.1f} ms late (p99), {allowed:.1f} ms are allowed")
+        return f"{figure.generator} sent {figure.late_ms:.1f} ms late (p99), {allowed:.1f} ms are allowed"
+    return ""
+
+
+def _generator(figure: Figure, rules: Rules) -> list[str]:
+    reasons = [f"no higher rate was reached: {figure.limited_by}"] if figure.limited_by else []
+    if fault := generator_fault(figure, rules):
+        reasons.append(fault)
     return reasons

@@ -1,0 +1,59 @@
+"""One engine in a process of its own, as a replica has it: answers requests and is timed.
+
+python -m enginehouse.bench.engine FD       takes an Order through FD, then one command after the other
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from multiprocessing.connection import Connection
+
+from enginehouse import child
+from enginehouse.bench.limit import WINDOWS, Order, Run
+from enginehouse.bundle import Bundle
+from enginehouse.engines import Engine, load_engine
+from enginehouse.errors import EnginehouseError
+from enginehouse.tensors import Tensors
+
+
+def _main() -> None:
+    (descriptor,) = child.begin(sys.argv)
+    with Connection(int(descriptor)) as connection:
+        try:
+            _serve(connection)
+        except EnginehouseError as error:
+            connection.send(error)
+        except EOFError:
+            # Nobody asks any more.
+            pass
+    # Engine libraries have crashed while their threads were taken down.
+    os._exit(0)
+
+
+def _serve(connection: Connection) -> None:
+    order: Order = connection.recv()
+    bundle = Bundle.open(order.bundle)
+    engine = load_engine(order.kind, bundle, bundle.manifest.artifact(order.artifact), threads=order.threads)
+    connection.send(engine.precision)
+    while True:
+        request, seconds = connection.recv()
+        connection.send(engine.infer(request) if seconds is None else _run(engine, request, seconds))
+
+
+def _run(engine: Engine, request: Tensors, seconds: float) -> Run:
+    engine.infer(request)
+    calls = [0] * WINDOWS
+    cpu_before = time.process_time()
+    began = now = time.perf_counter()
+    while now - began < seconds:
+        engine.infer(request)
+        # A call counts where it began.
+        calls[int((now - began) / seconds * WINDOWS)] += 1
+        now = time.perf_counter()
+    return Run(tuple(calls), now - began, time.process_time() - cpu_before)
+
+
+if __name__ == "__main__":
+    _main()
