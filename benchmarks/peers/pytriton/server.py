@@ -1,0 +1,50 @@
+"""PyTriton, NVIDIA's Triton core before Python callables: POST a v2 body of binary data to /v2/models/model/infer.
+
+Tuned as its pages on performance say: an instance per core (`infer_func` as a list), Triton's dynamic batcher without a
+delay (it then takes what is queued while all instances compute, so that nothing waits for company), metrics and gRPC
+off. Triton's stub needs the interpreter's libpython, which not every Python puts on the loader's path.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+
+import numpy as np
+from peer import HOST, MAX_BATCH, PORT, WORKERS, Model
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+
+class Instance:
+    """One engine, as the callable that PyTriton wants."""
+
+    def __init__(self) -> None:
+        self.model = Model()
+
+    @batch
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs by name for the inputs by name."""
+        (rows,) = inputs.values()
+        return {self.model.output.name: self.model(rows)}
+
+
+def tensor(spec: object) -> Tensor:
+    """ONNX Runtime's description of an input or output as PyTriton's, which leaves the batch out."""
+    return Tensor(name=spec.name, dtype=np.float32, shape=tuple(spec.shape[1:]))
+
+
+if __name__ == "__main__":
+    os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
+    instances = [Instance() for _ in range(WORKERS)]
+    config = TritonConfig(http_address=HOST, http_port=PORT, allow_grpc=False, allow_metrics=False, exit_timeout_secs=5)
+    with Triton(config=config) as triton:
+        triton.bind(
+            model_name="model",
+            infer_func=instances,
+            inputs=[tensor(instances[0].model.input)],
+            outputs=[tensor(instances[0].model.output)],
+            config=ModelConfig(max_batch_size=MAX_BATCH, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
+        )
+        triton.serve()

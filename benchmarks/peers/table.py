@@ -1,0 +1,118 @@
+"""The turns of a comparison as a table for people and as JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from benchmarks.peers import Conditions
+from benchmarks.peers.turn import MANY, ONE, Turn
+from enginehouse.bench import judge
+from enginehouse.bench.figure import Figure
+
+#: Throughput of a contestant that was started anew: (most - least) / least of its rounds.
+SPREAD = 0.20
+
+
+def table(conditions: Conditions, turns: Mapping[str, Sequence[Turn]]) -> Group:
+    """A row for each contestant, the fastest first; figures are medians over its rounds. Below, what is INVALID."""
+    some = next(turn for of_one in turns.values() for turn in of_one)
+    limits = [turn.limit for of_one in turns.values() for turn in of_one]
+    title = (
+        f"{conditions.model}: limit {median(limit.rows_per_s for limit in limits):,.1f} rows/s in process "
+        f"({some.limit.engines} engines x {some.limit.threads} thread(s), rows {some.limit.rows}), "
+        f"{median(limit.cpu_ms for limit in limits):.3g} CPU ms a row"
+    )
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown.add_column("contestant")
+    for name in (
+        f"answers/s at {MANY}",
+        "rounds",
+        "share of limit",
+        f"p50 ms at {MANY}",
+        f"p99 ms at {MANY}",
+        f"p50 ms at {ONE}",
+        "CPU ms/answer over the engine's",
+    ):
+        shown.add_column(name, justify="right")
+    shown.add_column("verdict")
+    below = []
+    for name, of_one in sorted(turns.items(), key=lambda entry: -_throughput(entry[1])):
+        reasons = invalid(of_one)
+        below += [f"{name}: {reason}" for reason in reasons]
+        verdict = "not run" if not _throughput(of_one) else "INVALID" if reasons else "VALID"
+        shown.add_row(name, *_cells([turn for turn in of_one if turn.figures]), verdict)
+    return Group(shown, *below, "")
+
+
+def invalid(turns: Sequence[Turn]) -> list[str]:
+    """What makes a contestant's figures INVALID: reasons of single rounds, and rounds that do not agree."""
+    each = [(turn.round, reason) for turn in turns for reason in turn.reasons()]
+    if turns and all(turn.failure == turns[0].failure for turn in turns if turn.failure) and _throughput(turns) == 0:
+        return [turns[0].failure]
+    reasons = [f"round {number}, {reason}" for number, reason in each]
+    measured = [turn.figures[0].answers_per_s for turn in turns if turn.figures]
+    if measured and max(measured) - min(measured) > SPREAD * min(measured):
+        reasons.append(f"rounds lie between {min(measured):,.1f} and {max(measured):,.1f} answers/s")
+    return reasons
+
+
+def lines(name: str, version: str, conditions: Conditions, turn: Turn, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One JSON object for each figure of a turn, or one with the failure; `run` is in all of them."""
+    common = {
+        **run,
+        "model": conditions.model,
+        "contestant": name,
+        "version": version,
+        "workers": conditions.workers,
+        "threads": conditions.threads,
+        "max_batch": conditions.max_batch,
+        "round": turn.round,
+        "limit": asdict(turn.limit),
+    }
+    if turn.failure:
+        return [{**common, "failure": turn.failure}]
+    return [
+        {
+            **common,
+            **asdict(figure),
+            "answers_per_s": figure.answers_per_s,
+            "share_of_limit": figure.answers_per_s / turn.limit.rows_per_s,
+            "cpu_ms_over_engine": over_engine_ms(turn, figure),
+            "verdict": str(judge(figure)),
+        }
+        for figure in turn.figures
+    ]
+
+
+def over_engine_ms(turn: Turn, figure: Figure) -> float:
+    """CPU milliseconds of all the contestant's processes for an answer, less those of the engine by itself."""
+    return figure.cpu_ms - turn.limit.cpu_ms
+
+
+def _throughput(turns: Sequence[Turn]) -> float:
+    return median([turn.figures[0].answers_per_s for turn in turns if turn.figures] or [0.0])
+
+
+def _cells(turns: Sequence[Turn]) -> list[str]:
+    if not turns:
+        return [""] * 7
+
+    def middle(of: Callable[[Turn], float]) -> float:
+        return median(of(turn) for turn in turns)
+
+    rates = [turn.figures[0].answers_per_s for turn in turns]
+    return [
+        f"{_throughput(turns):,.1f}",
+        f"{min(rates):,.0f}-{max(rates):,.0f}",
+        f"{middle(lambda turn: turn.figures[0].answers_per_s / turn.limit.rows_per_s):.3f}",
+        f"{middle(lambda turn: turn.figures[0].latency.p50):.2f}",
+        f"{middle(lambda turn: turn.figures[0].latency.p99):.2f}",
+        f"{middle(lambda turn: turn.figures[1].latency.p50):.2f}",
+        f"{middle(lambda turn: over_engine_ms(turn, turn.figures[0])):.3f}",
+    ]

@@ -1,0 +1,92 @@
+"""One turn: a contestant is started, checked, warmed up, measured at two concurrencies, checked again and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from benchmarks.peers import Conditions, Contestant, NotRun, decode, encode
+from benchmarks.peers.process import Process, running
+from enginehouse.bench import closed_loop, judge
+from enginehouse.bench.figure import Figure
+from enginehouse.bench.limit import Limit
+from enginehouse.bench.subject import ask
+from enginehouse.errors import EnginehouseError
+from enginehouse.parity import LIMITS, compare
+from enginehouse.tensors import Tensors
+
+#: Connections: as many as keep every contestant busy, and one, whose latency is the way there and back.
+MANY, ONE = 32, 1
+#: A row and the engine's own answer to it.
+Probe = tuple[Tensors, Tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One contestant in one round: its figures at MANY and ONE connections, or the `failure` that left it without.
+
+    `limit` is what the engines reached by themselves in that round.
+    """
+
+    round: int
+    limit: Limit
+    figures: tuple[Figure, ...] = ()
+    failure: str = ""
+
+    def reasons(self) -> list[str]:
+        """What makes it INVALID; nothing when it is VALID."""
+        if self.failure:
+            return [self.failure]
+        return [
+            f"{figure.connections} connections: {reason}" for figure in self.figures for reason in judge(figure).reasons
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """Seconds of load before the first measurement, and of each measurement."""
+
+    warm_up: float
+    measure: float
+
+
+def take(
+    number: int,
+    limit: Limit,
+    contestant: Contestant,
+    python: Path,
+    conditions: Conditions,
+    port: int,
+    probes: Sequence[Probe],
+    durations: Durations,
+) -> Turn:
+    """The turn of `contestant` in round `number`. A wrong answer, or none, is a failure of the turn."""
+    body, headers = encode(contestant, probes[0][0])
+    try:
+        with running(contestant, python, conditions, port) as process:
+            process.until_ready(body, headers)
+            _check(process, probes)
+            closed_loop(process.url, body, headers, MANY, durations.warm_up, process.processes())
+            many = closed_loop(process.url, body, headers, MANY, durations.measure, process.processes())
+            one = closed_loop(
+                process.url, body, headers, ONE, durations.measure, process.processes(), scenario="single-stream"
+            )
+            _check(process, probes)
+    except (NotRun, EnginehouseError) as error:
+        return Turn(number, limit, failure=str(error))
+    return Turn(number, limit, (many, one))
+
+
+def _check(process: Process, probes: Sequence[Probe]) -> None:
+    """Compare answers with the engine's own. Raises NotRun for a wrong one."""
+    allowed = LIMITS["fp32"].relative_l2
+    for row, expected in probes:
+        try:
+            content, headers = ask(process.url, *encode(process.contestant, row))
+            distance = compare(decode(process.contestant, content, headers, expected), expected).relative_l2
+        except (HTTPException, ValueError, EnginehouseError) as error:
+            raise NotRun(f"no answer to a probe: {error} (see {process.log})") from None
+        if distance > allowed:
+            raise NotRun(f"a wrong answer: {distance:.1e} (relative L2) off the engine's own, at most {allowed:.0e}")
