@@ -16,10 +16,12 @@ import numpy as np
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
+from starlette.types import Receive, Scope, Send
 
-from enginehouse import ingress, router
+from enginehouse import availability, ingress, memory, router
 from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
+from enginehouse.hosting import HostedModels
 from enginehouse.manifest import ACCELERATOR_OF
 from enginehouse.pool import Pool
 
@@ -29,16 +31,34 @@ class Router:
     """Deployment around the router core: HTTP through `ingress.http`, handle calls through its methods."""
 
     def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
+        memory.keep_freed()
         self.config = AppConfig.parse(args)
-        self.core = router.Router(self.config, {name: handles[_keyword(name)] for name in self.config.pools})
+        cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
+        settings = self.config.router
+        self._residents = HostedModels(
+            "a router",
+            cpu_engines,
+            settings.threads or availability.threads_per_engine(0, settings.num_replicas),
+            lambda model: model.resident,
+            unload_after_s=10,
+        )
+        pools = {name: handles[_keyword(name)] for name in self.config.pools}
+        self.core = router.Router(self.config, pools, self._residents)
+
+    async def enginehouse_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: an inference request, handed over by shortcut.py."""
+        await ingress.answer(self, scope, receive, send)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""
-        self.core.models.apply(Catalog.parse(user_config))
+        catalog = Catalog.parse(user_config)
+        self.core.models.apply(catalog)
+        self._residents.follow(catalog)
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""
         self.core.models.check_health()
+        self._residents.check_health()
 
     async def infer(
         self,

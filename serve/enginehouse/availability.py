@@ -19,19 +19,21 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 from ray.serve.handle import DeploymentHandle
 
+from enginehouse import hardware
 from enginehouse.config import ACCELERATOR_LABEL
 
 ModelState = Literal["loading", "ready", "failed", "unavailable"]
 
 
 class ModelReport(TypedDict):
-    """What one replica says about one `model@version`.
+    """What one replica says about one `model@version`; `engine` is the kind that it is loaded in, if it is.
 
     `measured` are (rows, milliseconds) that it timed itself, for an engine that the bundle has no latency table of.
     """
 
     state: ModelState
     reason: str
+    engine: str
     artifact: str
     precision: str
     measured: list[tuple[int, float]]
@@ -139,6 +141,14 @@ def unload(pool: object, model_id: str) -> None:
     wrapper = getattr(pool, "__serve_multiplex_wrapper", None)
     if wrapper is not None and wrapper.models.pop(model_id, None) is not None:
         wrapper._push_multiplexed_replica_info = True
+
+
+def threads_per_engine(num_cpus: float, engines_per_node: int) -> int:
+    """Physical cores of this node over the CPU engines that it may come to hold, each of which takes `num_cpus`."""
+    me = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == me), 1.0)
+    fits = int(cpus / num_cpus) if num_cpus else engines_per_node
+    return max(1, hardware.physical_cores() // max(1, min(engines_per_node, fits)))
 
 
 def nodes_with(accelerators: Iterable[str]) -> int:

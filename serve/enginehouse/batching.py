@@ -15,7 +15,7 @@ from ray import serve
 from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
-from enginehouse.manifest import Artifact, Manifest
+from enginehouse.manifest import Artifact, EngineKind, Manifest
 from enginehouse.tensors import Tensors, split, stack
 
 #: A request of more rows than this many full batches goes through the queue in several slices.
@@ -36,7 +36,9 @@ Answer = tuple[dict[str, np.ndarray], Timing]
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    inputs: Tensors
+    """One call: requests whose rows have the same shape, and how many rows they have together."""
+
+    requests: Sequence[Tensors]
     rows: int
     arrived: float
     deadline: float
@@ -46,39 +48,52 @@ class LoadedModel:
     """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's."""
 
     def __init__(
-        self, engine: Engine, manifest: Manifest, artifact: Artifact, measured: Sequence[tuple[int, float]] = ()
+        self,
+        engine: Engine,
+        kind: EngineKind,
+        manifest: Manifest,
+        artifact: Artifact,
+        measured: Sequence[tuple[int, float]] = (),
     ) -> None:
         self.engine = engine
+        self.kind = kind
         self.artifact = artifact
         self.measured = list(measured)
-        self.max_rows = manifest.max_batch
+        table = manifest.latency_of(kind, artifact.name)
+        size = manifest.axes[0].opt if manifest.axes else None
+        self._best_rows = table.efficient_rows(size) if table else manifest.max_batch
+        #: Most rows of one engine call.
+        self.max_rows = self._best_rows
         self.last_used = time.monotonic()
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
         # serve.batch keeps one queue per decorated function, hence a function per model.
-        @serve.batch(max_batch_size=manifest.max_batch, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+        @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
         async def run(items: list[_Item]) -> list[Answer | EnginehouseError]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
 
         self._batched = run
 
     def set_batching(self, config: ModelConfig) -> None:
-        """Take batch size and wait from the catalog, live."""
-        self._batched.set_max_batch_size(config.max_batch_size or self.max_rows)
+        """Take batch size and wait from the catalog, live; without a size the latency table's best counts."""
+        self.max_rows = config.max_batch_size or self._best_rows
+        # Of calls, each of a row at least.
+        self._batched.set_max_batch_size(self.max_rows)
         self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
 
-    async def infer(self, inputs: Tensors, rows: int, budget_s: float) -> Answer:
-        """Answer one request within `budget_s` seconds of its arrival here."""
+    async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output."""
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
-            return await self._queued(_Item(inputs, rows, now, now + budget_s))
+            return await self._queued(_Item(requests, rows, now, now + budget_s))
         # Slice after slice through the queue, so that other callers get their turn in between.
+        inputs = stack(requests)
         answers = []
         for start in range(0, rows, slice_rows):
             part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
-            item = _Item(part, min(slice_rows, rows - start), time.monotonic(), now + budget_s)
+            item = _Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s)
             answers.append(await self._queued(item))
         outputs = {name: np.concatenate([part[name] for part, _ in answers]) for name in answers[0][0]}
         timings = [timing for _, timing in answers]
@@ -107,7 +122,7 @@ class LoadedModel:
             elif not self.engine.signature.batched:
                 groups[index] = [index]
             else:
-                groups.setdefault(tuple((n, a.shape[1:]) for n, a in sorted(item.inputs.items())), []).append(index)
+                groups.setdefault(_shapes(item.requests[0]), []).append(index)
         for members in groups.values():
             for part in _parts([items[index].rows for index in members], self.max_rows):
                 chosen = [members[position] for position in part]
@@ -118,7 +133,7 @@ class LoadedModel:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:
-            outputs = self._infer_in_pieces(stack([item.inputs for item in items]), sum(rows))
+            outputs = self._infer_in_pieces(stack([request for item in items for request in item.requests]), sum(rows))
         except InferenceFailed as error:
             if len(items) == 1:
                 return [error]
@@ -138,6 +153,10 @@ class LoadedModel:
             for start in range(0, rows, self.max_rows)
         ]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _shapes(request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
 
 
 def _parts(rows: list[int], limit: int) -> list[list[int]]:

@@ -8,8 +8,8 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import deploy
+from enginehouse.calls import translate
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable
-from enginehouse.router import translate
 from enginehouse.tensors import Tensors
 
 #: Added to a request's deadline before the client itself gives up: the router answers for the deadline, this only

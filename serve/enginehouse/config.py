@@ -29,6 +29,9 @@ SERVING_ENV = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # The short way through a router, and no log line of every request for Python to count: routers count themselves.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "enginehouse.shortcut:middlewares",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
 
 
@@ -80,13 +83,17 @@ class RouterConfig(_Config):
     """The ingress: replicas of the Router, and the bounds it puts on requests.
 
     Two, because Serve takes one out of rotation for ~0.1 s when its catalog changes, and a killed one for seconds.
+    More requests, or bytes of inputs, than `max_ongoing_*` are refused. `threads` is what a resident engine computes
+    with (default: the node's physical cores over the routers).
     """
 
     num_replicas: int = Field(default=2, ge=1)
     num_cpus: float = Field(default=0.1, ge=0)
     max_ongoing_requests: int = Field(default=1024, ge=1)
+    max_ongoing_bytes: int = Field(default=1 << 30, ge=1)
     default_deadline_s: float = Field(default=30, gt=0)
     max_body_bytes: int = Field(default=256 << 20, ge=1)
+    threads: int | None = Field(default=None, ge=1)
 
 
 def _default_pools() -> dict[str, PoolConfig]:
@@ -115,13 +122,18 @@ class AppConfig(_Config):
 
 
 class ModelConfig(_Config):
-    """One model to serve. `numerics` says which artifacts may answer; batching values override the manifest's."""
+    """One model to serve. `numerics` says which artifacts may answer; batching values override the manifest's.
+
+    A `resident` model is also loaded into every router, on its fastest CPU engine: requests that it is the best choice
+    for save the hop to a pool. A crash of that engine takes a router with it.
+    """
 
     name: str
     version: str
     numerics: NumericsClass | Literal["any"] = "full"
     max_batch_size: int | None = Field(default=None, ge=1)
     batch_wait_ms: float = Field(default=0, ge=0, le=10_000)
+    resident: bool = False
 
     @property
     def id(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.metadata
+import logging
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -16,16 +17,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from enginehouse import protocol
 from enginehouse.config import AppConfig
 from enginehouse.errors import EnginehouseError, InvalidInput, RequestTooLarge
 from enginehouse.router import Router
 
+logger = logging.getLogger("ray.serve")
+
 #: Header before each fact about an answer: `enginehouse-backend`, `enginehouse-version`, ...
 PREFIX = "enginehouse-"
 #: Seconds that a client may take to send its body.
 BODY_TIMEOUT_S = 60.0
+#: Seconds after which it is looked whether the client of a request is still there.
+WATCH_AFTER_S = 0.05
 #: JSON of up to this size is read and written on the event loop: a millisecond or two, less than a thread would cost.
 INLINE_BYTES = 1 << 17
 _BINARY_HEADER = "Inference-Header-Content-Length"
@@ -33,13 +39,15 @@ _BINARY_HEADER = "Inference-Header-Content-Length"
 _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
-class _Replica(Protocol):
+class Replica(Protocol):
+    """What the routes ask of the deployment that they belong to."""
+
     core: Router
     config: AppConfig
 
 
-def _replica() -> _Replica:
-    replica: _Replica = serve.get_replica_context().servable_object
+def _replica() -> Replica:
+    replica: Replica = serve.get_replica_context().servable_object
     return replica
 
 
@@ -79,9 +87,70 @@ async def model_ready(request: Request) -> Response:
 
 
 async def infer(request: Request) -> Response:
-    replica = _replica()
+    return await _infer(_replica(), request)
+
+
+async def answer(replica: Replica, scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI: one inference request that comes past Serve and Starlette (see shortcut.py), answered whatever happens."""
+    request = Request(scope, receive)
+    watch = _Watch(request)
+    try:
+        response = await _infer(replica, request, watch.start)
+    except EnginehouseError as error:
+        response = await _our_error(request, error)
+    except HTTPException as error:
+        response = await _http_error(request, error)
+    except ClientDisconnect as error:
+        response = await _gone(request, error)
+    except asyncio.CancelledError:
+        if not watch.is_gone:
+            raise
+        return
+    except Exception as error:
+        logger.exception("%s", scope["path"])
+        response = await _any_error(request, error)
+    finally:
+        watch.stop()
+    await response(scope, receive, send)
+
+
+class _Watch:
+    """Cancels the task it was made in when the client goes away while an answer is being made.
+
+    Watching costs a task, so a request is only watched when it takes longer than most.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.is_gone = False
+        self._request = request
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From now on no more of the body is waited for, so that whatever arrives is the client's farewell."""
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self._request.receive()
+        if message["type"] == "http.disconnect" and self._task is not None:
+            self.is_gone = True
+            self._task.cancel()
+
+
+async def _infer(replica: Replica, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
     name, version = _model_of(request)
     body = await _body(request, replica.config.router.max_body_bytes)
+    on_body()
     served = replica.core.models.get(name, version)
     length = protocol.parse_header_length(request.headers.get(_BINARY_HEADER))
     # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.

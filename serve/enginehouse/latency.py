@@ -75,6 +75,17 @@ class LatencyTable(BaseModel):
         """Throughput of one engine that runs calls of `rows` rows back to back."""
         return rows / self.predict_ms(rows, size) * 1e3
 
+    def efficient_rows(self, size: int | None = None) -> int:
+        """The smallest measured number of rows whose throughput is within 5 % of the best.
+
+        Larger batches gain nothing and make everybody in them wait; on CPUs they may even be slower, when their
+        activations no longer fit the caches.
+        """
+        curve = next((curve for curve in self._curves if curve.size == size), self._curves[-1])
+        rates = [(rows / time_ms, rows) for rows, time_ms in zip(curve.rows, curve.times, strict=True)]
+        enough = 0.95 * max(rate for rate, _ in rates)
+        return min(rows for rate, rows in rates if rate >= enough)
+
     @cached_property
     def _curves(self) -> list[_Curve]:
         # Sorted once, because a router predicts for every request.

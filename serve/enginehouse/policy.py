@@ -10,21 +10,26 @@ from typing import Literal, Protocol
 from enginehouse.latency import LatencyTable
 from enginehouse.manifest import ACCELERATOR_OF, FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
 
+#: What a call to another process adds at least, in milliseconds (benchmarks/README.md, "Where the time goes").
+HOP_MS = 1.5
+
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
     """One model version on one pool as it is right now.
 
-    `replicas` counts those where the engine is warm; a backend without any is never chosen.
+    `replicas` counts those where the engine is warm; a backend without any is never chosen. A `resident` engine is in
+    the router's own process.
     """
 
     pool: str
-    engine: EngineKind
+    engine: str
     artifact: str
     precision: str
     numerics: NumericsClass
     replicas: int
     table: LatencyTable | None
+    resident: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class RequestHints:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A backend to try, and the time in milliseconds that the latency table predicts for it (inf: not measured)."""
+    """A backend to try, and the milliseconds predicted for it, hop included (inf: it was never measured)."""
 
     backend: BackendState
     predicted_ms: float
@@ -59,19 +64,25 @@ class FastestLive:
 
     def rank(self, backends: Sequence[BackendState], hints: RequestHints) -> Sequence[Choice]:
         choices = [
-            Choice(backend, backend.table.predict_ms(hints.rows, hints.size) if backend.table else math.inf)
+            Choice(backend, _predicted_ms(backend, hints))
             for backend in backends
             if backend.replicas > 0
             and hints.numerics in ("any", backend.numerics)
             and hints.pool in (None, backend.pool)
         ]
-        return sorted(choices, key=lambda choice: choice.predicted_ms)
+        return sorted(choices, key=lambda choice: (choice.predicted_ms, not choice.backend.resident))
+
+
+def _predicted_ms(backend: BackendState, hints: RequestHints) -> float:
+    if backend.table is None:
+        return math.inf
+    return backend.table.predict_ms(hints.rows, hints.size) + (0.0 if backend.resident else HOP_MS)
 
 
 def choose_artifact(
-    manifest: Manifest, engine: EngineKind, numerics: NumericsClass | Literal["any"]
-) -> Artifact | None:
-    """The servable artifact that `engine` runs fastest at full batch within the numerics class, if there is one.
+    manifest: Manifest, engines: Sequence[EngineKind], numerics: NumericsClass | Literal["any"]
+) -> tuple[EngineKind, Artifact] | None:
+    """The servable artifact that runs fastest at full batch within the numerics class, and on which of `engines`.
 
     Full batch, because a pool batches, of requests of the usual size. Artifacts that were never measured come last, on
     GPUs fp16 before the others.
@@ -79,13 +90,15 @@ def choose_artifact(
 
     size = manifest.axes[0].opt if manifest.axes else None
 
-    def time_of(artifact: Artifact) -> tuple[float, bool]:
+    def time_of(choice: tuple[EngineKind, Artifact]) -> tuple[float, bool]:
+        engine, artifact = choice
         table = manifest.latency_of(engine, artifact.name)
         unlikely = ACCELERATOR_OF[engine] == "gpu" and artifact.precision != "fp16"
         return table.predict_ms(manifest.max_batch, size) if table else math.inf, unlikely
 
     usable = [
-        artifact
+        (engine, artifact)
+        for engine in engines
         for artifact in manifest.artifacts
         if artifact.status in ("ready", "unverified")
         and artifact.format == FORMAT_OF[engine]

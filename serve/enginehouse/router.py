@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import numpy as np
-from grpc.aio import AioRpcError
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from enginehouse import availability
+from enginehouse.batching import Answer as Computed
 from enginehouse.batching import Timing
-from enginehouse.config import APP_NAME, AppConfig
+from enginehouse.calls import PoolCall
+from enginehouse.coalescing import Coalescer
+from enginehouse.config import AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
-    EnginehouseError,
     EngineUnavailable,
-    InferenceFailed,
     InvalidInput,
     ModelNotFound,
     NoBackend,
-    RequestTooLarge,
+    Overloaded,
 )
-from enginehouse.policy import Choice, FastestLive, Policy, RequestHints
-from enginehouse.served import Served, ServedModels
-from enginehouse.tensors import Tensors
+from enginehouse.hosting import HostedModels
+from enginehouse.policy import HOP_MS, Choice, FastestLive, Policy, RequestHints
+from enginehouse.served import RESIDENT, Served, ServedModels
+from enginehouse.tensors import Tensors, nbytes
 
 #: Pause before the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
-#: How often a call that is under way is checked for having lost its pool.
-LOST_CHECK_S = 0.1
+#: Bytes of inputs in one call to a pool, a single request excepted: a call of this size blocks the event loop of both
+#: sides for some 10 ms.
+MAX_CALL_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,24 @@ class Answer:
 class Router:
     """Gets every request answered on the best live backend, or refused, within its deadline.
 
-    `handles` maps the name of each pool to the handle of its deployment.
+    `handles` maps the name of each pool to the handle of its deployment; `residents` are engines of this process.
     """
 
     def __init__(
         self,
         config: AppConfig,
         handles: Mapping[str, DeploymentHandle],
+        residents: HostedModels | None = None,
         policy: Policy | None = None,
     ) -> None:
-        self.models = ServedModels(config.pools)
+        self.models = ServedModels(config.pools, residents.reports if residents else {})
+        self._residents = residents
         self._handles = handles
-        self._default_deadline_s = config.router.default_deadline_s
+        self._config = config.router
         self._policy: Policy = policy or FastestLive()
+        self._coalescers: dict[tuple[str, str], Coalescer] = {}
+        self._ongoing = 0
+        self._ongoing_bytes = 0
         for handle in self._handles.values():
             availability.watch(handle)
 
@@ -103,20 +108,40 @@ class Router:
         """
         served = self.models.get(model, version)
         rows = served.signature.check(inputs)
-        budget = self._default_deadline_s if deadline_s is None else deadline_s
+        default = self._config.default_deadline_s
+        budget = default if deadline_s is None else deadline_s
         if not math.isfinite(budget):
-            raise InvalidInput(f"deadline of {budget} s is not a time; leave it out for {self._default_deadline_s:g} s")
+            raise InvalidInput(f"deadline of {budget} s is not a time; leave it out for {default:g} s")
         if budget <= 0:
             raise DeadlineExceeded(f"deadline of {budget * 1e3:g} ms had passed on arrival")
-        if backend is not None and backend not in self._handles:
+        if backend is not None and backend not in self._handles and not backend.startswith(RESIDENT):
             raise InvalidInput(f"backend {backend!r} is not known; the backends are {', '.join(self._handles)}")
         hints = RequestHints(rows, served.config.numerics, backend, served.manifest.size_of(inputs))
-        return await self._until(time.monotonic() + budget, budget, served, inputs, hints)
+        size = nbytes(inputs)
+        self._check_room(size)
+        self._ongoing += 1
+        self._ongoing_bytes += size
+        failures: list[str] = []
+        try:
+            async with asyncio.timeout(budget):
+                return await self._until(time.monotonic() + budget, served, inputs, hints, failures)
+        except TimeoutError:
+            told = f" ({'; '.join(failures[-3:])})" if failures else ""
+            raise DeadlineExceeded(f"no answer within {budget:g} s after {len(failures) + 1} attempts{told}") from None
+        finally:
+            self._ongoing -= 1
+            self._ongoing_bytes -= size
+
+    def _check_room(self, size: int) -> None:
+        if self._ongoing >= self._config.max_ongoing_requests:
+            raise Overloaded(f"{self._ongoing} requests are under way, which is the limit; try again later")
+        # One request is always let in, however large: the limit on bodies is its limit.
+        if self._ongoing and self._ongoing_bytes + size > self._config.max_ongoing_bytes:
+            raise Overloaded(f"requests of {self._ongoing_bytes >> 20} MiB are under way; try again later")
 
     async def _until(
-        self, deadline: float, budget: float, served: Served, inputs: Tensors, hints: RequestHints
+        self, deadline: float, served: Served, inputs: Tensors, hints: RequestHints, failures: list[str]
     ) -> Answer:
-        failures: list[str] = []
         attempts = 0
         while True:
             ranked = self._policy.rank(self.models.live(served), hints)
@@ -124,41 +149,47 @@ class Router:
                 raise NoBackend(self._nothing_live(served, hints))
             for choice in ranked:
                 attempts += 1
+                # What was lost with a replica may have killed it: from then on it travels alone.
+                coalescer = self._coalescer(choice, served) if attempts == 1 else self._new_coalescer(choice, served)
                 try:
-                    outputs, timing = await self._attempt(choice, served, inputs, hints.rows, deadline)
+                    outputs, timing = await coalescer.infer(inputs, hints.rows, deadline)
                 except (EngineUnavailable, ModelNotFound, NoBackend) as error:
                     failures.append(f"{choice.backend.pool}: {error}")
                 else:
                     return Answer(outputs, served, choice, timing, attempts)
-            left = deadline - time.monotonic()
-            if left <= BACKOFF_S:
-                raise DeadlineExceeded(
-                    f"no answer within {budget:g} s after {attempts} attempts ({'; '.join(failures[-3:])})"
-                )
             await asyncio.sleep(BACKOFF_S)
 
-    async def _attempt(
-        self, choice: Choice, served: Served, inputs: Tensors, rows: int, deadline: float
-    ) -> tuple[dict[str, np.ndarray], Timing]:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(f"{choice.backend.pool} was not tried: no time was left")
-        handle = self._handles[choice.backend.pool].options(multiplexed_model_id=served.config.id)
-        response = handle.infer.remote(inputs, rows, left)
-        try:
-            async with asyncio.timeout(left):
-                outputs, timing = await _unless_lost(response, choice.backend.pool)
-        except TimeoutError:
-            response.cancel()
-            raise DeadlineExceeded(
-                f"{choice.backend.pool} did not answer within the {left:.3f} s that were left"
-            ) from None
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except Exception as error:
-            raise translate(error, choice.backend.pool) from None
-        return outputs, timing
+    def _coalescer(self, choice: Choice, served: Served) -> Coalescer:
+        backend = choice.backend
+        key = (backend.pool, served.config.id)
+        coalescer = self._coalescers.get(key)
+        if coalescer is None:
+            # Those of versions that are no longer served go when a new one comes.
+            self._coalescers = {k: known for k, known in self._coalescers.items() if not known.is_idle}
+            coalescer = self._coalescers[key] = self._new_coalescer(choice, served)
+        coalescer.max_rows = _most_rows(served)
+        if served.config.batch_wait_ms:
+            # Batches are to be waited for where routers meet, so nothing is held back here.
+            calls = coalescer.max_rows
+        else:
+            # A second call on the way hides the hop behind the computing; what computes faster gains nothing from it.
+            calls = 2 if choice.predicted_ms > 2 * HOP_MS else 1
+        coalescer.slots = backend.replicas * calls
+        return coalescer
+
+    def _new_coalescer(self, choice: Choice, served: Served) -> Coalescer:
+        pool = choice.backend.pool
+        model_id = served.config.id
+        max_rows = _most_rows(served)
+        if choice.backend.resident:
+            return Coalescer(functools.partial(self._call_resident, model_id), max_rows, MAX_CALL_BYTES)
+        return Coalescer(PoolCall(self._handles[pool], pool, model_id), max_rows, MAX_CALL_BYTES)
+
+    async def _call_resident(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+        loaded = self._residents.models.get(model_id) if self._residents else None
+        if loaded is None:
+            raise EngineUnavailable(RESIDENT, f"{model_id} is no longer loaded")
+        return await loaded.infer(requests, rows, budget_s)
 
     def _nothing_live(self, served: Served, hints: RequestHints) -> str:
         parts = []
@@ -170,40 +201,5 @@ class Router:
         return f"no live backend for {served.config.id!r} ({'; '.join(parts)})"
 
 
-async def _unless_lost(response: DeploymentResponse, pool: str) -> Any:
-    """The result of a call. Raises EngineUnavailable when its pool has lost its last replica.
-
-    Serve does not fail such a call but keeps it until a new replica is up, which can take longer than its deadline.
-    """
-    result = asyncio.ensure_future(response)
-    try:
-        while not (await asyncio.wait({result}, timeout=LOST_CHECK_S))[0]:
-            if not availability.replicas(APP_NAME, pool):
-                response.cancel()
-                raise EngineUnavailable(pool, "its last replica is gone")
-        return result.result()
-    finally:
-        result.cancel()
-
-
-def translate(error: Exception, pool: str) -> EnginehouseError:
-    """Ray's errors as ours: lost replicas become EngineUnavailable, which is tried elsewhere; the rest is final."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, EnginehouseError):
-        return cause
-    if isinstance(cause, RayActorError | BackPressureError | DeploymentUnavailableError):
-        return EngineUnavailable(pool, f"{type(cause).__name__}: the replica is gone or full")
-    if isinstance(cause, RayError | RayServeException | ConnectionError) and not isinstance(cause, RayTaskError):
-        return EngineUnavailable(pool, f"{type(cause).__name__}: {cause}")
-    if isinstance(cause, AioRpcError):
-        return _of_grpc(cause, pool)
-    return InferenceFailed(f"{pool}: {type(cause).__name__}: {cause}")
-
-
-def _of_grpc(error: AioRpcError, pool: str) -> EnginehouseError:
-    """Serve passes most of what its gRPC transport raises on as it is, such as CANCELLED from a replica that stops."""
-    told = f"{error.code().name}: {error.details()}"
-    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        remedy = "send fewer rows, or start every node with RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=2147483647"
-        return RequestTooLarge(f"{pool}: {told}; {remedy}")
-    return EngineUnavailable(pool, told)
+def _most_rows(served: Served) -> int:
+    return (served.config.max_batch_size or served.manifest.max_batch) if served.signature.batched else 1

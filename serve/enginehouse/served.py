@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from enginehouse.availability import ModelReport, ModelState
 from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import EngineKind, Manifest
+from enginehouse.manifest import Manifest
 from enginehouse.policy import BackendState
 from enginehouse.store import Store
 from enginehouse.tensors import Signature
@@ -30,6 +30,9 @@ RETRY_AFTER_S = 5.0
 PERIOD_S = 0.1
 #: How often the nodes with each pool's hardware are counted (an RPC; only status and reasons need it).
 COUNT_NODES_S = 1.0
+
+#: Before the engine kind: the backend of a model that the router hosts itself.
+RESIDENT = "resident-"
 
 State = Literal["ready", "loading", "failed"]
 #: `cold`: the hardware is there and no replica runs (yet); `unavailable`: the bundle has nothing for this engine.
@@ -50,7 +53,7 @@ class BackendStatus:
     """One model version on one pool: its replicas, how many of them are warm, and why it is not live."""
 
     pool: str
-    engine: EngineKind
+    engine: str
     state: BackendKind
     replicas: int
     ready: int
@@ -62,8 +65,10 @@ class BackendStatus:
 class ServedModels:
     """Which version answers for each model. A version that cannot be loaded leaves the one before it in place."""
 
-    def __init__(self, pools: Mapping[str, PoolConfig]) -> None:
+    def __init__(self, pools: Mapping[str, PoolConfig], residents: Mapping[str, ModelReport]) -> None:
         self._pools = pools
+        #: What this process itself hosts, by model id.
+        self._residents = residents
         #: Live nodes with the hardware of each pool.
         self._nodes: dict[str, int] = {}
         self._catalog = Catalog(store="")
@@ -98,29 +103,20 @@ class ServedModels:
         raise ModelNotFound(model, version, tuple(sorted(served.config.id for served in self._serving.values())))
 
     def backends(self, served: Served) -> list[BackendStatus]:
-        """The model version on every pool, from the reports of their replicas."""
+        """The model version on every pool, from the reports of their replicas, and in this process if it is to be."""
         model_id = served.config.id
-        return [self._backend(name, pool, model_id) for name, pool in self._pools.items()]
+        resident = [self._resident(model_id)] if served.config.resident else []
+        return [*resident, *(self._backend(name, pool, model_id) for name, pool in self._pools.items())]
 
     def live(self, served: Served) -> list[BackendState]:
         """The backends that can answer now, as the policy wants them. On the path of every request: no RPC."""
+        model_id = served.config.id
         states = []
-        for name, pool in self._pools.items():
-            ready = _reports(name, served.config.id, "ready")
-            if ready:
-                artifact = served.manifest.artifact(ready[0]["artifact"])
-                states.append(
-                    BackendState(
-                        pool=name,
-                        engine=pool.engine,
-                        artifact=artifact.name,
-                        precision=ready[0]["precision"],
-                        numerics=artifact.numerics_class,
-                        replicas=len(ready),
-                        table=served.manifest.latency_of(pool.engine, artifact.name) or _measured(ready[0]),
-                    )
-                )
-        return states
+        resident = self._residents.get(model_id)
+        if resident is not None and resident["state"] == "ready":
+            states.append(_state(f"{RESIDENT}{resident['engine']}", served, [resident], resident=True))
+        reports = {name: _reports(name, model_id, "ready") for name in self._pools}
+        return [*states, *(_state(name, served, ready) for name, ready in reports.items() if ready)]
 
     def status(self) -> dict[str, Any]:
         """Models, versions, pools, backends and reasons, as plain data."""
@@ -190,6 +186,20 @@ class ServedModels:
             reason=shown["reason"] if shown else reason,
         )
 
+    def _resident(self, model_id: str) -> BackendStatus:
+        report = self._residents.get(model_id)
+        states: dict[ModelState, BackendKind] = {"ready": "live", "failed": "failing", "unavailable": "unavailable"}
+        return BackendStatus(
+            pool=f"{RESIDENT}{report['engine']}" if report else RESIDENT,
+            engine=report["engine"] if report else "",
+            state=states.get(report["state"], "loading") if report else "loading",
+            replicas=1,
+            ready=int(report is not None and report["state"] == "ready"),
+            artifact=report["artifact"] if report else "",
+            precision=report["precision"] if report else "",
+            reason=report["reason"] if report else "",
+        )
+
     def _why_not(self, model: ModelConfig) -> str:
         if problem := self._unreadable.get(model.id):
             return problem
@@ -248,6 +258,21 @@ class ServedModels:
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
         return current is None or waited or all(backend.state != "loading" for backend in backends)
+
+
+def _state(pool: str, served: Served, ready: Sequence[ModelReport], resident: bool = False) -> BackendState:
+    artifact = served.manifest.artifact(ready[0]["artifact"])
+    engine = ready[0]["engine"]
+    return BackendState(
+        pool=pool,
+        engine=engine,
+        artifact=artifact.name,
+        precision=ready[0]["precision"],
+        numerics=artifact.numerics_class,
+        replicas=len(ready),
+        table=served.manifest.latency_of(engine, artifact.name) or _measured(ready[0]),
+        resident=resident,
+    )
 
 
 def _measured(report: ModelReport) -> LatencyTable | None:

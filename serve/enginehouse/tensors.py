@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
 import ml_dtypes
@@ -143,6 +144,13 @@ def split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """Undo `stack`: one mapping of views for each entry of `rows`, in order."""
     if len(rows) == 1:
         return [dict(outputs)]
-    bounds = np.cumsum(rows)[:-1]
-    parts = {name: np.split(array, bounds) for name, array in outputs.items()}
-    return [{name: views[index] for name, views in parts.items()} for index in range(len(rows))]
+    ends = list(accumulate(rows))
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for end, count in zip(ends, rows, strict=True)
+    ]
+
+
+def nbytes(tensors: Tensors) -> int:
+    """Bytes of all arrays together; BYTES elements count as their pointers."""
+    return sum(array.nbytes for array in tensors.values())

@@ -59,7 +59,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         write_bundle(folder, case, "onnx", "fp32", "1")
         bundle = Bundle.open(Path(store.publish(folder, case.name, "1")))
         artifact = bundle.manifest.artifacts[0]
-        model = LoadedModel(load_engine("onnxruntime-cpu", bundle, artifact, threads=1), bundle.manifest, artifact)
+        model = LoadedModel(
+            load_engine("onnxruntime-cpu", bundle, artifact, threads=1), "onnxruntime-cpu", bundle.manifest, artifact
+        )
         loaded.append(model)
         return model
 
@@ -78,7 +80,7 @@ async def send(model: LoadedModel, requests: list[Tensors], budget_s: float = 30
     def rows(inputs: Tensors) -> int:
         return len(next(iter(inputs.values()))) if model.engine.signature.batched else 1
 
-    calls = [model.infer(inputs, rows(inputs), budget_s) for inputs in requests]
+    calls = [model.infer([inputs], rows(inputs), budget_s) for inputs in requests]
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
@@ -139,7 +141,7 @@ async def test_an_expired_request_is_dropped_and_its_neighbours_answered(load: L
     case = BY_NAME["affine"]
     model = waiting(load(case), at_most=3)
     requests = [case.sample(RNG, 1) for _ in range(3)]
-    calls = [model.infer(inputs, 1, budget) for inputs, budget in zip(requests, (30, 0.001, 30), strict=True)]
+    calls = [model.infer([inputs], 1, budget) for inputs, budget in zip(requests, (30, 0.001, 30), strict=True)]
     # The batch is full at once, and formed in this same turn of the loop: let the deadline pass before it.
     tasks = [asyncio.create_task(call) for call in calls[:2]]
     await asyncio.sleep(0.02)
@@ -199,7 +201,7 @@ async def test_many_concurrent_requests_each_get_their_own_answer(load: Load) ->
 def test_no_answer_of_a_batch_is_an_exception_that_was_not_meant_to_travel(load: Load) -> None:
     model = load(LOOKUP)
     now = time.monotonic()
-    items = [_Item({"x": np.full((1, 2), number)}, 1, now, now + 30) for number in (1, 99, 2)]
+    items = [_Item([{"x": np.full((1, 2), number)}], 1, now, now + 30) for number in (1, 99, 2)]
     answers = model._run(items)
     assert [isinstance(answer, EnginehouseError) for answer in answers] == [False, True, False]
 

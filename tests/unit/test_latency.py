@@ -101,3 +101,11 @@ def test_a_table_is_the_same_after_it_was_used() -> None:
     assert used == unused
     assert pickle.loads(pickle.dumps(used)) == unused
     assert used.model_dump_json() == unused.model_dump_json()
+
+
+def test_the_efficient_batch_is_the_smallest_that_comes_close_to_the_best_rate() -> None:
+    # Rows per millisecond: 0.1, 0.111, 0.112, 0.08.
+    assert table({None: {1: 10, 2: 18, 8: 71.4, 16: 200}}).efficient_rows() == 2
+    assert table({None: {1: 10, 8: 10}}).efficient_rows() == 8
+    assert table({16: {1: 1, 4: 1}, 64: {1: 1, 4: 4}}).efficient_rows(16) == 4
+    assert table({16: {1: 1, 4: 1}, 64: {1: 1, 4: 4}}).efficient_rows(64) == 1

@@ -147,8 +147,8 @@ def manifest(artifacts: list[Artifact], *tables: LatencyTable, max_batch: int = 
 
 
 def chosen(described: Manifest, engine: EngineKind, numerics: Literal["full", "int8", "any"] = "full") -> str | None:
-    found = choose_artifact(described, engine, numerics)
-    return found.name if found else None
+    found = choose_artifact(described, (engine,), numerics)
+    return found[1].name if found else None
 
 
 def test_an_engine_gets_an_artifact_of_its_format() -> None:

@@ -42,6 +42,7 @@ class Cluster:
                     model: {
                         "state": state,
                         "reason": "" if state in ("ready", "loading") else f"why {state}",
+                        "engine": POOLS[pool].engine if state == "ready" else "",
                         "artifact": {"ort": "onnx-fp32", "vino": "openvino-int8"}[pool] if state == "ready" else "",
                         "precision": "fp32" if state == "ready" else "",
                         "measured": list(measured),
@@ -106,7 +107,7 @@ async def turns() -> None:
 
 async def serving(cluster: Cluster, store: Path, version: str = "1") -> ServedModels:
     """Version 1 warm on one pool."""
-    models = ServedModels(POOLS)
+    models = ServedModels(POOLS, {})
     cluster.report("ort", {"m@1": "ready"})
     models.apply(catalog(store, version))
     await until(lambda: answers(models) == version)
@@ -121,7 +122,7 @@ def answers(models: ServedModels) -> str | None:
 
 
 async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, store: Path) -> None:
-    models = ServedModels(POOLS)
+    models = ServedModels(POOLS, {})
     models.apply(catalog(store, "1"))
     await turns()
     with pytest.raises(NoBackend, match="'m@1' is not warm yet: ort: cold; vino: cold"):
@@ -230,7 +231,7 @@ async def test_a_manifest_that_appears_later_is_found(
 
 
 async def test_one_unreadable_store_does_not_hold_up_other_models(cluster: Cluster, store: Path) -> None:
-    models = ServedModels(POOLS)
+    models = ServedModels(POOLS, {})
     cluster.report("ort", {"m@1": "ready"})
     gone = ModelConfig(name="gone", version="1")
     models.apply(Catalog(store=str(store), models=(gone, ModelConfig(name="m", version="1"))))

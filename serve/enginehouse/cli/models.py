@@ -19,10 +19,13 @@ app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list model
 def add(
     name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
     numerics: Annotated[Literal["full", "int8", "any"], typer.Option(help="Which artifacts may answer.")] = "full",
-    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Most requests merged into one batch.")] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most rows merged into one batch; default: the best measured.")
+    ] = None,
     batch_wait_ms: Annotated[
         float, typer.Option(min=0, max=10_000, help="How long a batch waits for more requests.")
     ] = 0.0,
+    resident: Annotated[bool, typer.Option(help="Let routers host it too, which saves the hop to a pool.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 120,
     address: Address = "auto",
 ) -> None:
@@ -32,7 +35,12 @@ def add(
 
         before = deploy.live_catalog()
         model = model_of(
-            before.store, name, numerics=numerics, max_batch_size=max_batch_size, batch_wait_ms=batch_wait_ms
+            before.store,
+            name,
+            numerics=numerics,
+            max_batch_size=max_batch_size,
+            batch_wait_ms=batch_wait_ms,
+            resident=resident,
         )
         old = before.find(model.name)
         deploy.add_model(model)

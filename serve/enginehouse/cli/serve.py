@@ -33,6 +33,9 @@ def serve(
         int | None, typer.Option(min=1, help="CPU threads of an engine; default: cores over engines.")
     ] = None,
     max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas of a pool.")] = 1,
+    resident: Annotated[
+        str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")
+    ] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
@@ -41,10 +44,11 @@ def serve(
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
     app = cluster.default_app(threads, max_replicas)
     if print_config:
-        typer.echo(yaml.safe_dump(serve_config(app, catalog_of(store, models), host, port), sort_keys=False))
+        config = serve_config(app, catalog_of(store, models, resident), host, port)
+        typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
-    catalog = catalog_of(store, models)
+    catalog = catalog_of(store, models, resident)
     if address != "local":
         with cluster.connected(address):
             _deploy(app, catalog, host, port, timeout, started)
@@ -64,13 +68,17 @@ def serve(
         say("stopping")
 
 
-def catalog_of(store: str, models: str) -> Catalog:
-    """The catalog for `--models`; every model of the store in its newest version when that is empty."""
+def catalog_of(store: str, models: str, resident: str = "") -> Catalog:
+    """The catalog for `--models` and `--resident`; without the former every model of the store in its newest version."""
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:
         raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
-    chosen = [model_of(root, entry) for entry in wanted]
+    names = {entry.partition("@")[0] for entry in wanted}
+    residents = names if resident == "all" else {entry.strip() for entry in resident.split(",") if entry.strip()}
+    if unknown := sorted(residents - names):
+        raise ConfigError(f"--resident {', '.join(unknown)}: not served; served are {', '.join(sorted(names))}")
+    chosen = [model_of(root, entry, resident=entry.partition("@")[0] in residents) for entry in wanted]
     return Catalog.parse({"store": root, "models": [model.model_dump() for model in chosen]})
 
 

@@ -31,6 +31,7 @@ from ray.serve.exceptions import (
 )
 
 from enginehouse.app import _builtin
+from enginehouse.calls import translate
 from enginehouse.errors import (
     ArtifactMissing,
     DeadlineExceeded,
@@ -43,7 +44,6 @@ from enginehouse.errors import (
     Overloaded,
     RequestTooLarge,
 )
-from enginehouse.router import translate
 
 LOST: list[Exception] = [
     ActorDiedError(),

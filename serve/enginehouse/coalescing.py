@@ -1,0 +1,143 @@
+"""Coalescing: requests for one backend that arrive while calls to it are under way travel together in the next one.
+
+A call to a pool costs milliseconds of two processes' time, whatever it carries. Work-conserving: a request that finds a
+free slot leaves at once and alone; nobody waits for company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from enginehouse.batching import Answer
+from enginehouse.errors import InferenceFailed
+from enginehouse.tensors import Tensors, nbytes, split, stack
+
+#: Requests that add up to less than this are stacked on the event loop: less work than one message of many arrays.
+STACKED_BYTES = 1 << 17
+
+#: One call: the requests of a group, their rows, and the seconds that they have left.
+Call = Callable[[Sequence[Tensors], int, float], Awaitable[Answer]]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    inputs: Tensors
+    rows: int
+    size: int
+    shapes: tuple[tuple[int, ...], ...]
+    arrived: float
+    deadline: float
+    answer: asyncio.Future[Answer]
+
+
+class Coalescer:
+    """The queue of one backend in this process.
+
+    `slots` calls are under way at most; a group has at most `max_rows` rows and `max_bytes` bytes, or one request. Only
+    requests whose rows have the same shape share a call. When a call fails because of what is in it (InferenceFailed),
+    its halves are tried again until the request at fault is alone with its error.
+    """
+
+    def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
+        self.slots = 1
+        self._call = call
+        self.max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._under_way = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._groups: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and no call is under way."""
+        return not self._waiting and not self._under_way
+
+    async def infer(self, inputs: Tensors, rows: int, deadline: float) -> Answer:
+        """Answer one request; `deadline` is a time of `time.monotonic`. Raises what the call raises."""
+        now = time.monotonic()
+        if self._under_way < self.slots and not self._waiting:
+            self._under_way += 1
+            try:
+                return await self._call([inputs], rows, deadline - now)
+            finally:
+                self._under_way -= 1
+                self._fill_slots()
+        shapes = tuple(array.shape[1:] for array in inputs.values())
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        # A caller that gives up cancels the future, and with it the request's place in the queue.
+        self._waiting.append(_Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, answer))
+        return await answer
+
+    def _fill_slots(self) -> None:
+        while self._under_way < self.slots:
+            group = self._next_group()
+            if not group:
+                return
+            self._under_way += 1
+            task = asyncio.create_task(self._send(group))
+            self._groups.add(task)
+            task.add_done_callback(self._groups.discard)
+
+    def _next_group(self) -> list[_Waiting]:
+        """The oldest request and, in order, those that fit beside it; abandoned ones are dropped."""
+        group: list[_Waiting] = []
+        others: list[_Waiting] = []
+        rows = size = 0
+        while self._waiting and rows < self.max_rows:
+            item = self._waiting.popleft()
+            if item.answer.done():
+                continue
+            fits = not group or (
+                item.shapes == group[0].shapes
+                and rows + item.rows <= self.max_rows
+                and size + item.size <= self._max_bytes
+            )
+            if fits:
+                group.append(item)
+                rows, size = rows + item.rows, size + item.size
+            else:
+                others.append(item)
+        self._waiting.extendleft(reversed(others))
+        return group
+
+    async def _send(self, group: list[_Waiting]) -> None:
+        try:
+            await self._answer(group)
+        finally:
+            for item in group:
+                # Only when this task was cancelled: the process is going.
+                item.answer.cancel()
+            self._under_way -= 1
+            self._fill_slots()
+
+    async def _answer(self, group: list[_Waiting]) -> None:
+        rows = [item.rows for item in group]
+        requests: Sequence[Tensors] = [item.inputs for item in group]
+        if sum(item.size for item in group) <= STACKED_BYTES:
+            requests = [stack(requests)]
+        sent = time.monotonic()
+        try:
+            outputs, timing = await self._call(requests, sum(rows), max(item.deadline for item in group) - sent)
+        except InferenceFailed as error:
+            if len(group) == 1:
+                _fail(group, error)
+                return
+            await self._answer(group[: len(group) // 2])
+            await self._answer(group[len(group) // 2 :])
+        except Exception as error:
+            _fail(group, error)
+        else:
+            for item, part in zip(group, split(outputs, rows), strict=True):
+                if not item.answer.done():
+                    waited_ms = (sent - item.arrived) * 1e3
+                    item.answer.set_result((part, replace(timing, queue_ms=timing.queue_ms + waited_ms)))
+
+
+def _fail(group: Sequence[_Waiting], error: Exception) -> None:
+    for item in group:
+        if not item.answer.done():
+            item.answer.set_exception(error)

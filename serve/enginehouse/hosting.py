@@ -1,0 +1,170 @@
+"""Hosting: the models that one process holds in memory, kept in line with the catalog.
+
+The same code serves a pool's replica, which hosts one engine kind, and a router that has resident models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from enginehouse.availability import ModelReport, ModelState
+from enginehouse.batching import LoadedModel
+from enginehouse.config import Catalog, ModelConfig
+from enginehouse.engines import load_engine, measure
+from enginehouse.errors import ArtifactMissing, EnginehouseError, EngineUnavailable, ModelNotFound
+from enginehouse.manifest import FORMAT_OF, EngineKind, Manifest
+from enginehouse.policy import choose_artifact
+from enginehouse.store import Store
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds until a model that failed to load is tried again: its store may have been out of reach.
+RETRY_AFTER_S = 15.0
+
+Load = Callable[[str], Awaitable[LoadedModel]]
+
+
+class HostedModels:
+    """The models of this process: loads, retries and unloads them beside the requests.
+
+    Of each model that `wants` accepts, the artifact that is fastest on one of `engines` is loaded with `threads`
+    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engines: Sequence[EngineKind],
+        threads: int,
+        wants: Callable[[ModelConfig], bool],
+        unload_after_s: float,
+    ) -> None:
+        self.reports: dict[str, ModelReport] = {}
+        self.models: dict[str, LoadedModel] = {}
+        self._name = name
+        self._engines = engines
+        self._threads = threads
+        self._wants = wants
+        self._unload_after_s = unload_after_s
+        self._catalog = Catalog(store="")
+        self._retry_at: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def follow(self, catalog: Catalog, load: Load | None = None, unloaded: Callable[[str], None] | None = None) -> None:
+        """Record the catalog and return at once; loading goes on beside it.
+
+        Models are loaded through `load` (which ends in `self.load`), and `unloaded` hears which ones went.
+        """
+        self._catalog = catalog
+        self._retry_at.clear()
+        for model in catalog.models:
+            if loaded := self.models.get(model.id):
+                loaded.set_batching(model)
+        self._wake.set()
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(load or self.load, unloaded or (lambda _: None)))
+
+    def check_health(self) -> None:
+        """Raise when the task that loads models has died."""
+        if self._keeper is not None and self._keeper.done():
+            raise RuntimeError("the model keeper stopped") from self._keeper.exception()
+
+    async def load(self, model_id: str) -> LoadedModel:
+        """Load a model and warm it up. Raises ModelNotFound, EngineUnavailable or a BundleError."""
+        name, _, version = model_id.partition("@")
+        config = self._catalog.find(name)
+        if config is None:
+            raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
+        self._report(model_id, "loading")
+        notes: list[str] = []
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(
+                None, self._load, self._catalog.store, config, version, notes
+            )
+        except Exception as error:
+            state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
+            self._report(model_id, state, f"{type(error).__name__}: {error}")
+            self._retry_at[model_id] = time.monotonic() + RETRY_AFTER_S
+            if isinstance(error, EnginehouseError):
+                raise
+            raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
+        loaded.set_batching(config)
+        self.models[model_id] = loaded
+        self.reports[model_id] = ModelReport(
+            state="ready",
+            reason="; ".join(notes),
+            engine=loaded.kind,
+            artifact=loaded.artifact.name,
+            precision=loaded.engine.precision,
+            measured=loaded.measured,
+        )
+        return loaded
+
+    def _load(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
+        def tell(note: str) -> None:
+            # Building an engine on this node takes minutes, and is still worth knowing afterwards.
+            notes[:] = [note]
+            self._report(f"{config.name}@{version}", "loading", note)
+            logger.info("%s@%s: %s", config.name, version, note)
+
+        store = Store(url)
+        manifest = store.manifest(config.name, version)
+        choice = choose_artifact(manifest, self._engines, config.numerics)
+        if choice is None:
+            reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)
+            raise ArtifactMissing(f"{config.name}@{version}", f"nothing here for {self._name}: {reasons}")
+        kind, artifact = choice
+        bundle = store.open(config.name, version, [artifact.name])
+        engine = load_engine(kind, bundle, artifact, threads=self._threads, tell=tell)
+        # Made on this node, say: routers have to know how fast it is before they can prefer it.
+        measured = [] if manifest.latency_of(kind, artifact.name) else measure(engine, manifest)
+        return LoadedModel(engine, kind, manifest, artifact, measured)
+
+    def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
+        self.reports[model_id] = ModelReport(
+            state=state, reason=reason, engine="", artifact="", precision="", measured=[]
+        )
+
+    async def _keep(self, load: Load, unloaded: Callable[[str], None]) -> None:
+        """Bring the loaded models in line with the catalog, whenever that changes and once a second."""
+        while True:
+            wanted = [model.id for model in self._catalog.models if self._wants(model)]
+            for model_id in wanted:
+                if model_id not in self.models and time.monotonic() >= self._retry_at.get(model_id, 0.0):
+                    try:
+                        await load(model_id)
+                    except EnginehouseError as error:
+                        logger.warning("%s cannot serve %s: %s", self._name, model_id, error)
+            self._unload_all_but(set(wanted), unloaded)
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+    def _unload_all_but(self, wanted: set[str], unloaded: Callable[[str], None]) -> None:
+        """Let go of versions that the catalog no longer names, once their successor is warm and they are idle."""
+        coming = {model_id.partition("@")[0] for model_id in wanted if model_id not in self.models}
+        for model_id in [known for known in self.reports if known not in wanted]:
+            loaded = self.models.get(model_id)
+            if loaded is not None:
+                idle_s = time.monotonic() - loaded.last_used
+                if model_id.partition("@")[0] in coming or idle_s < self._unload_after_s:
+                    continue
+                # The engine frees its memory when the last running call drops its reference.
+                del self.models[model_id]
+                unloaded(model_id)
+            del self.reports[model_id]
+
+
+def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
+    reasons = [
+        f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")
+        for artifact in manifest.artifacts
+        if artifact.format == FORMAT_OF[kind]
+    ]
+    return "; ".join(reasons) or f"the bundle has no {FORMAT_OF[kind]} artifact"

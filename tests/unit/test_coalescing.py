@@ -1,0 +1,161 @@
+"""Requests that wait for a slot travel together, and each gets its own answer or its own error."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from enginehouse.batching import Answer, Timing
+from enginehouse.coalescing import STACKED_BYTES, Coalescer
+from enginehouse.errors import EngineUnavailable, InferenceFailed
+from enginehouse.tensors import Tensors, stack
+
+
+class Backend:
+    """Doubles what it gets, when it is let; a negative number fails the call that it is in, as an engine would."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[float]] = []
+        self.arrays: list[int] = []
+        self.open = asyncio.Event()
+        self.lost = False
+
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        x = stack(requests)["x"]
+        assert len(x) == rows
+        self.calls.append(x[:, 0].tolist())
+        self.arrays.append(len(requests))
+        await asyncio.sleep(0.001)
+        await self.open.wait()
+        if self.lost:
+            raise EngineUnavailable("pool", "gone")
+        if (x < 0).any():
+            raise InferenceFailed("a negative number")
+        return {"y": 2 * x}, Timing(0.0, 1.0, rows)
+
+
+def row(number: float, width: int = 1, rows: int = 1) -> dict[str, np.ndarray]:
+    return {"x": np.full((rows, width), number, np.float32)}
+
+
+def send(coalescer: Coalescer, inputs: Tensors) -> asyncio.Task[Answer]:
+    return asyncio.create_task(coalescer.infer(inputs, len(inputs["x"]), time.monotonic() + 30))
+
+
+async def values(tasks: Sequence[asyncio.Task[Answer]]) -> list[float]:
+    return [float(outputs["y"][0, 0]) for outputs, _ in await asyncio.gather(*tasks)]
+
+
+async def test_the_first_leaves_at_once_and_those_behind_it_travel_together() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    tasks = [send(coalescer, row(number)) for number in range(6)]
+    await asyncio.sleep(0)
+    assert backend.calls == [[0]]
+    assert not coalescer.is_idle
+    backend.open.set()
+    assert await values(tasks) == [0, 2, 4, 6, 8, 10]
+    assert backend.calls == [[0], [1, 2, 3, 4, 5]]
+    assert coalescer.is_idle
+
+
+async def test_a_group_keeps_to_its_rows_bytes_and_shape() -> None:
+    backend = Backend()
+    backend.open.set()
+    limits = Coalescer(backend, max_rows=4, max_bytes=64)
+    # The first leaves alone; 2 + 2 rows fill a group; the wide row is of another shape; 48 + 32 bytes are too many.
+    tasks = [send(limits, inputs) for inputs in (row(0), row(1, rows=2), row(2, rows=2), row(3, width=12), row(4))]
+    assert await values(tasks) == [0, 2, 4, 6, 8]
+    assert backend.calls == [[0], [1, 1, 2, 2], [3], [4]]
+    backend.calls.clear()
+    tasks = [send(limits, row(0, width=12)), send(limits, row(1, width=12)), send(limits, row(2, width=12))]
+    assert await values(tasks) == [0, 2, 4]
+    assert backend.calls == [[0], [1], [2]]
+
+
+async def test_more_slots_are_more_calls_at_once() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    coalescer.slots = 3
+    tasks = [send(coalescer, row(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert backend.calls == [[0], [1], [2]]
+    backend.open.set()
+    assert await values(tasks) == [0, 2, 4, 6, 8]
+    assert backend.calls[3] == [3, 4]
+
+
+async def test_large_requests_are_not_copied_together_on_the_way() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=STACKED_BYTES * 8)
+    tasks = [send(coalescer, row(number, width=STACKED_BYTES // 4)) for number in range(3)]
+    backend.open.set()
+    assert await values(tasks) == [0, 2, 4]
+    assert backend.arrays == [1, 2]
+
+
+async def test_a_request_that_fails_is_found_and_fails_alone() -> None:
+    backend = Backend()
+    backend.open.set()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    answers = await asyncio.gather(
+        *(send(coalescer, row(number)) for number in (0, 1, 2, -3, 4, 5)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [tuple, tuple, tuple, InferenceFailed, tuple, tuple]
+    assert backend.calls[1] == [1, 2, -3, 4, 5]
+
+
+async def test_what_was_lost_fails_for_everybody_in_the_group_and_the_next_group_goes_on() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=2, max_bytes=1 << 20)
+    tasks = [send(coalescer, row(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    backend.lost = True
+    backend.open.set()
+    await asyncio.wait(tasks[:3])
+    for task in tasks[:3]:
+        assert isinstance(task.exception(), EngineUnavailable)
+    backend.lost = False
+    assert all(isinstance(task, asyncio.Task) for task in tasks)
+    await asyncio.wait(tasks)
+    assert coalescer.is_idle
+
+
+async def test_who_gives_up_is_not_sent_and_holds_nobody_up() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    tasks = [send(coalescer, row(number)) for number in range(4)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    await asyncio.sleep(0)
+    backend.open.set()
+    assert await values([tasks[0], tasks[1], tasks[3]]) == [0, 2, 6]
+    assert backend.calls == [[0], [1, 3]]
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[2]
+
+
+async def test_the_first_giving_up_frees_its_slot() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    tasks = [send(coalescer, row(number)) for number in range(2)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    backend.open.set()
+    assert await values(tasks[1:]) == [2]
+    assert coalescer.is_idle
+
+
+async def test_the_wait_for_a_slot_counts_as_time_in_the_queue() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    tasks = [send(coalescer, row(number)) for number in range(2)]
+    await asyncio.sleep(0.05)
+    backend.open.set()
+    (_, first), (_, second) = await asyncio.gather(*tasks)
+    assert first.queue_ms == 0
+    assert second.queue_ms >= 45
