@@ -79,3 +79,6 @@ def test_the_search_ends_just_below_what_holds(capacity: float, start: float) ->
 def test_a_server_that_never_or_always_holds_ends_the_search() -> None:
     assert highest_rate(lambda rate: False, 100, tries=5) == 0.0
     assert highest_rate(lambda rate: True, 100, tries=3) == 400
+    tried: list[float] = []
+    assert highest_rate(lambda rate: bool(tried.append(rate)), 100, lowest=30) == 0.0
+    assert tried == [100, 50, 30]

@@ -73,22 +73,24 @@ def read_trace(path: Path) -> Trace:
     return Trace(tuple(arrival.t - found[0].t for arrival in found), tuple(arrival.rows for arrival in found))
 
 
-def highest_rate(holds: Callable[[float], bool], start: float, precision: float = 0.05, tries: int = 16) -> float:
+def highest_rate(
+    holds: Callable[[float], bool], start: float, lowest: float = 0.0, precision: float = 0.05, tries: int = 16
+) -> float:
     """The highest rate found for which `holds`, at most `precision` (a share) below one for which it does not.
 
-    Doubled (or halved) from `start` until that is so on one side only, then bisected. 0 when no rate held within
-    `tries` calls; when none failed, the highest tried.
+    Doubled (or halved) from `start` until that is so on one side only, then bisected. 0 when no rate from `lowest` on
+    held within `tries` calls; when none failed, the highest tried.
     """
     low, high = 0.0, float("inf")
-    rate = start
+    rate = max(start, lowest)
     for _ in range(tries):
         if holds(rate):
             low = rate
         else:
             high = rate
-        if low and high <= low * (1 + precision):
+        if high <= max(low * (1 + precision), lowest):
             break
-        rate = (low + high) / 2 if low and high < float("inf") else (rate * 2 if low else rate / 2)
+        rate = (low + high) / 2 if low and high < float("inf") else (rate * 2 if low else max(rate / 2, lowest))
     return low
 
 

@@ -44,15 +44,21 @@ def _serve(connection: Connection) -> None:
 
 def _run(engine: Engine, request: Tensors, seconds: float) -> Run:
     engine.infer(request)
-    calls = [0] * WINDOWS
+    took: list[float] = []
     cpu_before = time.process_time()
     began = now = time.perf_counter()
-    while now - began < seconds:
+    while now - began < seconds or len(took) < WINDOWS:
+        start = now
         engine.infer(request)
-        # A call counts where it began.
-        calls[int((now - began) / seconds * WINDOWS)] += 1
         now = time.perf_counter()
-    return Run(tuple(calls), now - began, time.process_time() - cpu_before)
+        took.append(now - start)
+    parts = (took[part * len(took) // WINDOWS : (part + 1) * len(took) // WINDOWS] for part in range(WINDOWS))
+    return Run(
+        calls=len(took),
+        seconds=now - began,
+        cpu_s=time.process_time() - cpu_before,
+        windows=tuple(len(part) / sum(part) for part in parts),
+    )
 
 
 if __name__ == "__main__":

@@ -35,18 +35,19 @@ class Order:
 
 
 class Run(NamedTuple):
-    """Calls of one engine in equal parts of `seconds`, and the CPU seconds of its process."""
+    """Calls of one engine within `seconds`, in equal parts of them calls per second, and its process' CPU seconds."""
 
-    calls: tuple[int, ...]
+    calls: int
     seconds: float
     cpu_s: float
+    windows: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What `engines` engines of `threads` threads each reach together with calls of `rows` rows.
 
-    `windows` are rows per second in equal parts of the time; `cpu_ms` is CPU time (user and system) for each row.
+    `windows` are rows per second in equal parts of the calls; `cpu_ms` is CPU time (user and system) for each row.
     """
 
     engine: EngineKind
@@ -114,16 +115,16 @@ class Engines:
         for connection in self._connections:
             connection.send((dict(request), seconds))
         runs: Sequence[Run] = [self._answer(number) for number in range(len(self._connections))]
-        calls = sum(sum(run.calls) for run in runs)
+        calls = sum(run.calls for run in runs)
         return Limit(
             engine=self._order.kind,
             artifact=self._order.artifact,
             engines=len(runs),
             threads=self._order.threads,
             rows=rows,
-            rows_per_s=sum(sum(run.calls) * rows / run.seconds for run in runs),
+            rows_per_s=sum(run.calls * rows / run.seconds for run in runs),
             cpu_ms=sum(run.cpu_s for run in runs) / (calls * rows) * 1e3,
-            windows=tuple(sum(run.calls[part] for run in runs) * rows / (seconds / WINDOWS) for part in range(WINDOWS)),
+            windows=tuple(sum(run.windows[part] for run in runs) * rows for part in range(WINDOWS)),
         )
 
     def _start(self) -> None:

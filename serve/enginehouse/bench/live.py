@@ -5,15 +5,14 @@ The connection to it ends before anything is measured: a Ray driver has threads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from enginehouse import cluster, hardware
-from enginehouse.config import AppConfig, ModelConfig
+from enginehouse import cluster
+from enginehouse.config import ROUTER, AppConfig, ModelConfig
 from enginehouse.errors import ConfigError, NoBackend
 from enginehouse.manifest import ACCELERATOR_OF, EngineKind
 
@@ -49,13 +48,16 @@ def look(address: str, model: str, version: str | None) -> Target:
     with cluster.connected(address):
         import ray
 
-        from enginehouse import deploy
+        from enginehouse import availability, deploy
         from enginehouse.client import Client
 
         status = Client().status()
         app = deploy.live_app()
         host, port = deploy.http_address()
-        cpus = {node["NodeID"]: node["Resources"].get("CPU", 1.0) for node in ray.nodes()}
+        threads = {
+            name: asked or availability.threads_per_engine(cpus, engines)
+            for name, asked, cpus, engines in _engines(app)
+        }
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
     entry = next((entry for entry in status["models"] if entry["name"] == model), None)
     if entry is None or entry["serving"] is None or version not in (None, entry["serving"]):
@@ -67,8 +69,9 @@ def look(address: str, model: str, version: str | None) -> Target:
             name=backend["pool"],
             kind=backend["engine"],
             artifact=backend["artifact"],
-            engines=backend["ready"],
-            threads=_threads(app, backend, max(cpus.values(), default=1.0)),
+            # Every router that answers holds a resident engine, and tells only of its own.
+            engines=backend["ready"] if backend["pool"] in app.pools else app.router.num_replicas,
+            threads=threads.get(backend["pool"], threads[ROUTER]),
         )
         for backend in entry["backends"]
         if backend["state"] == "live"
@@ -76,43 +79,36 @@ def look(address: str, model: str, version: str | None) -> Target:
     if not backends:
         raise NoBackend(f"{model!r} has no live backend; see `enginehouse status`")
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    return Target(url, model, entry["serving"], status["store"], backends, list(processes_of(session)))
+    return Target(url, model, entry["serving"], status["store"], backends, processes_of(session))
 
 
-def processes_of(session: str) -> Iterator[psutil.Process]:
-    """Processes of this host that began or belong to a Ray session (`session_DATE_TIME_PID`), HAProxy's included."""
-    raylets = set()
-    rest = []
-    starter = int(session.rpartition("_")[2])
-    for process in psutil.process_iter(["cmdline", "name"]):
-        command = process.info["cmdline"] or []
-        if any(session in argument for argument in command):
-            raylets.add(process.pid)
-            yield process
-        elif process.info["name"] == "haproxy" or process.pid == starter:
-            rest.append(process)
-    for process in rest:
-        try:
-            if process.pid == starter:
-                belongs = process.pid != psutil.Process().pid and any(
-                    below.pid in raylets for below in process.children()
-                )
-            else:
-                # It may have left its parent; what Ray gave that one to tell its node stays with it.
-                belongs = int(process.environ().get("RAY_RAYLET_PID", "0")) in raylets
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if belongs:
-            yield process
+def processes_of(session: str) -> list[psutil.Process]:
+    """Processes of this host that belong to a Ray session (`session_DATE_TIME_PID`): those that others are below of.
+
+    That is what has the session in its command line, the command that started it and stays, and HAProxy.
+    """
+    known = list(psutil.process_iter(["cmdline", "name", "ppid"]))
+    ray = {p.pid: p for p in known if any(session in argument for argument in p.info["cmdline"] or ())}
+    parents = {p.info["ppid"] for p in ray.values()}
+    return [*ray.values(), *(p for p in known if p.pid not in ray and _belongs(p, parents, ray))]
 
 
-def _threads(app: AppConfig, backend: dict[str, Any], cpus: float) -> int:
-    """Threads of one engine of the pool: its own number, or cores over engines, as `pool` has it."""
-    if told := backend.get("threads"):
-        return int(told)
-    pool = app.pools[backend["pool"]]
-    if pool.threads:
-        return pool.threads
+def _belongs(process: psutil.Process, parents: Container[int], ray: Container[int]) -> bool:
+    if process.pid in parents:
+        # `ray start --block`, `enginehouse serve`; not a service manager that adopted Ray, and much else.
+        return bool({"ray", "enginehouse"} & {Path(argument).name for argument in process.info["cmdline"] or ()})
+    if process.info["name"] != "haproxy":
+        return False
+    try:
+        # It may have left its parent; what Ray gave that one to know its node by stays with it.
+        return int(process.environ().get("RAY_RAYLET_PID", "0")) in ray
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _engines(app: AppConfig) -> Iterator[tuple[str, int | None, float, int]]:
+    """Of the router and each pool: its name, threads, CPUs of a replica, and engines that share a node."""
+    yield ROUTER, app.router.threads, 0, app.router.num_replicas
     engines = sum(pool.max_replicas for pool in app.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu")
-    fits = int(cpus / pool.num_cpus) if pool.num_cpus else engines
-    return max(1, hardware.physical_cores() // max(1, min(engines, fits)))
+    for name, pool in app.pools.items():
+        yield name, pool.threads, pool.num_cpus, engines

@@ -66,7 +66,7 @@ def table(figures: Sequence[Figure], context: Context) -> Table:
         padding=(0, 1),
     )
     shown.add_column("scenario", no_wrap=True)
-    for column in ("load", "answers/s", "rows/s", "p50 ms", "p90 ms", "p99 ms", "of limit", "CPU ms"):
+    for column in ("load", "rows", "answers/s", "rows/s", "p50 ms", "p90 ms", "p99 ms", "of limit", "CPU ms"):
         shown.add_column(column, justify="right", no_wrap=True)
     shown.add_column("verdict", no_wrap=True)
     for figure in figures:
@@ -74,9 +74,10 @@ def table(figures: Sequence[Figure], context: Context) -> Table:
         shown.add_row(
             figure.scenario,
             load_of(figure),
+            f"{figure.rows:.3g}",
             *(f"{value:,.1f}" for value in (figure.answers_per_s, figure.rows_per_s)),
             *(f"{value:,.1f}" for value in (latency.p50, latency.p90, latency.p99)),
-            f"{figure.rows_per_s / context.limit.rows_per_s:.1%}",
+            f"{figure.rows_per_s / context.limit.rows_per_s * 100:.3g} %",
             f"{figure.cpu_ms:.3g} ({overhead_ms(figure, context.limit):.3g})",
             "VALID" if _verdict(figure, context).valid else "INVALID",
         )
@@ -91,8 +92,7 @@ def faults(figures: Sequence[Figure], context: Context) -> list[str]:
 
 def load_of(figure: Figure) -> str:
     """The load in words."""
-    load = f"{figure.rate:,.1f}/s" if figure.rate is not None else f"{figure.connections} conn."
-    return load if figure.rows == 1 else f"{load} x {figure.rows:.3g} rows"
+    return f"{figure.rate:,.1f}/s" if figure.rate is not None else f"{figure.connections} conn."
 
 
 def append_lines(path: Path, figures: Sequence[Figure], context: Context) -> None:

@@ -28,7 +28,7 @@ from enginehouse.errors import ParityFailed
 OFFLINE_CONNECTIONS = 4
 WARM_UP_S = 2.0
 #: p99 bound of the server scenario when none is given: so many times the p50 of one request at a time.
-BOUND = 5.0
+BOUND = 10.0
 #: The search stops this close to a rate that does not hold.
 PRECISION = 0.05
 #: The rate that was found is measured again, for up to so many times as long as others so that it has a p99.
@@ -114,7 +114,8 @@ def _search(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> Figure
         tried[rate] = attempt(rate, plan.seconds)
         return _holds(tried[rate])
 
-    best = arrivals.highest_rate(holds, max(1.0, together.answers_per_s / 2), PRECISION)
+    # Below some ten requests there is nothing to tell a rate by.
+    best = arrivals.highest_rate(holds, together.answers_per_s / 2, lowest=10 / plan.seconds, precision=PRECISION)
     if best == 0.0:
         return tried[min(tried)]
     above = min((rate for rate in tried if rate > best), default=None)
