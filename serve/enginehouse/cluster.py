@@ -25,6 +25,19 @@ from enginehouse.manifest import ACCELERATOR_OF
 
 #: A synchronous driver has no event loop for Serve's handles, whatever the throughput flags say to replicas.
 _DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+#: What a local cluster does a hundred times a minute for nobody, done less often: a quarter of its CPU time at rest
+#: (benchmarks/README.md, "Standing still"). What the environment already says goes before.
+_AT_REST = {
+    # Rounds of Serve's controller, by default 0.1 s apart. A dead replica is found by its health check, every 2 s.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    # Ray's own Prometheus endpoint and the dashboard's figures, where no dashboard runs.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    # How often Ray looks for new log files: by default every 0.1 s, until there are more than a thousand.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
+}
 #: Logical CPUs that the default pools, the router and one scoring job fit into.
 _MIN_CPUS = 2
 #: Ray replaces 127.0.0.1 by the machine's address; the next one is as local and stays. Other systems have only one.
@@ -117,6 +130,7 @@ def _local_env(temporary: str) -> dict[str, str]:
     folder = Path(temporary)
     return {
         **SERVING_ENV,
+        **_AT_REST,
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Nobody drains a laptop: the 30 s default only delays Ctrl-C.
