@@ -41,6 +41,7 @@ class Router:
             settings.threads or availability.threads_per_engine(0, settings.num_replicas),
             lambda model: model.resident,
             unload_after_s=10,
+            cautious=True,
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
         self.core = router.Router(self.config, pools, self._residents)

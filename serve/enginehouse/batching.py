@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +55,16 @@ class LoadedModel:
         manifest: Manifest,
         artifact: Artifact,
         measured: Sequence[tuple[int, float]] = (),
+        flag: AbstractContextManager[None] | None = None,
     ) -> None:
         self.engine = engine
         self.kind = kind
         self.artifact = artifact
         self.measured = list(measured)
+        self._flag = flag or nullcontext()
         table = manifest.latency_of(kind, artifact.name)
         size = manifest.axes[0].opt if manifest.axes else None
-        self._best_rows = table.efficient_rows(size) if table else manifest.max_batch
+        self._best_rows = table.efficient_rows(manifest.max_batch, size) if table else manifest.max_batch
         #: Most rows of one engine call.
         self.max_rows = self._best_rows
         self.last_used = time.monotonic()
@@ -133,7 +136,9 @@ class LoadedModel:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:
-            outputs = self._infer_in_pieces(stack([request for item in items for request in item.requests]), sum(rows))
+            inputs = stack([request for item in items for request in item.requests])
+            with self._flag:
+                outputs = self._infer_in_pieces(inputs, sum(rows))
         except InferenceFailed as error:
             if len(items) == 1:
                 return [error]

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from enginehouse import crashes
 from enginehouse.availability import ModelReport, ModelState
 from enginehouse.batching import LoadedModel
 from enginehouse.config import Catalog, ModelConfig
@@ -31,7 +32,8 @@ class HostedModels:
     """The models of this process: loads, retries and unloads them beside the requests.
 
     Of each model that `wants` accepts, the artifact that is fastest on one of `engines` is loaded with `threads`
-    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`.
+    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`. When `cautious`,
+    an engine that has crashed a process of this node is not loaded.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class HostedModels:
         threads: int,
         wants: Callable[[ModelConfig], bool],
         unload_after_s: float,
+        cautious: bool = False,
     ) -> None:
         self.reports: dict[str, ModelReport] = {}
         self.models: dict[str, LoadedModel] = {}
@@ -49,6 +52,7 @@ class HostedModels:
         self._threads = threads
         self._wants = wants
         self._unload_after_s = unload_after_s
+        self._cautious = cautious
         self._catalog = Catalog(store="")
         self._retry_at: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -119,10 +123,16 @@ class HostedModels:
             raise ArtifactMissing(f"{config.name}@{version}", f"nothing here for {self._name}: {reasons}")
         kind, artifact = choice
         bundle = store.open(config.name, version, [artifact.name])
-        engine = load_engine(kind, bundle, artifact, threads=self._threads, tell=tell)
+        record = crashes.of_this_process()
+        identity = crashes.engine_id(bundle.path, kind, artifact)
+        if self._cautious and (crash := record.of(identity)):
+            raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
+        flag = record.flag(identity)
+        with flag:
+            engine = load_engine(kind, bundle, artifact, threads=self._threads, tell=tell)
         # Made on this node, say: routers have to know how fast it is before they can prefer it.
         measured = [] if manifest.latency_of(kind, artifact.name) else measure(engine, manifest)
-        return LoadedModel(engine, kind, manifest, artifact, measured)
+        return LoadedModel(engine, kind, manifest, artifact, measured, flag)
 
     def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
         self.reports[model_id] = ModelReport(

@@ -75,16 +75,17 @@ class LatencyTable(BaseModel):
         """Throughput of one engine that runs calls of `rows` rows back to back."""
         return rows / self.predict_ms(rows, size) * 1e3
 
-    def efficient_rows(self, size: int | None = None) -> int:
+    def efficient_rows(self, most: int, size: int | None = None) -> int:
         """The smallest measured number of rows whose throughput is within 5 % of the best.
 
         Larger batches gain nothing and make everybody in them wait; on CPUs they may even be slower, when their
-        activations no longer fit the caches.
+        activations no longer fit the caches. `most` where the throughput still rises at the end of the table.
         """
         curve = next((curve for curve in self._curves if curve.size == size), self._curves[-1])
         rates = [(rows / time_ms, rows) for rows, time_ms in zip(curve.rows, curve.times, strict=True)]
         enough = 0.95 * max(rate for rate, _ in rates)
-        return min(rows for rate, rows in rates if rate >= enough)
+        best = min(rows for rate, rows in rates if rate >= enough)
+        return most if best == curve.rows[-1] else best
 
     @cached_property
     def _curves(self) -> list[_Curve]:

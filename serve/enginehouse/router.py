@@ -168,12 +168,11 @@ class Router:
             self._coalescers = {k: known for k, known in self._coalescers.items() if not known.is_idle}
             coalescer = self._coalescers[key] = self._new_coalescer(choice, served)
         coalescer.max_rows = _most_rows(served)
+        # A second call on the way hides the hop behind the computing; what computes faster gains nothing from it.
+        calls = 2 if choice.predicted_ms > 2 * HOP_MS else 1
         if served.config.batch_wait_ms:
             # Batches are to be waited for where routers meet, so nothing is held back here.
             calls = coalescer.max_rows
-        else:
-            # A second call on the way hides the hop behind the computing; what computes faster gains nothing from it.
-            calls = 2 if choice.predicted_ms > 2 * HOP_MS else 1
         coalescer.slots = backend.replicas * calls
         return coalescer
 

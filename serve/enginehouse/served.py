@@ -112,7 +112,7 @@ class ServedModels:
         """The backends that can answer now, as the policy wants them. On the path of every request: no RPC."""
         model_id = served.config.id
         states = []
-        resident = self._residents.get(model_id)
+        resident = self._residents.get(model_id) if served.config.resident else None
         if resident is not None and resident["state"] == "ready":
             states.append(_state(f"{RESIDENT}{resident['engine']}", served, [resident], resident=True))
         reports = {name: _reports(name, model_id, "ready") for name in self._pools}

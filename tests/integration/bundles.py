@@ -18,6 +18,8 @@ from enginehouse.tensors import Signature, TensorSpec
 
 WIDTH = 4
 MAX_BATCH = 8
+#: A product of such matrices takes some 10 ms.
+IDLE_SIDE = 1024
 SIGNATURE = Signature(
     (TensorSpec("x", np.dtype(np.float32), (None, WIDTH)),), (TensorSpec("y", np.dtype(np.float32), (None, WIDTH)),)
 )
@@ -27,17 +29,30 @@ CPU_POOL_FIRST: Mapping[EngineKind, float] = {"onnxruntime-cpu": 0.2, "openvino-
 
 
 def publish(
-    store: Path, name: str, version: str, factor: float, latency_ms: Mapping[EngineKind, float] = GPU_POOL_FIRST
+    store: Path,
+    name: str,
+    version: str,
+    factor: float,
+    latency_ms: Mapping[EngineKind, float] = GPU_POOL_FIRST,
+    idles: int = 0,
 ) -> Path:
-    """`y = x * factor` with an ONNX and an OpenVINO artifact."""
+    """`y = x * factor` with an ONNX and an OpenVINO artifact, after so many products of large matrices of zeros."""
     target = Store(store)
     folder = target.staging()
+    zeros = numpy_helper.from_array(np.zeros((IDLE_SIDE, IDLE_SIDE), np.float32), "zeros")
+    idle = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Add", ["zeros", "largest"], ["idle0"]),
+        *(helper.make_node("MatMul", [f"idle{n}", "zeros"], [f"idle{n + 1}"]) for n in range(idles)),
+        helper.make_node("ReduceMax", [f"idle{idles}"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["scaled", "nothing"], ["y"]),
+    ]
     graph = helper.make_graph(
-        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        [helper.make_node("Mul", ["x", "factor"], ["scaled" if idles else "y"]), *(idle if idles else [])],
         name,
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", WIDTH])],
-        [numpy_helper.from_array(np.array([factor], np.float32), "factor")],
+        [numpy_helper.from_array(np.array([factor], np.float32), "factor"), *([zeros] if idles else [])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     for part in ("onnx-fp32", "openvino-fp32"):

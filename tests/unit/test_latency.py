@@ -105,7 +105,12 @@ def test_a_table_is_the_same_after_it_was_used() -> None:
 
 def test_the_efficient_batch_is_the_smallest_that_comes_close_to_the_best_rate() -> None:
     # Rows per millisecond: 0.1, 0.111, 0.112, 0.08.
-    assert table({None: {1: 10, 2: 18, 8: 71.4, 16: 200}}).efficient_rows() == 2
-    assert table({None: {1: 10, 8: 10}}).efficient_rows() == 8
-    assert table({16: {1: 1, 4: 1}, 64: {1: 1, 4: 4}}).efficient_rows(16) == 4
-    assert table({16: {1: 1, 4: 1}, 64: {1: 1, 4: 4}}).efficient_rows(64) == 1
+    assert table({None: {1: 10, 2: 18, 8: 71.4, 16: 200}}).efficient_rows(16) == 2
+    assert table({None: {1: 10, 8: 10}}).efficient_rows(8) == 8
+    assert table({16: {1: 1, 4: 1}, 64: {1: 1, 4: 4}}).efficient_rows(4, size=16) == 4
+    assert table({16: {1: 1, 4: 1}, 64: {1: 1, 4: 4}}).efficient_rows(4, size=64) == 1
+
+
+def test_a_table_that_ends_before_the_largest_batch_says_nothing_about_it() -> None:
+    assert table({None: {1: 10}}).efficient_rows(32) == 32
+    assert table({None: {1: 10, 8: 40}}).efficient_rows(32) == 32
