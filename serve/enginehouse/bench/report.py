@@ -66,7 +66,7 @@ def table(figures: Sequence[Figure], context: Context) -> Table:
         padding=(0, 1),
     )
     shown.add_column("scenario", no_wrap=True)
-    for column in ("load", "rows", "answers/s", "rows/s", "p50 ms", "p90 ms", "p99 ms", "of limit", "CPU ms"):
+    for column in ("load", "answers/s", "rows/s", "p50 ms", "p90 ms", "p99 ms", "of limit", "CPU ms"):
         shown.add_column(column, justify="right", no_wrap=True)
     shown.add_column("verdict", no_wrap=True)
     for figure in figures:
@@ -74,10 +74,9 @@ def table(figures: Sequence[Figure], context: Context) -> Table:
         shown.add_row(
             figure.scenario,
             load_of(figure),
-            f"{figure.rows:.3g}",
             *(f"{value:,.1f}" for value in (figure.answers_per_s, figure.rows_per_s)),
             *(f"{value:,.1f}" for value in (latency.p50, latency.p90, latency.p99)),
-            f"{figure.rows_per_s / context.limit.rows_per_s * 100:.3g} %",
+            f"{figure.rows_per_s / context.limit.rows_per_s * 100:.3g}%",
             f"{figure.cpu_ms:.3g} ({overhead_ms(figure, context.limit):.3g})",
             "VALID" if _verdict(figure, context).valid else "INVALID",
         )

@@ -31,7 +31,7 @@ def bench(
     address: Address = "auto",
     rows: Annotated[int, typer.Option(min=1, help="Rows of a request (offline: as many as a batch may have).")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds for each figure.")] = 10,
-    p99_ms: Annotated[float | None, typer.Option(min=0, help="What the p99 of the server scenario may be.")] = None,
+    p99_ms: Annotated[float | None, typer.Option(min=0.01, help="What the p99 of the server scenario may be.")] = None,
     chosen: Annotated[str, typer.Option("--scenarios", help="Which ones, by comma.")] = ",".join(_SCENARIOS),
     connections: Annotated[str, typer.Option(help="Connections of the closed loops, by comma.")] = "1,8,32,64",
     json: Annotated[Path | None, typer.Option(help="Append a line of JSON for each figure to this file.")] = None,
