@@ -157,17 +157,16 @@ async def _infer(replica: Replica, request: Request, on_body: Callable[[], None]
     decode = functools.partial(protocol.decode_request, body, length, served.signature)
     is_large = length is None and len(body) > INLINE_BYTES
     wanted = await asyncio.to_thread(decode) if is_large else decode()
-    answer = await replica.core.infer(
-        name,
+    answer = await replica.core.answer(
+        served,
         wanted.inputs,
-        version=version,
-        deadline_s=_deadline_s(request, wanted.parameters),
-        backend=request.headers.get(PREFIX + "backend") or _text(wanted.parameters, "backend"),
+        wanted.rows,
+        _deadline_s(request, wanted.parameters),
+        request.headers.get(PREFIX + "backend") or _text(wanted.parameters, "backend"),
     )
     origin = answer.origin()
-    # Of the version that answered: it may have been switched since the request was decoded.
     encode = functools.partial(
-        protocol.encode_response, name, origin["version"], wanted, answer.outputs, answer.served.signature, origin
+        protocol.encode_response, name, origin["version"], wanted, answer.outputs, served.signature, origin
     )
     is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
     content, json_length = await asyncio.to_thread(encode) if is_large else encode()

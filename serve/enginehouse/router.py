@@ -108,6 +108,12 @@ class Router:
         """
         served = self.models.get(model, version)
         rows = served.signature.check(inputs)
+        return await self.answer(served, inputs, rows, deadline_s, backend)
+
+    async def answer(
+        self, served: Served, inputs: Tensors, rows: int, deadline_s: float | None, backend: str | None
+    ) -> Answer:
+        """As `infer`, for inputs that have been checked against the signature of `served` and have so many rows."""
         default = self._config.default_deadline_s
         budget = default if deadline_s is None else deadline_s
         if not math.isfinite(budget):
@@ -144,7 +150,7 @@ class Router:
     ) -> Answer:
         attempts = 0
         while True:
-            ranked = self._policy.rank(self.models.live(served), hints)
+            ranked = self._policy.rank(self.models.live(served, fresh=attempts > 0), hints)
             if not ranked and not attempts:
                 raise NoBackend(self._nothing_live(served, hints))
             for choice in ranked:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from enginehouse import availability
 from enginehouse.availability import ModelReport, ModelState
@@ -28,6 +28,8 @@ PATIENCE_S = 60.0
 RETRY_AFTER_S = 5.0
 #: How often the pools' reports are compared with the catalog.
 PERIOD_S = 0.1
+#: How old the list of live backends may be when a request is routed: a busy router asks thousands of times a second.
+LIVE_FOR_S = 0.005
 #: How often the nodes with each pool's hardware are counted (an RPC; only status and reasons need it).
 COUNT_NODES_S = 1.0
 
@@ -62,6 +64,12 @@ class BackendStatus:
     reason: str
 
 
+class _Live(NamedTuple):
+    served: Served
+    until: float
+    backends: list[BackendState]
+
+
 class ServedModels:
     """Which version answers for each model. A version that cannot be loaded leaves the one before it in place."""
 
@@ -77,6 +85,7 @@ class ServedModels:
         self._unreadable: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._warm_since: dict[str, float] = {}
+        self._live: dict[str, _Live] = {}
         self._keeper: asyncio.Task[None] | None = None
 
     def apply(self, catalog: Catalog) -> None:
@@ -84,6 +93,7 @@ class ServedModels:
         self._catalog = catalog
         self._serving = {name: served for name, served in self._serving.items() if catalog.find(name)}
         self._coming, self._unreadable, self._retry_at, self._warm_since = {}, {}, {}, {}
+        self._live.clear()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
 
@@ -108,8 +118,19 @@ class ServedModels:
         resident = [self._resident(model_id)] if served.config.resident else []
         return [*resident, *(self._backend(name, pool, model_id) for name, pool in self._pools.items())]
 
-    def live(self, served: Served) -> list[BackendState]:
-        """The backends that can answer now, as the policy wants them. On the path of every request: no RPC."""
+    def live(self, served: Served, fresh: bool = False) -> list[BackendState]:
+        """The backends that can answer now, as the policy wants them. On the path of every request: no RPC.
+
+        What it said within the last `LIVE_FOR_S` is said again, unless it is to be `fresh`.
+        """
+        now = time.monotonic()
+        known = self._live.get(served.config.id)
+        if known is None or fresh or known.served is not served or now > known.until:
+            known = _Live(served, now + LIVE_FOR_S, self._live_now(served))
+            self._live[served.config.id] = known
+        return known.backends
+
+    def _live_now(self, served: Served) -> list[BackendState]:
         model_id = served.config.id
         states = []
         resident = self._residents.get(model_id) if served.config.resident else None
@@ -143,7 +164,7 @@ class ServedModels:
         hopeless = "failing" in states and not states & {"live", "loading", "cold"}
         state: State = "loading"
         if serving is not None and serving.config == model:
-            state = "ready" if self.live(serving) else "failed"
+            state = "ready" if self.live(serving, fresh=True) else "failed"
         elif problem or hopeless:
             state = "failed"
         return {
