@@ -25,11 +25,11 @@ from enginehouse.manifest import ACCELERATOR_OF
 
 #: A synchronous driver has no event loop for Serve's handles, whatever the throughput flags say to replicas.
 _DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
-#: What a local cluster does a hundred times a minute for nobody, done less often: a quarter of its CPU time at rest
+#: What a local cluster does for nobody many times a minute, done less often: saves a quarter of its CPU time at rest
 #: (benchmarks/README.md, "Standing still"). What the environment already says goes before.
 _AT_REST = {
     # Rounds of Serve's controller, by default 0.1 s apart. A dead replica is found by its health check, every 2 s.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
     # Ray's own Prometheus endpoint and the dashboard's figures, where no dashboard runs.
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
