@@ -37,7 +37,8 @@ ARTIFACT = "onnx-fp32"
 DEFAULT_SHAPE = "enginehouse=--threads {threads} --max-replicas {workers}"
 _PROBES = 4
 _LIMIT_S = 3.0
-_console = Console(highlight=False, soft_wrap=True)
+#: Wide enough for the table, also where the output goes to a file.
+_console = Console(highlight=False, soft_wrap=True, width=max(110, Console().width))
 
 
 def main(

@@ -24,23 +24,15 @@ def table(conditions: Conditions, turns: Mapping[str, Sequence[Turn]]) -> Group:
     some = next(turn for of_one in turns.values() for turn in of_one)
     limits = [turn.limit for of_one in turns.values() for turn in of_one]
     title = (
-        f"{conditions.model}: limit {median(limit.rows_per_s for limit in limits):,.1f} rows/s in process "
-        f"({some.limit.engines} engines x {some.limit.threads} thread(s), rows {some.limit.rows}), "
-        f"{median(limit.cpu_ms for limit in limits):.3g} CPU ms a row"
+        f"{conditions.model}: in process {median(limit.rows_per_s for limit in limits):,.1f} rows/s "
+        f"({some.limit.engines} x {some.limit.threads} thread), "
+        f"{median(limit.cpu_ms for limit in limits):.3g} CPU ms a row; {MANY} connections, p50 also at {ONE}"
     )
     shown = Table(title=title, title_justify="left", title_style="bold")
-    shown.add_column("contestant")
-    for name in (
-        f"answers/s at {MANY}",
-        "rounds",
-        "share of limit",
-        f"p50 ms at {MANY}",
-        f"p99 ms at {MANY}",
-        f"p50 ms at {ONE}",
-        "CPU ms/answer over the engine's",
-    ):
+    shown.add_column("contestant", no_wrap=True)
+    for name in ("answers/s", "rounds", "of limit", "p50 ms", "p99 ms", f"p50 at {ONE}", "CPU ms over engine"):
         shown.add_column(name, justify="right")
-    shown.add_column("verdict")
+    shown.add_column("verdict", no_wrap=True)
     below = []
     for name, of_one in sorted(turns.items(), key=lambda entry: -_throughput(entry[1])):
         reasons = invalid(of_one)
@@ -52,12 +44,11 @@ def table(conditions: Conditions, turns: Mapping[str, Sequence[Turn]]) -> Group:
 
 def invalid(turns: Sequence[Turn]) -> list[str]:
     """What makes a contestant's figures INVALID: reasons of single rounds, and rounds that do not agree."""
-    each = [(turn.round, reason) for turn in turns for reason in turn.reasons()]
-    if turns and all(turn.failure == turns[0].failure for turn in turns if turn.failure) and _throughput(turns) == 0:
-        return [turns[0].failure]
-    reasons = [f"round {number}, {reason}" for number, reason in each]
     measured = [turn.figures[0].answers_per_s for turn in turns if turn.figures]
-    if measured and max(measured) - min(measured) > SPREAD * min(measured):
+    if not measured:
+        return sorted({turn.failure for turn in turns})
+    reasons = [f"round {turn.round}, {reason}" for turn in turns for reason in turn.reasons()]
+    if max(measured) - min(measured) > SPREAD * min(measured):
         reasons.append(f"rounds lie between {min(measured):,.1f} and {max(measured):,.1f} answers/s")
     return reasons
 

@@ -39,9 +39,8 @@ class Turn:
         """What makes it INVALID; nothing when it is VALID."""
         if self.failure:
             return [self.failure]
-        return [
-            f"{figure.connections} connections: {reason}" for figure in self.figures for reason in judge(figure).reasons
-        ]
+        judged = {figure.connections: judge(figure) for figure in self.figures}
+        return [f"at {number}: {'; '.join(verdict.reasons)}" for number, verdict in judged.items() if not verdict.valid]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """TorchServe: POST the float32 bytes of a row, as application/octet-stream, to /predictions/model.
 
 Tuned as its pages on performance and configuration say: a worker process per core, batches with the shortest delay that
-it takes (1 ms), its logs, metrics and environments per model off. Java is started as `torchserve --start` starts it,
-which would keep its process id in a file that all TorchServes of a machine share.
+it takes (1 ms; 0 means 100), its logs and metrics off. Java is started here as `torchserve --start` starts it, which
+would keep its process id in a file that all TorchServes of a machine share.
 """
 
 from __future__ import annotations
