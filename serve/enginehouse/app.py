@@ -41,7 +41,7 @@ class Router:
             settings.threads or availability.threads_per_engine(0, settings.num_replicas),
             lambda model: model.resident,
             unload_after_s=10,
-            cautious=True,
+            router=True,
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
         self.core = router.Router(self.config, pools, self._residents)
@@ -144,8 +144,9 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             upscale_delay_s=pool.upscale_delay_s,
             downscale_delay_s=pool.downscale_delay_s,
             downscale_to_zero_delay_s=0,
-            metrics_interval_s=1,
-            look_back_period_s=5,
+            # Demand is reported to the controller only to be decided upon.
+            metrics_interval_s=1 if pool.min_replicas < pool.max_replicas else 10,
+            look_back_period_s=5 if pool.min_replicas < pool.max_replicas else 30,
             policy=AutoscalingPolicy(
                 policy_function="enginehouse.availability:HardwarePresent",
                 policy_kwargs={

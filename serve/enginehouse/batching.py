@@ -46,7 +46,11 @@ class _Item:
 
 
 class LoadedModel:
-    """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's."""
+    """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's.
+
+    `flag` is entered around every engine call. An engine that is not `is_shared` has one caller, which coalesces what
+    it sends: its calls skip the batch queue, unless batches are to be waited for.
+    """
 
     def __init__(
         self,
@@ -56,15 +60,16 @@ class LoadedModel:
         artifact: Artifact,
         measured: Sequence[tuple[int, float]] = (),
         flag: AbstractContextManager[None] | None = None,
+        is_shared: bool = True,
     ) -> None:
         self.engine = engine
         self.kind = kind
         self.artifact = artifact
         self.measured = list(measured)
         self._flag = flag or nullcontext()
-        table = manifest.latency_of(kind, artifact.name)
-        size = manifest.axes[0].opt if manifest.axes else None
-        self._best_rows = table.efficient_rows(manifest.max_batch, size) if table else manifest.max_batch
+        self._is_shared = is_shared
+        self._waits = False
+        self._best_rows = manifest.efficient_rows(kind, artifact.name)
         #: Most rows of one engine call.
         self.max_rows = self._best_rows
         self.last_used = time.monotonic()
@@ -84,6 +89,7 @@ class LoadedModel:
         # Of calls, each of a row at least.
         self._batched.set_max_batch_size(self.max_rows)
         self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
+        self._waits = config.batch_wait_ms > 0
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output."""
@@ -108,7 +114,11 @@ class LoadedModel:
 
     async def _queued(self, item: _Item) -> Answer:
         self.last_used = time.monotonic()
-        answer: Answer | EnginehouseError = await self._batched(item)
+        answer: Answer | EnginehouseError
+        if self._is_shared or self._waits:
+            answer = await self._batched(item)
+        else:
+            (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
         # An exception *returned* for one item arrives as a value; raising it in the batch would fail its neighbours.
         if isinstance(answer, EnginehouseError):
             raise answer

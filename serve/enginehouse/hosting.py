@@ -32,8 +32,8 @@ class HostedModels:
     """The models of this process: loads, retries and unloads them beside the requests.
 
     Of each model that `wants` accepts, the artifact that is fastest on one of `engines` is loaded with `threads`
-    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`. When `cautious`,
-    an engine that has crashed a process of this node is not loaded.
+    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`. In a `router`'s
+    process the router is the engines' only caller, and one that has crashed a process of this node is not loaded.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class HostedModels:
         threads: int,
         wants: Callable[[ModelConfig], bool],
         unload_after_s: float,
-        cautious: bool = False,
+        router: bool = False,
     ) -> None:
         self.reports: dict[str, ModelReport] = {}
         self.models: dict[str, LoadedModel] = {}
@@ -52,7 +52,7 @@ class HostedModels:
         self._threads = threads
         self._wants = wants
         self._unload_after_s = unload_after_s
-        self._cautious = cautious
+        self._router = router
         self._catalog = Catalog(store="")
         self._retry_at: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -125,14 +125,16 @@ class HostedModels:
         bundle = store.open(config.name, version, [artifact.name])
         record = crashes.of_this_process()
         identity = crashes.engine_id(bundle.path, kind, artifact)
-        if self._cautious and (crash := record.of(identity)):
+        if self._router and (crash := record.of(identity)):
             raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
         flag = record.flag(identity)
         with flag:
-            engine = load_engine(kind, bundle, artifact, threads=self._threads, tell=tell)
+            # Larger batches than pay are never made: warming them up would cost most of the start, and memory for good.
+            rows = config.max_batch_size or manifest.efficient_rows(kind, artifact.name)
+            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=rows, tell=tell)
         # Made on this node, say: routers have to know how fast it is before they can prefer it.
         measured = [] if manifest.latency_of(kind, artifact.name) else measure(engine, manifest)
-        return LoadedModel(engine, kind, manifest, artifact, measured, flag)
+        return LoadedModel(engine, kind, manifest, artifact, measured, flag, is_shared=not self._router)
 
     def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
         self.reports[model_id] = ModelReport(

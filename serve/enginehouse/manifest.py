@@ -251,6 +251,12 @@ class Manifest(_Record):
                 return table
         return None
 
+    def efficient_rows(self, engine: str, artifact: str) -> int:
+        """The batch that is worth waiting for (LatencyTable.efficient_rows); `max_batch` where nothing was measured."""
+        table = self.latency_of(engine, artifact)
+        size = self.axes[0].opt if self.axes else None
+        return table.efficient_rows(self.max_batch, size) if table else self.max_batch
+
     def example(self, rows: int, size: int | None = None) -> dict[str, np.ndarray]:
         """Zeros that fit the signature: `rows` rows, the cost axis at `size` and every other axis at its `opt`."""
         extents = {dim: axis.opt for axis in self.axes for dim in axis.dims}
@@ -268,11 +274,12 @@ class Manifest(_Record):
         name, dim = self.axes[0].dims[0]
         return int(inputs[name].shape[dim])
 
-    def batch_buckets(self) -> tuple[int, ...]:
-        """Batch sizes that are measured and warmed up: 1, 2, 4 ... and the maximum."""
-        sizes = {1, self.max_batch}
+    def batch_buckets(self, most: int | None = None) -> tuple[int, ...]:
+        """Batch sizes that are measured and warmed up: 1, 2, 4 ... and `most`, by default the maximum."""
+        largest = min(most or self.max_batch, self.max_batch)
+        sizes = {1, largest}
         size = 2
-        while size < self.max_batch:
+        while size < largest:
             sizes.add(size)
             size *= 2
         return tuple(sorted(sizes))

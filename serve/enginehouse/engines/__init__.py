@@ -69,9 +69,10 @@ def load_engine(
     *,
     threads: int,
     concurrency: int = 1,
+    warm_rows: int | None = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> Engine:
-    """Verify the artifact's digests, load it and warm up every batch bucket.
+    """Verify the artifact's digests, load it and warm up every batch bucket, up to `warm_rows` if that is given.
 
     A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` hears of that.
     What nobody has verified yet, or only on a CPU that computes otherwise, answers the bundle's check requests first.
@@ -99,7 +100,7 @@ def load_engine(
     try:
         if options.artifact.status == "unverified" or _was_verified_on_another_cpu(kind, manifest):
             verify(kind, engine.infer, bundle, artifact)
-        warm_up(engine, manifest)
+        warm_up(engine, manifest, warm_rows)
     except BaseException:
         engine.close()
         raise
@@ -129,9 +130,9 @@ def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest) -> bool:
     return ACCELERATOR_OF[kind] == "cpu" and flags is not None and flags.split() != list(probe_cpu().flags)
 
 
-def warm_up(engine: Engine, manifest: Manifest) -> None:
-    """Run every batch size once, so that no request pays for lazy allocation or kernel selection."""
-    for rows in manifest.batch_buckets():
+def warm_up(engine: Engine, manifest: Manifest, most: int | None = None) -> None:
+    """Run every batch size up to `most` once, so that no request pays for lazy allocation or kernel selection."""
+    for rows in manifest.batch_buckets(most):
         engine.infer(manifest.example(rows))
 
 
