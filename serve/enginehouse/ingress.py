@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from enginehouse import protocol
+from enginehouse.admission import Admitted
 from enginehouse.config import AppConfig
 from enginehouse.errors import EnginehouseError, InvalidInput, RequestTooLarge
 from enginehouse.router import Router
@@ -148,9 +149,14 @@ class _Watch:
 
 
 async def _infer(replica: Replica, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
+    with Admitted(replica.core.admission) as admitted:
+        body = await _body(request, replica.config.router.max_body_bytes, admitted)
+        on_body()
+        return await _answer(replica, request, body)
+
+
+async def _answer(replica: Replica, request: Request, body: bytes) -> Response:
     name, version = _model_of(request)
-    body = await _body(request, replica.config.router.max_body_bytes)
-    on_body()
     served = replica.core.models.get(name, version)
     length = protocol.parse_header_length(request.headers.get(_BINARY_HEADER))
     # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.
@@ -197,10 +203,12 @@ def _model_of(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole body, decompressed. Raises RequestTooLarge before more than `limit` bytes are held."""
-    if int(request.headers.get("content-length") or 0) > limit:
+async def _body(request: Request, limit: int, admitted: Admitted) -> bytes:
+    """The whole body, decompressed. Raises RequestTooLarge before more than `limit` bytes are held, or Overloaded."""
+    announced = int(request.headers.get("content-length") or 0)
+    if announced > limit:
         raise _too_large(limit)
+    admitted.take(announced)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_ENCODINGS):
         raise HTTPException(415, f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
@@ -212,13 +220,17 @@ async def _body(request: Request, limit: int) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
+                if size > announced:
+                    admitted.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes so far)") from None
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if encoding == "identity":
         return body
-    return await asyncio.to_thread(_inflated, body, encoding, limit)
+    plain = await asyncio.to_thread(_inflated, body, encoding, limit)
+    admitted.take(len(plain))
+    return plain
 
 
 def _inflated(body: bytes, encoding: str, limit: int) -> bytes:

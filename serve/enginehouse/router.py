@@ -14,6 +14,7 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import availability
+from enginehouse.admission import Admission, Admitted
 from enginehouse.batching import Answer as Computed
 from enginehouse.batching import Timing
 from enginehouse.calls import PoolCall
@@ -25,9 +26,9 @@ from enginehouse.errors import (
     InvalidInput,
     ModelNotFound,
     NoBackend,
-    Overloaded,
 )
 from enginehouse.hosting import HostedModels
+from enginehouse.metrics import RequestMetrics
 from enginehouse.policy import HOP_MS, Choice, FastestLive, Policy, RequestHints
 from enginehouse.served import RESIDENT, Served, ServedModels
 from enginehouse.tensors import Tensors, nbytes
@@ -78,10 +79,10 @@ class Router:
         self._residents = residents
         self._handles = handles
         self._config = config.router
+        self._metrics = RequestMetrics()
         self._policy: Policy = policy or FastestLive()
         self._coalescers: dict[tuple[str, str], Coalescer] = {}
-        self._ongoing = 0
-        self._ongoing_bytes = 0
+        self.admission = Admission(config.router.max_ongoing_requests, config.router.max_ongoing_bytes)
         for handle in self._handles.values():
             availability.watch(handle)
 
@@ -108,12 +109,14 @@ class Router:
         """
         served = self.models.get(model, version)
         rows = served.signature.check(inputs)
-        return await self.answer(served, inputs, rows, deadline_s, backend)
+        with Admitted(self.admission) as request:
+            request.take(nbytes(inputs))
+            return await self.answer(served, inputs, rows, deadline_s, backend)
 
     async def answer(
         self, served: Served, inputs: Tensors, rows: int, deadline_s: float | None, backend: str | None
     ) -> Answer:
-        """As `infer`, for inputs that have been checked against the signature of `served` and have so many rows."""
+        """As `infer`, for an admitted request of so many rows that was checked against the signature of `served`."""
         default = self._config.default_deadline_s
         budget = default if deadline_s is None else deadline_s
         if not math.isfinite(budget):
@@ -123,27 +126,23 @@ class Router:
         if backend is not None and backend not in self._handles and not backend.startswith(RESIDENT):
             raise InvalidInput(f"backend {backend!r} is not known; the backends are {', '.join(self._handles)}")
         hints = RequestHints(rows, served.config.numerics, backend, served.manifest.size_of(inputs))
-        size = nbytes(inputs)
-        self._check_room(size)
-        self._ongoing += 1
-        self._ongoing_bytes += size
         failures: list[str] = []
+        began = time.monotonic()
+        outcome, by = "ok", ""
         try:
             async with asyncio.timeout(budget):
-                return await self._until(time.monotonic() + budget, served, inputs, hints, failures)
+                answer = await self._until(began + budget, served, inputs, hints, failures)
+            by = answer.choice.backend.pool
+            return answer
         except TimeoutError:
+            outcome = DeadlineExceeded.__name__
             told = f" ({'; '.join(failures[-3:])})" if failures else ""
             raise DeadlineExceeded(f"no answer within {budget:g} s after {len(failures) + 1} attempts{told}") from None
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
         finally:
-            self._ongoing -= 1
-            self._ongoing_bytes -= size
-
-    def _check_room(self, size: int) -> None:
-        if self._ongoing >= self._config.max_ongoing_requests:
-            raise Overloaded(f"{self._ongoing} requests are under way, which is the limit; try again later")
-        # One request is always let in, however large: the limit on bodies is its limit.
-        if self._ongoing and self._ongoing_bytes + size > self._config.max_ongoing_bytes:
-            raise Overloaded(f"requests of {self._ongoing_bytes >> 20} MiB are under way; try again later")
+            self._metrics.record(served.config.name, served.config.version, by, outcome, time.monotonic() - began)
 
     async def _until(
         self, deadline: float, served: Served, inputs: Tensors, hints: RequestHints, failures: list[str]

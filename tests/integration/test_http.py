@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import tritonclient.http as triton
 from tests.integration.bundles import MAX_BATCH, WIDTH
+from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 from tests.integration.load import body, value
 
@@ -205,3 +206,29 @@ def test_a_body_declared_too_large_is_refused_unread(house: House) -> None:
     assert "268435456" in json.loads(answer.read())["error"]
     connection.close()
     assert house.healthy()
+
+
+def test_rays_prometheus_endpoint_counts_the_requests_by_model_backend_and_outcome(
+    house: House, client: triton.InferenceServerClient
+) -> None:
+    import ray
+
+    def counted(outcome: str) -> float:
+        total = 0.0
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for line in httpx.get(url, timeout=10).text.splitlines():
+                if line.startswith("ray_enginehouse_requests") and 'model="scale"' in line and f'"{outcome}"' in line:
+                    total += float(line.rsplit(" ", 1)[1])
+        return total
+
+    before = {outcome: counted(outcome) for outcome in ("ok", "DeadlineExceeded")}
+    url = f"http://{house.url}/v2/models/scale/infer"
+    for _ in range(20):
+        assert httpx.post(url, json=body(rows(1)), timeout=10).status_code == 200
+    late = httpx.post(url, json=body(rows(1)), headers={"enginehouse-deadline-ms": "0.001"}, timeout=10)
+    assert late.status_code == 504
+    wait_for(lambda: counted("ok") >= before["ok"] + 20, 60, "20 answers are counted", every=1)
+    wait_for(lambda: counted("DeadlineExceeded") > before["DeadlineExceeded"], 60, "the late one is counted", every=1)

@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from enginehouse import availability, ingress
+from enginehouse.admission import Admission, Admitted
 from enginehouse.config import AppConfig, Catalog, RouterConfig
-from enginehouse.errors import InvalidInput, RequestTooLarge
+from enginehouse.errors import InvalidInput, Overloaded, RequestTooLarge
 from enginehouse.router import Router
 
 LIMIT = 10_000
@@ -43,7 +44,8 @@ def request(*chunks: bytes, hangs: bool = False, **headers: str) -> Request:
 
 
 async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes:
-    return await ingress._body(request(*chunks, hangs=hangs, **headers), LIMIT)
+    with Admitted(Admission(8, 8 * LIMIT)) as admitted:
+        return await ingress._body(request(*chunks, hangs=hangs, **headers), LIMIT, admitted)
 
 
 async def test_a_body_in_pieces_arrives_whole() -> None:
@@ -71,6 +73,31 @@ async def test_a_body_announced_too_large_is_refused_unread() -> None:
     with pytest.raises(RequestTooLarge):
         # It would hang if it were waited for.
         await asyncio.wait_for(body(hangs=True, content_length=str(LIMIT + 1)), 1)
+
+
+async def test_bodies_count_while_they_arrive_and_no_longer() -> None:
+    admission = Admission(max_requests=2, max_bytes=100)
+
+    async def read(*chunks: bytes, **headers: str) -> None:
+        with Admitted(admission) as admitted:
+            await ingress._body(request(*chunks, **headers), LIMIT, admitted)
+
+    with Admitted(admission) as other:
+        other.take(60)
+        await read(b"x" * 40)
+        # Announced, sent in pieces without a length, or compressed: all of it counts.
+        for sent, headers in (
+            (b"x" * 41, {"content_length": "41"}),
+            (b"x" * 41, {}),
+            (gzip.compress(b"x" * 41), {"content_encoding": "gzip"}),
+        ):
+            with pytest.raises(Overloaded, match="try again later"):
+                await read(sent, **headers)
+        with Admitted(admission), pytest.raises(Overloaded, match="2 requests are under way"):
+            await read(b"")
+    assert (admission.requests, admission.bytes) == (0, 0)
+    # Alone, a request may be of any size that a body may have.
+    await read(b"x" * 500)
 
 
 async def test_a_body_that_grows_too_large_is_refused_while_it_arrives() -> None:

@@ -1,0 +1,45 @@
+"""What a router counts of its requests, for Ray's Prometheus endpoint of the node.
+
+Counted in this process and handed over once a second: a metric of Ray's costs as much as a small model's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from ray.serve import metrics
+
+PERIOD_S = 1.0
+_TAGS = ("model", "version", "backend", "outcome")
+
+
+class RequestMetrics:
+    """`enginehouse_requests` and `enginehouse_request_seconds` by model, version, backend and outcome.
+
+    The outcome is `ok` or the class of the error; a request that no backend got has none. Rates and mean latencies come
+    from the two counters.
+    """
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter("enginehouse_requests", "Requests that were answered or refused.", _TAGS)
+        self._seconds = metrics.Counter("enginehouse_request_seconds", "Seconds that they took in the router.", _TAGS)
+        self._counts: defaultdict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._reporter: asyncio.Task[None] | None = None
+
+    def record(self, model: str, version: str, backend: str, outcome: str, seconds: float) -> None:
+        """Count one request."""
+        counted = self._counts[model, version, backend, outcome]
+        counted[0] += 1
+        counted[1] += seconds
+        if self._reporter is None:
+            self._reporter = asyncio.create_task(self._report())
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            counts, self._counts = self._counts, defaultdict(lambda: [0.0, 0.0])
+            for values, (requests, seconds) in counts.items():
+                tags = dict(zip(_TAGS, values, strict=True))
+                self._requests.inc(requests, tags)
+                self._seconds.inc(seconds, tags)
