@@ -13,7 +13,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,11 +34,15 @@ from enginehouse.store import Store
 HERE = Path(__file__).parent
 MODELS = ("tiny", "mobilenet", "resnet18")
 ARTIFACT = "onnx-fp32"
-DEFAULT_SHAPE = "enginehouse=--threads {threads} --max-replicas {workers}"
+#: Engines in pools, behind a hop; and in the routers, of which there are two: by default they share the cores.
+SHAPES = (
+    "enginehouse=--threads {threads} --max-replicas {workers}",
+    "enginehouse-resident=--threads {threads} --resident all",
+)
 _PROBES = 4
 _LIMIT_S = 3.0
 #: Wide enough for the table, also where the output goes to a file.
-_console = Console(highlight=False, soft_wrap=True, width=max(110, Console().width))
+_console = Console(highlight=False, soft_wrap=True, width=max(120, Console().width))
 
 
 def main(
@@ -63,7 +67,7 @@ def main(
     """Measure enginehouse and its peers in turns, and print a table for each model."""
     # SystemExit unwinds, so that the contestant whose turn it is ends too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    contestants = _contestants(shapes or [DEFAULT_SHAPE], only)
+    contestants = _contestants(shapes or SHAPES, only)
     wanted = [name.strip() for name in models.split(",")]
     workers = workers or hardware.physical_cores()
     _build_missing(store, wanted)
@@ -119,12 +123,12 @@ def _round(
         turns[contestant.name].append(turn)
 
 
-def _contestants(shapes: list[str], only: str) -> list[Contestant]:
+def _contestants(shapes: Sequence[str], only: str) -> list[Contestant]:
     ours = []
     for shape in shapes:
         name, separator, arguments = shape.partition("=")
         if not (name and separator):
-            raise typer.BadParameter(f"--enginehouse {shape!r} is not NAME=ARGUMENTS, such as {DEFAULT_SHAPE!r}")
+            raise typer.BadParameter(f"--enginehouse {shape!r} is not NAME=ARGUMENTS, such as {SHAPES[0]!r}")
         ours.append(Enginehouse(name, arguments))
     everyone: list[Contestant] = [*ours, *PEERS]
     known = {contestant.name: contestant for contestant in everyone}

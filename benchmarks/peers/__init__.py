@@ -23,6 +23,10 @@ class NotRun(Exception):
     """A contestant cannot take part; says why."""
 
 
+class NotStarted(NotRun):
+    """Its process ended before it answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """What all contestants get: one ONNX file, `workers` engines of `threads` threads, and batches of that size."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.peers import HERE, Conditions, Contestant, NotRun
+from benchmarks.peers import HERE, Conditions, Contestant, NotRun, NotStarted
 from benchmarks.peers.environment import ENVIRONMENTS
 from enginehouse.bench.subject import ask
 from enginehouse.errors import EnginehouseError
@@ -48,12 +49,12 @@ class Process:
         return found
 
     def until_ready(self, body: bytes, headers: Mapping[str, str]) -> None:
-        """Wait for the first answer. Raises NotRun when the process ends, or none comes in time."""
+        """Wait for the first answer. Raises NotStarted when the process ends, NotRun when none comes in time."""
         reason = ""
         give_up = time.monotonic() + _START_S
         while time.monotonic() < give_up:
             if self.root.poll() is not None:
-                raise NotRun(f"it ended with code {self.root.returncode}: {self.last_words()}")
+                raise NotStarted(f"it ended with code {self.root.returncode}: {self.last_words()}")
             try:
                 ask(self.url, body, headers)
             except (EnginehouseError, HTTPException) as error:
@@ -64,9 +65,10 @@ class Process:
         raise NotRun(f"no answer within {_START_S} s: {reason} (see {self.log})")
 
     def last_words(self) -> str:
-        """The last line of the log that says something."""
+        """The last line of the log that names an error, or says something at all."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1] if lines else 'it said nothing'} (see {self.log})"
+        errors = [line for line in lines if re.search("error|exception", line, re.IGNORECASE)]
+        return f"{(errors or lines or ['it said nothing'])[-1]} (see {self.log})"
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
 from benchmarks.peers import Conditions
 from benchmarks.peers.turn import MANY, ONE, Turn
-from enginehouse.bench import judge
-from enginehouse.bench.figure import Figure
+from enginehouse.bench import Rules, judge
+from enginehouse.bench.report import overhead_ms
 
 #: Throughput of a contestant that was started anew: (most - least) / least of its rounds.
 SPREAD = 0.20
@@ -26,14 +27,24 @@ def table(conditions: Conditions, turns: Mapping[str, Sequence[Turn]]) -> Group:
     title = (
         f"{conditions.model}: in process {median(limit.rows_per_s for limit in limits):,.1f} rows/s "
         f"({some.limit.engines} x {some.limit.threads} thread), "
-        f"{median(limit.cpu_ms for limit in limits):.3g} CPU ms a row; {MANY} connections, p50 also at {ONE}"
+        f"{median(limit.cpu_ms for limit in limits):.3g} CPU ms a row"
     )
-    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown = Table(
+        title=title,
+        caption=f"{MANY} connections, and {ONE}; CPU ms: of all its processes for an answer, without the engine's",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     shown.add_column("contestant", no_wrap=True)
-    for name in ("answers/s", "rounds", "of limit", "p50 ms", "p99 ms", f"p50 at {ONE}", "CPU ms over engine"):
-        shown.add_column(name, justify="right")
+    for name in ("answers/s", "rounds", "of limit", "p50 ms", "p99 ms", f"p50 at {ONE}", "CPU ms"):
+        shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("verdict", no_wrap=True)
-    below = []
+    below = [
+        f"of limit: round {turn.round}, the limit's windows are {turn.limit.spread:.0%} apart, so its share is INVALID"
+        for turn in max(turns.values(), key=len)
+        if turn.limit.spread > Rules().spread
+    ]
     for name, of_one in sorted(turns.items(), key=lambda entry: -_throughput(entry[1])):
         reasons = invalid(of_one)
         below += [f"{name}: {reason}" for reason in reasons]
@@ -74,16 +85,11 @@ def lines(name: str, version: str, conditions: Conditions, turn: Turn, run: Mapp
             **asdict(figure),
             "answers_per_s": figure.answers_per_s,
             "share_of_limit": figure.answers_per_s / turn.limit.rows_per_s,
-            "cpu_ms_over_engine": over_engine_ms(turn, figure),
-            "verdict": str(judge(figure)),
+            "cpu_ms_over_engine": overhead_ms(figure, turn.limit),
+            "verdict": str(judge(figure, limit=turn.limit)),
         }
         for figure in turn.figures
     ]
-
-
-def over_engine_ms(turn: Turn, figure: Figure) -> float:
-    """CPU milliseconds of all the contestant's processes for an answer, less those of the engine by itself."""
-    return figure.cpu_ms - turn.limit.cpu_ms
 
 
 def _throughput(turns: Sequence[Turn]) -> float:
@@ -101,9 +107,9 @@ def _cells(turns: Sequence[Turn]) -> list[str]:
     return [
         f"{_throughput(turns):,.1f}",
         f"{min(rates):,.0f}-{max(rates):,.0f}",
-        f"{middle(lambda turn: turn.figures[0].answers_per_s / turn.limit.rows_per_s):.3f}",
+        f"{100 * middle(lambda turn: turn.figures[0].answers_per_s / turn.limit.rows_per_s):.3g}%",
         f"{middle(lambda turn: turn.figures[0].latency.p50):.2f}",
         f"{middle(lambda turn: turn.figures[0].latency.p99):.2f}",
         f"{middle(lambda turn: turn.figures[1].latency.p50):.2f}",
-        f"{middle(lambda turn: over_engine_ms(turn, turn.figures[0])):.3f}",
+        f"{middle(lambda turn: overhead_ms(turn.figures[0], turn.limit)):.3g}",
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from benchmarks.peers import Conditions, Contestant, NotRun, decode, encode
+from benchmarks.peers import Conditions, Contestant, NotRun, NotStarted, decode, encode
 from benchmarks.peers.process import Process, running
 from enginehouse.bench import closed_loop, judge
 from enginehouse.bench.figure import Figure
@@ -36,7 +36,7 @@ class Turn:
     failure: str = ""
 
     def reasons(self) -> list[str]:
-        """What makes it INVALID; nothing when it is VALID."""
+        """What makes its figures INVALID, the limit apart; nothing when they are VALID."""
         if self.failure:
             return [self.failure]
         judged = {figure.connections: judge(figure) for figure in self.figures}
@@ -62,20 +62,29 @@ def take(
     durations: Durations,
 ) -> Turn:
     """The turn of `contestant` in round `number`. A wrong answer, or none, is a failure of the turn."""
-    body, headers = encode(contestant, probes[0][0])
-    try:
-        with running(contestant, python, conditions, port) as process:
-            process.until_ready(body, headers)
-            _check(process, probes)
-            closed_loop(process.url, body, headers, MANY, durations.warm_up, process.processes())
-            many = closed_loop(process.url, body, headers, MANY, durations.measure, process.processes())
-            one = closed_loop(
-                process.url, body, headers, ONE, durations.measure, process.processes(), scenario="single-stream"
-            )
-            _check(process, probes)
-    except (NotRun, EnginehouseError) as error:
-        return Turn(number, limit, failure=str(error))
-    return Turn(number, limit, (many, one))
+    failure = ""
+    # Once more: on busy cores PyTriton's Triton sometimes connects to PyTriton before that listens.
+    for _ in range(2):
+        try:
+            with running(contestant, python, conditions, port) as process:
+                return Turn(number, limit, _measure(process, probes, durations))
+        except NotStarted as error:
+            failure = str(error)
+        except (NotRun, EnginehouseError) as error:
+            return Turn(number, limit, failure=str(error))
+    return Turn(number, limit, failure=failure)
+
+
+def _measure(process: Process, probes: Sequence[Probe], durations: Durations) -> tuple[Figure, Figure]:
+    url = process.url
+    body, headers = encode(process.contestant, probes[0][0])
+    process.until_ready(body, headers)
+    _check(process, probes)
+    closed_loop(url, body, headers, MANY, durations.warm_up, process.processes())
+    many = closed_loop(url, body, headers, MANY, durations.measure, process.processes())
+    one = closed_loop(url, body, headers, ONE, durations.measure, process.processes(), scenario="single-stream")
+    _check(process, probes)
+    return many, one
 
 
 def _check(process: Process, probes: Sequence[Probe]) -> None:
