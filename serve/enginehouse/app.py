@@ -140,7 +140,6 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             # The policy decides; zero is what it needs while the hardware is absent.
             min_replicas=0,
             max_replicas=pool.max_replicas,
-            target_ongoing_requests=pool.target_ongoing_requests,
             upscale_delay_s=pool.upscale_delay_s,
             downscale_delay_s=pool.downscale_delay_s,
             downscale_to_zero_delay_s=0,
@@ -148,11 +147,12 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             metrics_interval_s=1 if pool.min_replicas < pool.max_replicas else 10,
             look_back_period_s=5 if pool.min_replicas < pool.max_replicas else 30,
             policy=AutoscalingPolicy(
-                policy_function="enginehouse.availability:HardwarePresent",
+                policy_function="enginehouse.autoscaling:HardwareAndLoad",
                 policy_kwargs={
                     "nodes": list(pool.nodes),
                     "min_replicas": pool.min_replicas,
                     "max_replicas": pool.max_replicas,
+                    "target_busy": pool.target_busy,
                 },
             ),
         ),

@@ -15,8 +15,6 @@ from typing import Any, Literal, TypedDict
 
 import ray
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
-from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
-from ray.serve.config import AutoscalingContext
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import hardware
@@ -170,22 +168,3 @@ def _labels_of_live_nodes() -> list[str | None]:
         found = [node["Labels"].get(ACCELERATOR_LABEL) for node in ray.nodes() if node["Alive"]]
         availability._labels = now, found
     return availability._labels[1]
-
-
-class HardwarePresent:
-    """Autoscaling policy of a pool: nothing while no live node has its hardware, else Serve's queue-length policy.
-
-    Without it a pool whose nodes are missing would keep the application DEPLOYING, and from zero only a request would
-    wake it. Runs in the Serve controller.
-    """
-
-    def __init__(self, nodes: list[str], min_replicas: int, max_replicas: int) -> None:
-        self._nodes, self._min, self._max = nodes, min_replicas, max_replicas
-
-    def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
-        if nodes_with(self._nodes) == 0:
-            return 0, context.policy_state
-        if context.current_num_replicas == 0 or self._min == self._max:
-            return self._min, context.policy_state
-        desired, state = replica_queue_length_autoscaling_policy(context)
-        return max(self._min, min(self._max, desired)), state

@@ -73,6 +73,7 @@ class LoadedModel:
         #: Most rows of one engine call.
         self.max_rows = self._best_rows
         self.last_used = time.monotonic()
+        self.busy_s = 0.0
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
@@ -154,7 +155,9 @@ class LoadedModel:
                 return [error]
             # One request broke the batch; its neighbours still get their answers.
             return [self._compute([item])[0] for item in items]
-        compute_ms = (time.monotonic() - started) * 1e3
+        taken = time.monotonic() - started
+        self.busy_s += taken
+        compute_ms = taken * 1e3
         return [
             (part, Timing((started - item.arrived) * 1e3, compute_ms, sum(rows)))
             for item, part in zip(items, split(outputs, rows), strict=True)

@@ -45,7 +45,8 @@ class PoolConfig(_Config):
     `nodes` are the values of the accelerator label that replicas accept; by default the engine's own accelerator.
     `num_cpus` and `num_gpus` are for placement only; `threads` is what an engine computes with (default: the node's
     physical cores over the engine replicas it can hold).
-    With the hardware in the cluster there are `min_replicas` to `max_replicas`; without it, none.
+    With the hardware in the cluster there are `min_replicas` to `max_replicas`, as many as compute for `target_busy` of
+    the time, after the delays. Without the hardware there is none.
     `models` reserves the pool for the models named.
     """
 
@@ -56,9 +57,9 @@ class PoolConfig(_Config):
     num_cpus: float = Field(default=0.5, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)
     threads: int | None = Field(default=None, ge=1)
-    target_ongoing_requests: float = Field(default=16, gt=0)
-    max_ongoing_requests: int = Field(default=256, ge=1)
+    target_busy: float = Field(default=0.8, gt=0, le=1)
     upscale_delay_s: float = Field(default=1, ge=0)
+    max_ongoing_requests: int = Field(default=256, ge=1)
     downscale_delay_s: float = Field(default=120, ge=0)
     unload_after_s: float = Field(default=10, ge=0)
     models: tuple[str, ...] | None = None

@@ -55,6 +55,7 @@ class HostedModels:
         self._router = router
         self._catalog = Catalog(store="")
         self._retry_at: dict[str, float] = {}
+        self._busy = (time.monotonic(), 0.0)
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -71,6 +72,12 @@ class HostedModels:
         self._wake.set()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(load or self.load, unloaded or (lambda _: None)))
+
+    def busy_share(self) -> float:
+        """Seconds that the engines computed per second since the last call; above 1 when several did at once."""
+        now, busy_s = time.monotonic(), sum(model.busy_s for model in self.models.values())
+        (then, before), self._busy = self._busy, (now, busy_s)
+        return max(0.0, busy_s - before) / max(now - then, 1e-3)
 
     def check_health(self) -> None:
         """Raise when the task that loads models has died."""

@@ -12,6 +12,7 @@ from typing import Any
 from ray import serve
 
 from enginehouse import availability, memory
+from enginehouse.autoscaling import BUSY
 from enginehouse.batching import Answer, LoadedModel
 from enginehouse.config import Catalog, PoolConfig
 from enginehouse.hosting import HostedModels
@@ -45,6 +46,10 @@ class Pool:
     def record_routing_stats(self) -> dict[str, Any]:
         """What every router gets to know of this replica; the controller pulls it about once a second."""
         return {"models": dict(self._hosted.reports), "threads": self._threads}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Share of the time since the last call that this replica computed; the controller scales by it."""
+        return {BUSY: self._hosted.busy_share()}
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the task that loads models has died."""

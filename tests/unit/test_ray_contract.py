@@ -19,11 +19,11 @@ NAMES = [
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.node_id"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.max_ongoing_requests"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.replica_id"),
-    # availability.watch and availability.HardwarePresent
+    # availability.watch
     ("ray.serve.handle", "DeploymentHandle.is_initialized"),
     ("ray.serve.handle", "DeploymentHandle._init"),
-    ("ray.serve.autoscaling_policy", "replica_queue_length_autoscaling_policy"),
-    ("ray.serve.config", "AutoscalingContext"),
+    # autoscaling
+    ("ray.serve.config", "AutoscalingContext.aggregated_metrics"),
     # availability.unload
     ("ray.serve.multiplex", "_ModelMultiplexWrapper"),
     # deploy
