@@ -4,6 +4,7 @@
 
 In every round each contestant is started in its turn, its answers are compared with the engine's own, it is measured
 and ended: nobody else is there meanwhile. A round begins with the limit: the same engines with nothing around them.
+All of it takes three quarters of an hour; `taskset -c 0,1 scripts/bench --peers` leaves all of them two cores.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main(
         typer.Option("--enginehouse", help="A shape of it: NAME=ARGUMENTS of `enginehouse serve`; repeatable."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are medians over them.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each measurement.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of a measurement at 32 connections.")] = 15,
     warm_up: Annotated[float, typer.Option(min=1, help="Seconds of load before them.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Engines of each contestant; 0: one per physical core.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each engine.")] = 1,

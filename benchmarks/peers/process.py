@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -73,7 +74,16 @@ class Process:
 
 @contextlib.contextmanager
 def running(contestant: Contestant, python: Path, conditions: Conditions, port: int) -> Iterator[Process]:
-    """Start `contestant` in a session of its own, and end every process of it on the way out."""
+    """Start `contestant` in a session of its own, and end every process of it on the way out.
+
+    Raises NotRun when somebody else listens on `port`.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise NotRun(f"port {port}: {error.strerror}; choose others with --port") from None
     mark = uuid.uuid4().hex
     ENVIRONMENTS.mkdir(exist_ok=True)
     log = ENVIRONMENTS / f"{contestant.name}.log"

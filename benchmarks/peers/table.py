@@ -26,7 +26,7 @@ def table(conditions: Conditions, turns: Mapping[str, Sequence[Turn]]) -> Group:
     limits = [turn.limit for of_one in turns.values() for turn in of_one]
     title = (
         f"{conditions.model}: in process {median(limit.rows_per_s for limit in limits):,.1f} rows/s "
-        f"({some.limit.engines} x {some.limit.threads} thread), "
+        f"(engines x threads: {some.limit.engines} x {some.limit.threads}), "
         f"{median(limit.cpu_ms for limit in limits):.3g} CPU ms a row"
     )
     shown = Table(
