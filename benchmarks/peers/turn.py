@@ -45,7 +45,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Seconds of load before the measurements, and of the one at MANY connections; the one at ONE takes half as long."""
+    """Seconds of load before the measurements, and of the one at MANY connections; ONE takes half as long."""
 
     warm_up: float
     measure: float
