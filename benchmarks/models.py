@@ -22,7 +22,15 @@ FEATURES = 64
 CLASSES = 1000
 
 #: Kind of block of MobileNetV2: expansion, channels, repeats, first stride (Sandler et al. 2018, table 2).
-_MOBILE_BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_MOBILE_BLOCKS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 def tiny() -> ModelSource:

@@ -48,8 +48,9 @@ class _Item:
 class LoadedModel:
     """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's.
 
-    `flag` is entered around every engine call. An engine that is not `is_shared` has one caller, which coalesces what
-    it sends: its calls skip the batch queue, unless batches are to be waited for.
+    Engine calls have at most `best_rows` rows, unless the catalog says otherwise, and are made inside `flag`. An engine
+    that is not `is_shared` has one caller, which coalesces what it sends: its calls skip the batch queue, unless
+    batches are to be waited for.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LoadedModel:
         kind: EngineKind,
         manifest: Manifest,
         artifact: Artifact,
+        best_rows: int,
         measured: Sequence[tuple[int, float]] = (),
         flag: AbstractContextManager[None] | None = None,
         is_shared: bool = True,
@@ -69,7 +71,7 @@ class LoadedModel:
         self._flag = flag or nullcontext()
         self._is_shared = is_shared
         self._waits = False
-        self._best_rows = manifest.efficient_rows(kind, artifact.name)
+        self._best_rows = best_rows
         #: Most rows of one engine call.
         self.max_rows = self._best_rows
         self.last_used = time.monotonic()
@@ -85,7 +87,7 @@ class LoadedModel:
         self._batched = run
 
     def set_batching(self, config: ModelConfig) -> None:
-        """Take batch size and wait from the catalog, live; without a size the latency table's best counts."""
+        """Take batch size and wait from the catalog, live."""
         self.max_rows = config.max_batch_size or self._best_rows
         # Of calls, each of a row at least.
         self._batched.set_max_batch_size(self.max_rows)

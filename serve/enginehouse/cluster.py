@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from enginehouse import hardware
-from enginehouse.config import SERVING_ENV, AppConfig
+from enginehouse.config import SERVING_ENV, AppConfig, RouterConfig
 from enginehouse.errors import ConfigError
 from enginehouse.manifest import ACCELERATOR_OF
 
@@ -109,9 +109,10 @@ def local(host: str, port: int) -> Iterator[str]:
 
 
 def default_app(threads: int | None, max_replicas: int) -> AppConfig:
-    """A pool of each engine kind, with these threads and up to so many replicas each."""
+    """A pool of each engine kind with up to so many replicas; `threads` for each engine, a router's own included."""
     changes = {"threads": threads, "max_replicas": max_replicas}
-    return AppConfig(pools={name: pool.model_copy(update=changes) for name, pool in AppConfig().pools.items()})
+    pools = {name: pool.model_copy(update=changes) for name, pool in AppConfig().pools.items()}
+    return AppConfig(pools=pools, router=RouterConfig(threads=threads))
 
 
 def on_this_machine(app: AppConfig) -> AppConfig:
@@ -140,6 +141,8 @@ def _local_env(temporary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": temporary,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        # A line for every request, to a port where nobody listens: one in a million is enough.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000000",
         # Its default of 4 threads is for machines with cores to spare.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, (os.cpu_count() or 1) // 4)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),

@@ -14,9 +14,9 @@ from enginehouse import crashes
 from enginehouse.availability import ModelReport, ModelState
 from enginehouse.batching import LoadedModel
 from enginehouse.config import Catalog, ModelConfig
-from enginehouse.engines import load_engine, measure
+from enginehouse.engines import best_batch, load_engine, measure
 from enginehouse.errors import ArtifactMissing, EnginehouseError, EngineUnavailable, ModelNotFound
-from enginehouse.manifest import FORMAT_OF, EngineKind, Manifest
+from enginehouse.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
 from enginehouse.policy import choose_artifact
 from enginehouse.store import Store
 
@@ -137,11 +137,15 @@ class HostedModels:
         flag = record.flag(identity)
         with flag:
             # Larger batches than pay are never made: warming them up would cost most of the start, and memory for good.
-            rows = config.max_batch_size or manifest.efficient_rows(kind, artifact.name)
-            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=rows, tell=tell)
+            rows = manifest.efficient_rows(kind, artifact.name)
+            warm = config.max_batch_size or rows
+            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=tell)
+            table = manifest.latency_of(kind, artifact.name)
+            if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
+                rows = best_batch(engine, manifest, rows)
         # Made on this node, say: routers have to know how fast it is before they can prefer it.
         measured = [] if manifest.latency_of(kind, artifact.name) else measure(engine, manifest)
-        return LoadedModel(engine, kind, manifest, artifact, measured, flag, is_shared=not self._router)
+        return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
 
     def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
         self.reports[model_id] = ModelReport(

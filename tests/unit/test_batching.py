@@ -60,7 +60,11 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         bundle = Bundle.open(Path(store.publish(folder, case.name, "1")))
         artifact = bundle.manifest.artifacts[0]
         model = LoadedModel(
-            load_engine("onnxruntime-cpu", bundle, artifact, threads=1), "onnxruntime-cpu", bundle.manifest, artifact
+            load_engine("onnxruntime-cpu", bundle, artifact, threads=1),
+            "onnxruntime-cpu",
+            bundle.manifest,
+            artifact,
+            MAX_ROWS,
         )
         loaded.append(model)
         return model

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from httpx import ASGITransport, AsyncClient
@@ -73,6 +74,14 @@ async def test_a_body_announced_too_large_is_refused_unread() -> None:
     with pytest.raises(RequestTooLarge):
         # It would hang if it were waited for.
         await asyncio.wait_for(body(hangs=True, content_length=str(LIMIT + 1)), 1)
+
+
+@pytest.mark.parametrize("length", [1, 13, 16, 117])
+async def test_the_tensors_of_a_body_in_pieces_lie_aligned(length: int) -> None:
+    whole = bytes(range(256)) * 8
+    sent = await body(whole[:100], whole[100:1500], whole[1500:], inference_header_content_length=str(length))
+    assert bytes(sent) == whole
+    assert np.frombuffer(sent, np.uint8)[length:].ctypes.data % 16 == 0
 
 
 async def test_bodies_count_while_they_arrive_and_no_longer() -> None:

@@ -69,7 +69,7 @@ def serve(
 
 
 def catalog_of(store: str, models: str, resident: str = "") -> Catalog:
-    """The catalog for `--models` and `--resident`; without the former every model of the store in its newest version."""
+    """The catalog for `--models` and `--resident`; without the former all of the store, the newest versions."""
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:

@@ -13,6 +13,7 @@ The seam is one small protocol; each kind lives in its own file, which alone imp
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,23 @@ def measure(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
             seconds.append(time.perf_counter() - began)
         found.append((rows, min(seconds) * 1e3))
     return found
+
+
+def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
+    """The smallest batch up to `most` within 5 % of the best throughput of this very engine, by five rounds of each.
+
+    The latency table's answer is for its own number of threads: what two threads gain from a batch, one may lose to the
+    caches. Sizes take turns, so that whatever else the node does meets all of them.
+    """
+    seconds: dict[int, list[float]] = {rows: [] for rows in manifest.batch_buckets(most)}
+    for _ in range(5):
+        for rows, taken in seconds.items():
+            inputs = manifest.example(rows)
+            began = time.perf_counter()
+            engine.infer(inputs)
+            taken.append(time.perf_counter() - began)
+    rates = {rows: rows / statistics.median(taken) for rows, taken in seconds.items()}
+    return min(rows for rows, rate in rates.items() if rate >= 0.95 * max(rates.values()))
 
 
 def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest) -> bool:
