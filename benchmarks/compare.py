@@ -37,7 +37,7 @@ MODELS = ("tiny", "mobilenet", "resnet18")
 ARTIFACT = "onnx-fp32"
 #: Engines in pools, behind a hop; and in the routers, of which there are two: by default they share the cores.
 SHAPES = (
-    "enginehouse=--threads {threads} --max-replicas {workers}",
+    "enginehouse=--threads {threads} --min-replicas {workers} --max-replicas {workers}",
     "enginehouse-resident=--threads {threads} --resident all",
 )
 _PROBES = 4

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import shutil
@@ -38,8 +39,6 @@ _AT_REST = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
 }
-#: Logical CPUs that the default pools, the router and one scoring job fit into.
-_MIN_CPUS = 2
 #: Ray replaces 127.0.0.1 by the machine's address; the next one is as local and stays. Other systems have only one.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
@@ -74,9 +73,10 @@ def connected(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def local(host: str, port: int) -> Iterator[str]:
+def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
     """A Ray cluster of this machine alone, for as long as the context lasts; its address is yielded.
 
+    It has as many logical CPUs as `app` and a scoring job may take, whatever the machine has: engines have threads.
     Raises ConfigError when `host` and `port` cannot be listened on.
     """
     _check_ray_is_not_imported()
@@ -90,7 +90,7 @@ def local(host: str, port: int) -> Iterator[str]:
     try:
         context = ray.init(
             address="local",
-            num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
+            num_cpus=max(_cpus_of(app), os.cpu_count() or 1),
             labels=hardware.node_labels(),
             include_dashboard=False,
             log_to_driver=False,
@@ -108,11 +108,17 @@ def local(host: str, port: int) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def default_app(threads: int | None, max_replicas: int) -> AppConfig:
-    """A pool of each engine kind with up to so many replicas; `threads` for each engine, a router's own included."""
-    changes = {"threads": threads, "max_replicas": max_replicas}
+def default_app(threads: int | None, min_replicas: int, max_replicas: int) -> AppConfig:
+    """A pool of each engine kind with so many replicas; `threads` for each engine, a router's own included."""
+    changes = {"threads": threads, "min_replicas": min_replicas, "max_replicas": max_replicas}
     pools = {name: pool.model_copy(update=changes) for name, pool in AppConfig().pools.items()}
     return AppConfig(pools=pools, router=RouterConfig(threads=threads))
+
+
+def _cpus_of(app: AppConfig) -> int:
+    placed = [pool.max_replicas * pool.num_cpus for pool in app.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
+    # 0.8 for a scoring job.
+    return math.ceil(sum(placed) + app.router.num_replicas * app.router.num_cpus + 0.8)
 
 
 def on_this_machine(app: AppConfig) -> AppConfig:

@@ -173,8 +173,9 @@ class Router:
             self._coalescers = {k: known for k, known in self._coalescers.items() if not known.is_idle}
             coalescer = self._coalescers[key] = self._new_coalescer(choice, served)
         coalescer.max_rows = _most_rows(served)
-        # A second call on the way hides the hop behind the computing; what computes faster gains nothing from it.
-        calls = 2 if choice.predicted_ms > 2 * HOP_MS else 1
+        # One call of each router at a replica: the others' hide the hop behind the computing, and more would be smaller
+        # ones. A lone router needs a second one for that, unless computing is too short to hide anything behind it.
+        calls = 2 if self._config.num_replicas == 1 and choice.predicted_ms > 2 * HOP_MS else 1
         if served.config.batch_wait_ms:
             # Batches are to be waited for where routers meet, so nothing is held back here.
             calls = coalescer.max_rows

@@ -32,7 +32,8 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of an engine; default: cores over engines.")
     ] = None,
-    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas of a pool.")] = 1,
+    min_replicas: Annotated[int, typer.Option(min=0, help="Fewest replicas of a pool, where its hardware is.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas of a pool; it scales by load.")] = 1,
     resident: Annotated[
         str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")
     ] = "",
@@ -42,7 +43,9 @@ def serve(
     ),
 ) -> None:
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
-    app = cluster.default_app(threads, max_replicas)
+    if min_replicas > max_replicas:
+        raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
+    app = cluster.default_app(threads, min_replicas, max_replicas)
     if print_config:
         config = serve_config(app, catalog_of(store, models, resident), host, port)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
@@ -55,7 +58,7 @@ def serve(
         return
     stop = threading.Event()
     say("starting a local Ray")
-    with cluster.local(host, port) as ray_address:
+    with cluster.local(host, port, app) as ray_address:
         # After Ray has started, which puts its own handler for SIGTERM.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
