@@ -173,14 +173,20 @@ class Router:
             self._coalescers = {k: known for k, known in self._coalescers.items() if not known.is_idle}
             coalescer = self._coalescers[key] = self._new_coalescer(choice, served)
         coalescer.max_rows = _most_rows(served)
-        # One call of each router at a replica: the others' hide the hop behind the computing, and more would be smaller
-        # ones. A lone router needs a second one for that, unless computing is too short to hide anything behind it.
-        calls = 2 if self._config.num_replicas == 1 and choice.predicted_ms > 2 * HOP_MS else 1
+        coalescer.slots = self._slots(choice, served)
+        return coalescer
+
+    def _slots(self, choice: Choice, served: Served) -> int:
+        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost."""
         if served.config.batch_wait_ms:
             # Batches are to be waited for where routers meet, so nothing is held back here.
-            calls = coalescer.max_rows
-        coalescer.slots = backend.replicas * calls
-        return coalescer
+            return choice.backend.replicas * _most_rows(served)
+        if choice.predicted_ms <= 2 * HOP_MS:
+            # The way takes longer than the computing: one replica keeps up with whatever a router can send.
+            return 1
+        # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.
+        is_alone = choice.backend.resident or self._config.num_replicas == 1
+        return choice.backend.replicas * (2 if is_alone else 1)
 
     def _new_coalescer(self, choice: Choice, served: Served) -> Coalescer:
         pool = choice.backend.pool
