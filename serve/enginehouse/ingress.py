@@ -6,11 +6,9 @@ import asyncio
 import functools
 import importlib.metadata
 import logging
-import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-import numpy as np
 import orjson
 from ray import serve
 from starlette.applications import Starlette
@@ -20,27 +18,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from enginehouse import protocol
+from enginehouse import body, protocol
 from enginehouse.admission import Admitted
 from enginehouse.config import AppConfig
-from enginehouse.errors import EnginehouseError, InvalidInput, RequestTooLarge
+from enginehouse.errors import EnginehouseError, InvalidInput
 from enginehouse.router import Router
 
 logger = logging.getLogger("ray.serve")
 
 #: Header before each fact about an answer: `enginehouse-backend`, `enginehouse-version`, ...
 PREFIX = "enginehouse-"
-#: Seconds that a client may take to send its body.
-BODY_TIMEOUT_S = 60.0
 #: Seconds after which it is looked whether the client of a request is still there.
 WATCH_AFTER_S = 0.05
 #: JSON of up to this size is read and written on the event loop: a millisecond or two, less than a thread would cost.
 INLINE_BYTES = 1 << 17
-#: Of numpy's allocations, and enough for every datatype.
-_ALIGNMENT = 16
-_BINARY_HEADER = "Inference-Header-Content-Length"
-#: Content-Encoding -> zlib's window bits.
-_ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 class Replica(Protocol):
@@ -153,18 +144,18 @@ class _Watch:
 
 async def _infer(replica: Replica, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
     with Admitted(replica.core.admission) as admitted:
-        body = await _body(request, replica.config.router.max_body_bytes, admitted)
+        content = await body.read(request, replica.config.router.max_body_bytes, admitted)
         on_body()
-        return await _answer(replica, request, body)
+        return await _answer(replica, request, content)
 
 
-async def _answer(replica: Replica, request: Request, body: bytes | memoryview) -> Response:
+async def _answer(replica: Replica, request: Request, content: bytes | memoryview) -> Response:
     name, version = _model_of(request)
     served = replica.core.models.get(name, version)
-    length = _json_length(request)
+    length = body.json_length(request)
     # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.
-    decode = functools.partial(protocol.decode_request, body, length, served.signature)
-    is_large = length is None and len(body) > INLINE_BYTES
+    decode = functools.partial(protocol.decode_request, content, length, served.signature)
+    is_large = length is None and len(content) > INLINE_BYTES
     wanted = await asyncio.to_thread(decode) if is_large else decode()
     answer = await replica.core.answer(
         served,
@@ -178,12 +169,12 @@ async def _answer(replica: Replica, request: Request, body: bytes | memoryview) 
         protocol.encode_response, name, origin["version"], wanted, answer.outputs, served.signature, origin
     )
     is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
-    content, json_length = await asyncio.to_thread(encode) if is_large else encode()
+    text, json_length = await asyncio.to_thread(encode) if is_large else encode()
     headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in origin.items()}
     if json_length is None:
-        return Response(content, 200, headers, media_type="application/json")
-    headers[_BINARY_HEADER] = str(json_length)
-    return Response(content, 200, headers, media_type="application/octet-stream")
+        return Response(text, 200, headers, media_type="application/json")
+    headers[body.BINARY_HEADER] = str(json_length)
+    return Response(text, 200, headers, media_type="application/octet-stream")
 
 
 async def index(_: Request) -> Response:
@@ -204,71 +195,6 @@ async def index(_: Request) -> Response:
 
 def _model_of(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
-
-
-async def _body(request: Request, limit: int, admitted: Admitted) -> bytes | memoryview:
-    """The whole body, decompressed. Raises RequestTooLarge before more than `limit` bytes are held, or Overloaded."""
-    announced = int(request.headers.get("content-length") or 0)
-    if announced > limit:
-        raise _too_large(limit)
-    admitted.take(announced)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", *_ENCODINGS):
-        raise HTTPException(415, f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise _too_large(limit)
-                if size > announced:
-                    admitted.take(len(chunk))
-                if chunk:
-                    chunks.append(chunk)
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes so far)") from None
-    body = chunks[0] if len(chunks) == 1 else _joined(chunks, size, _json_length(request))
-    if encoding == "identity":
-        return body
-    plain = await asyncio.to_thread(_inflated, body, encoding, limit)
-    admitted.take(len(plain))
-    return plain
-
-
-def _json_length(request: Request) -> int | None:
-    return protocol.parse_header_length(request.headers.get(_BINARY_HEADER))
-
-
-def _joined(chunks: list[bytes], size: int, json_length: int | None) -> memoryview:
-    """The chunks in one piece, placed so that the tensors after the JSON are aligned: views on them need no copy."""
-    offset = -(json_length or 0) % _ALIGNMENT
-    body = np.empty(offset + size, np.uint8).data[offset:]
-    at = 0
-    for chunk in chunks:
-        body[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    return body.toreadonly()
-
-
-def _inflated(body: bytes | memoryview, encoding: str, limit: int) -> bytes:
-    inflater = zlib.decompressobj(_ENCODINGS[encoding])
-    try:
-        plain = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidInput(f"the body is not valid {encoding}: {error}") from None
-    if len(plain) > limit:
-        raise _too_large(limit)
-    if not inflater.eof:
-        raise InvalidInput(f"the {encoding} body is truncated")
-    if inflater.unused_data:
-        raise InvalidInput(f"{len(inflater.unused_data)} bytes follow the end of the {encoding} body")
-    return plain
-
-
-def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"the body is larger than {limit} bytes; send fewer rows in a request")
 
 
 def _deadline_s(request: Request, parameters: Any) -> float | None:

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from enginehouse import availability, ingress
+from enginehouse import body as request_body
 from enginehouse.admission import Admission, Admitted
 from enginehouse.config import AppConfig, Catalog, RouterConfig
 from enginehouse.errors import InvalidInput, Overloaded, RequestTooLarge
@@ -46,7 +47,7 @@ def request(*chunks: bytes, hangs: bool = False, **headers: str) -> Request:
 
 async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes:
     with Admitted(Admission(8, 8 * LIMIT)) as admitted:
-        return await ingress._body(request(*chunks, hangs=hangs, **headers), LIMIT, admitted)
+        return await request_body.read(request(*chunks, hangs=hangs, **headers), LIMIT, admitted)
 
 
 async def test_a_body_in_pieces_arrives_whole() -> None:
@@ -89,7 +90,7 @@ async def test_bodies_count_while_they_arrive_and_no_longer() -> None:
 
     async def read(*chunks: bytes, **headers: str) -> None:
         with Admitted(admission) as admitted:
-            await ingress._body(request(*chunks, **headers), LIMIT, admitted)
+            await request_body.read(request(*chunks, **headers), LIMIT, admitted)
 
     with Admitted(admission) as other:
         other.take(60)
@@ -150,7 +151,7 @@ async def test_an_unknown_encoding_is_refused_by_name() -> None:
 
 
 async def test_a_body_that_stops_arriving_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress, "BODY_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT_S", 0.02)
     with pytest.raises(HTTPException, match=r"did not arrive within 0.02 s \(3 bytes so far\)") as caught:
         await body(b"abc", hangs=True)
     assert caught.value.status_code == 408
