@@ -152,9 +152,11 @@ class LoadedModel:
             inputs = stack([request for item in items for request in item.requests])
             with self._flag:
                 outputs = self._infer_in_pieces(inputs, sum(rows))
-        except InferenceFailed as error:
+        except Exception as error:
             if len(items) == 1:
-                return [error]
+                if isinstance(error, EnginehouseError):
+                    return [error]
+                return [InferenceFailed(f"{self.kind}: {type(error).__name__}: {error}")]
             # One request broke the batch; its neighbours still get their answers.
             return [self._compute([item])[0] for item in items]
         taken = time.monotonic() - started

@@ -27,7 +27,6 @@ async def read(request: Request, limit: int, admitted: Admitted) -> bytes | memo
     announced = int(request.headers.get("content-length") or 0)
     if announced > limit:
         raise _too_large(limit)
-    admitted.take(announced)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_ENCODINGS):
         raise HTTPException(415, f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
@@ -39,8 +38,7 @@ async def read(request: Request, limit: int, admitted: Admitted) -> bytes | memo
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
-                if size > announced:
-                    admitted.take(len(chunk))
+                admitted.take(len(chunk))
                 if chunk:
                     chunks.append(chunk)
     except TimeoutError:

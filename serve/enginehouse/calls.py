@@ -51,7 +51,11 @@ class PoolCall:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
         except asyncio.CancelledError:
             response.cancel()
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not ours: the replica was stopped under the call.
+            raise EngineUnavailable(self._pool, "the call was cancelled there") from None
         except Exception as error:
             raise translate(error, self._pool) from None
         return answer

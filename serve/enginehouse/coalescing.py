@@ -7,17 +7,21 @@ free slot leaves at once and alone; nobody waits for company.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from enginehouse.batching import Answer
-from enginehouse.errors import InferenceFailed
+from enginehouse.errors import InferenceFailed, InvalidInput
 from enginehouse.tensors import Tensors, nbytes, split, stack
 
 #: Requests that add up to less than this are stacked on the event loop: less work than one message of many arrays.
 STACKED_BYTES = 1 << 17
+
+#: Seconds for which a call keeps others from being sent.
+HOLD_S = 0.25
 
 #: One call: the requests of a group, their rows, and the seconds that they have left.
 Call = Callable[[Sequence[Tensors], int, float], Awaitable[Answer]]
@@ -28,7 +32,7 @@ class _Waiting:
     inputs: Tensors
     rows: int
     size: int
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[str, tuple[int, ...], str], ...]
     arrived: float
     deadline: float
     answer: asyncio.Future[Answer]
@@ -37,13 +41,15 @@ class _Waiting:
 class Coalescer:
     """The queue of one backend in this process.
 
-    `slots` calls are under way at most; a group has at most `max_rows` rows and `max_bytes` bytes, or one request. Only
-    requests whose rows have the same shape share a call. When a call fails because of what is in it (InferenceFailed),
-    its halves are tried again until the request at fault is alone with its error.
+    `slots` calls are under way at most, not counting those that have taken longer than `hold_s`: one that is stuck, or
+    large, holds nobody up for longer. A group has at most `max_rows` rows and `max_bytes` bytes, or one request. Only
+    requests whose rows have the same shape share a call. When a call fails because of what is in it (InferenceFailed,
+    InvalidInput), its halves are tried again until the request at fault is alone with its error.
     """
 
     def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
         self.slots = 1
+        self.hold_s = HOLD_S
         self._call = call
         self.max_rows = max_rows
         self._max_bytes = max_bytes
@@ -60,25 +66,41 @@ class Coalescer:
         """Answer one request; `deadline` is a time of `time.monotonic`. Raises what the call raises."""
         now = time.monotonic()
         if self._under_way < self.slots and not self._waiting:
-            self._under_way += 1
+            release = self._slot()
             try:
                 return await self._call([inputs], rows, deadline - now)
             finally:
-                self._under_way -= 1
-                self._fill_slots()
-        shapes = tuple(array.shape[1:] for array in inputs.values())
+                release()
+        # By name: two requests may list their inputs in different orders.
+        shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         # A caller that gives up cancels the future, and with it the request's place in the queue.
         self._waiting.append(_Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, answer))
         return await answer
+
+    def _slot(self) -> Callable[[], None]:
+        """Take a slot until the function that is returned is called, or for `hold_s`."""
+        self._under_way += 1
+        held = True
+
+        def release() -> None:
+            nonlocal held
+            if held:
+                held = False
+                timer.cancel()
+                self._under_way -= 1
+                self._fill_slots()
+
+        timer = asyncio.get_running_loop().call_later(self.hold_s, release)
+        return release
 
     def _fill_slots(self) -> None:
         while self._under_way < self.slots:
             group = self._next_group()
             if not group:
                 return
-            self._under_way += 1
-            task = asyncio.create_task(self._send(group))
+            # In a context of its own: Serve would count the call as one of whoever's request this runs in.
+            task = asyncio.create_task(self._send(group, self._slot()), context=contextvars.Context())
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
 
@@ -104,25 +126,25 @@ class Coalescer:
         self._waiting.extendleft(reversed(others))
         return group
 
-    async def _send(self, group: list[_Waiting]) -> None:
+    async def _send(self, group: list[_Waiting], release: Callable[[], None]) -> None:
         try:
             await self._answer(group)
         finally:
             for item in group:
                 # Only when this task was cancelled: the process is going.
                 item.answer.cancel()
-            self._under_way -= 1
-            self._fill_slots()
+            release()
 
     async def _answer(self, group: list[_Waiting]) -> None:
         rows = [item.rows for item in group]
         requests: Sequence[Tensors] = [item.inputs for item in group]
-        if sum(item.size for item in group) <= STACKED_BYTES:
-            requests = [stack(requests)]
         sent = time.monotonic()
         try:
+            if sum(item.size for item in group) <= STACKED_BYTES:
+                requests = [stack(requests)]
             outputs, timing = await self._call(requests, sum(rows), max(item.deadline for item in group) - sent)
-        except InferenceFailed as error:
+            parts = split(outputs, rows)
+        except (InferenceFailed, InvalidInput) as error:
             if len(group) == 1:
                 _fail(group, error)
                 return
@@ -131,7 +153,7 @@ class Coalescer:
         except Exception as error:
             _fail(group, error)
         else:
-            for item, part in zip(group, split(outputs, rows), strict=True):
+            for item, part in zip(group, parts, strict=True):
                 if not item.answer.done():
                     waited_ms = (sent - item.arrived) * 1e3
                     item.answer.set_result((part, replace(timing, queue_ms=timing.queue_ms + waited_ms)))

@@ -52,7 +52,7 @@ class PoolConfig(_Config):
 
     engine: EngineKind
     nodes: tuple[Accelerator, ...] = ()
-    min_replicas: int = Field(default=1, ge=0)
+    min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=0.5, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)

@@ -1,8 +1,8 @@
 """Which engines have crashed a process of this node: what a process was computing when a fatal signal ended it.
 
-    CACHE/crashes/<pid>-<start>.running   a flag per engine of a live process: whether it is in a call
-    CACHE/crashes/<pid>-<start>.trace     what Python's faulthandler wrote when the process crashed; else empty
-    CACHE/crashes/<engine>.crashed        an engine that was in a call then
+    CACHE/crashes/<pid>-<start>-<host>.running   a flag per engine of a live process: whether it is in a call
+    CACHE/crashes/<pid>-<start>-<host>.trace     what Python's faulthandler wrote when the process crashed; else empty
+    CACHE/crashes/<engine>.crashed               an engine that was in a call then
 
 A process that was merely killed (SIGKILL) leaves no trace, so its engines are not suspected.
 """
@@ -10,10 +10,13 @@ A process that was merely killed (SIGKILL) leaves no trace, so its engines are n
 from __future__ import annotations
 
 import faulthandler
-import functools
 import hashlib
+import logging
 import mmap
 import os
+import socket
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +25,8 @@ import psutil
 from enginehouse.bundle import MANIFEST
 from enginehouse.manifest import Artifact, EngineKind
 from enginehouse.store.cache import cache_folder
+
+logger = logging.getLogger("ray.serve")
 
 #: An engine is no longer suspected after this long; the model may have a new runtime by then.
 FORGET_AFTER_S = 24 * 3600.0
@@ -49,7 +54,7 @@ class Crashes:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._read_the_dead()
-        own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}"
+        own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}-{_host()}"
         with own.with_suffix(".running").open("w+b") as file:
             file.truncate(_SLOT * _SLOTS)
             self._memory = mmap.mmap(file.fileno(), _SLOT * _SLOTS)
@@ -78,7 +83,8 @@ class Crashes:
 
     def _read_the_dead(self) -> None:
         for running in self._folder.glob("*.running"):
-            if _is_alive(running.stem):
+            # Others may share the folder, whose processes cannot be seen from here.
+            if not running.stem.endswith(f"-{_host()}") or _is_alive(running.stem):
                 continue
             trace = running.with_suffix(".trace")
             # Of several processes that start now one gets to read it.
@@ -99,10 +105,20 @@ class Crashes:
             trace.unlink(missing_ok=True)
 
 
-@functools.cache
+_lock = threading.Lock()
+_records: list[Crashes] = []
+
+
 def of_this_process() -> Crashes:
-    """The record of this process, begun at the first call."""
-    return Crashes(cache_folder() / "crashes")
+    """The record of this process, begun at the first call; where the cache cannot be written it outlives nobody."""
+    with _lock:
+        if not _records:
+            try:
+                _records.append(Crashes(cache_folder() / "crashes"))
+            except OSError as error:
+                logger.warning("crashes are not recorded: %s", error)
+                _records.append(Crashes(Path(tempfile.mkdtemp(prefix="enginehouse-"))))
+        return _records[0]
 
 
 def engine_id(folder: Path, kind: EngineKind, artifact: Artifact) -> str:
@@ -111,8 +127,12 @@ def engine_id(folder: Path, kind: EngineKind, artifact: Artifact) -> str:
     return hashlib.sha256(b"\0".join([manifest, kind.encode(), artifact.name.encode()])).hexdigest()[:32]
 
 
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")
+
+
 def _is_alive(stem: str) -> bool:
-    pid, _, started = stem.partition("-")
+    pid, started, _ = stem.split("-", 2)
     try:
         return f"{psutil.Process(int(pid)).create_time():.0f}" == started
     except (psutil.Error, ValueError):

@@ -6,6 +6,7 @@ The same code serves a pool's replica, which hosts one engine kind, and a router
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -103,7 +104,8 @@ class HostedModels:
             if isinstance(error, EnginehouseError):
                 raise
             raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
-        loaded.set_batching(config)
+        # As the catalog says by now: loading may have taken minutes.
+        loaded.set_batching(next((model for model in self._catalog.models if model.id == model_id), config))
         self.models[model_id] = loaded
         self.reports[model_id] = ModelReport(
             state="ready",
@@ -178,9 +180,10 @@ class HostedModels:
                 idle_s = time.monotonic() - loaded.last_used
                 if model_id.partition("@")[0] in coming or idle_s < self._unload_after_s:
                     continue
-                # The engine frees its memory when the last running call drops its reference.
                 del self.models[model_id]
                 unloaded(model_id)
+                # The engine and its batch queue refer to each other: their memory would wait for the next collection.
+                asyncio.get_running_loop().call_later(1.0, gc.collect)
             del self.reports[model_id]
 
 

@@ -18,7 +18,7 @@ from enginehouse.admission import Admission, Admitted
 from enginehouse.batching import Answer as Computed
 from enginehouse.batching import Timing
 from enginehouse.calls import PoolCall
-from enginehouse.coalescing import Coalescer
+from enginehouse.coalescing import HOLD_S, Coalescer
 from enginehouse.config import AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
@@ -173,15 +173,21 @@ class Router:
             self._coalescers = {k: known for k, known in self._coalescers.items() if not known.is_idle}
             coalescer = self._coalescers[key] = self._new_coalescer(choice, served)
         coalescer.max_rows = _most_rows(served)
-        coalescer.slots = self._slots(choice, served)
+        table = choice.backend.table
+        full_ms = table.predict_ms(coalescer.max_rows) if table else 0.0
+        coalescer.slots = self._slots(choice, served, full_ms)
+        coalescer.hold_s = HOLD_S + full_ms / 1e3
         return coalescer
 
-    def _slots(self, choice: Choice, served: Served) -> int:
-        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost."""
+    def _slots(self, choice: Choice, served: Served, full_ms: float) -> int:
+        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
+
+        `full_ms` is what the largest group takes to compute.
+        """
         if served.config.batch_wait_ms:
             # Batches are to be waited for where routers meet, so nothing is held back here.
             return choice.backend.replicas * _most_rows(served)
-        if choice.predicted_ms <= 2 * HOP_MS:
+        if full_ms <= HOP_MS:
             # The way takes longer than the computing: one replica keeps up with whatever a router can send.
             return 1
         # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.

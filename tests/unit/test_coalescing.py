@@ -11,7 +11,7 @@ import pytest
 
 from enginehouse.batching import Answer, Timing
 from enginehouse.coalescing import STACKED_BYTES, Coalescer
-from enginehouse.errors import EngineUnavailable, InferenceFailed
+from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.tensors import Tensors, stack
 
 
@@ -23,6 +23,7 @@ class Backend:
         self.arrays: list[int] = []
         self.open = asyncio.Event()
         self.lost = False
+        self.error: Exception = InferenceFailed("a negative number")
 
     async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         x = stack(requests)["x"]
@@ -34,7 +35,7 @@ class Backend:
         if self.lost:
             raise EngineUnavailable("pool", "gone")
         if (x < 0).any():
-            raise InferenceFailed("a negative number")
+            raise self.error
         return {"y": 2 * x}, Timing(0.0, 1.0, rows)
 
 
@@ -107,6 +108,50 @@ async def test_a_request_that_fails_is_found_and_fails_alone() -> None:
     )
     assert [type(answer) for answer in answers] == [tuple, tuple, tuple, InferenceFailed, tuple, tuple]
     assert backend.calls[1] == [1, 2, -3, 4, 5]
+
+
+async def test_a_bad_value_that_only_the_engine_sees_is_the_fault_of_its_request_alone() -> None:
+    backend = Backend()
+    backend.error = InvalidInput("not UTF-8")
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    tasks = [send(coalescer, row(number)) for number in (0, 1, -2, 3)]
+    await asyncio.sleep(0)
+    backend.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [tuple, tuple, InvalidInput, tuple]
+
+
+async def test_a_call_that_is_stuck_holds_nobody_up_for_long() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    coalescer.hold_s = 0.05
+    stuck = send(coalescer, row(0))
+    await asyncio.sleep(0)
+    assert backend.calls == [[0]]
+    others = [send(coalescer, row(number)) for number in (1, 2)]
+    await asyncio.sleep(0.1)
+    assert backend.calls == [[0], [1, 2]]
+    backend.open.set()
+    assert await values([stuck, *others]) == [0, 2, 4]
+    assert coalescer.is_idle
+
+
+async def test_requests_that_list_their_inputs_in_another_order_are_told_apart_by_name() -> None:
+    seen: list[list[int]] = []
+
+    async def call(requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        inputs = stack(requests)
+        seen.append([inputs["a"].shape[1], inputs["b"].shape[1]])
+        await asyncio.sleep(0.001)
+        return {"y": inputs["a"]}, Timing(0.0, 1.0, rows)
+
+    coalescer = Coalescer(call, max_rows=8, max_bytes=1 << 20)
+    wide, narrow = np.ones((1, 5), np.float32), np.ones((1, 3), np.float32)
+    requests = [{"a": narrow, "b": wide}] * 2 + [{"b": narrow, "a": wide}] + [{"b": wide, "a": narrow}]
+    tasks = [asyncio.create_task(coalescer.infer(inputs, 1, time.monotonic() + 30)) for inputs in requests]
+    widths = [outputs["y"].shape for outputs, _ in await asyncio.gather(*tasks)]
+    assert widths == [(1, 3), (1, 3), (1, 5), (1, 3)]
+    assert seen == [[3, 5], [3, 5], [5, 3]]
 
 
 async def test_what_was_lost_fails_for_everybody_in_the_group_and_the_next_group_goes_on() -> None:
