@@ -105,7 +105,8 @@ def test_an_open_loop_sends_when_due_whatever_becomes_of_it(server: Server) -> N
     # One after the other they would have taken 7.5 s.
     assert max(request.ended_s for request in result.requests) < 3
     assert min(request.latency_s for request in result.requests) >= 0.3
-    assert all(abs(request.due_s - due[round(request.due_s * 50)]) < 0.001 for request in result.requests)
+    # Sent no earlier than the timers are wrong, which is far less than the 20 ms between two of them.
+    assert all(abs(request.due_s - due[round(request.due_s * 50)]) < 0.005 for request in result.requests)
     assert used.seconds > 0.7
 
 
