@@ -50,8 +50,8 @@ class Coalescer:
     def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
         self.slots = 1
         self.hold_s = HOLD_S
-        self._call = call
         self.max_rows = max_rows
+        self._call = call
         self._max_bytes = max_bytes
         self._under_way = 0
         self._waiting: deque[_Waiting] = deque()
