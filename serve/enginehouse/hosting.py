@@ -146,7 +146,7 @@ class HostedModels:
             if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
                 rows = best_batch(engine, manifest, rows)
         # Made on this node, say: routers have to know how fast it is before they can prefer it.
-        measured = [] if manifest.latency_of(kind, artifact.name) else measure(engine, manifest)
+        measured = measure(engine, manifest) if table is None else []
         return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
 
     def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
