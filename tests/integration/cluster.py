@@ -155,6 +155,8 @@ class Cluster:
         folder = self.folder
         return {
             "PYTHONPATH": os.pathsep.join([str(ROOT / "serve"), str(ROOT)]),
+            # What an earlier run left there must not be known here: engines that crashed, for instance.
+            "ENGINEHOUSE_CACHE": str(folder / "cache"),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -121,8 +121,13 @@ def test_a_pool_without_hardware_is_held_at_zero_until_a_node_joins(whole: House
     wait_for(lambda: "enginehouse" not in serve.status().applications, 60, "undeployed")
     deploy_app(whole.cluster, whole.catalog)
     whole.wait_live("scale", "cpu-pool")
-    application = serve.status().applications["enginehouse"]
-    assert application.status == "RUNNING"
+
+    def running() -> Any:
+        # The Router answers before the controller has looked at it.
+        application = serve.status().applications["enginehouse"]
+        return application if application.status == "RUNNING" else None
+
+    application = wait_for(running, 30, "the application runs")
     assert sum(application.deployments["gpu-pool"].replica_states.values()) == 0
     entry = next(backend for backend in whole.model("scale")["backends"] if backend["pool"] == "gpu-pool")
     assert entry["state"] == "no-hardware"
