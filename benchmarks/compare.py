@@ -1,4 +1,4 @@
-"""enginehouse beside other servers: the same ONNX file, the same cores, as many engine threads, measured in turns.
+"""enginehouse beside other servers: the same model file, the same cores, as many engine threads, measured in turns.
 
     scripts/bench --peers
 
@@ -30,11 +30,13 @@ from enginehouse import hardware
 from enginehouse.bench.limit import Engines, Order
 from enginehouse.bench.samples import synthetic
 from enginehouse.bundle import Bundle
+from enginehouse.manifest import EngineKind
 from enginehouse.store import Store
 
 HERE = Path(__file__).parent
 MODELS = ("tiny", "mobilenet", "resnet18")
-ARTIFACT = "onnx-fp32"
+#: Built here too, when it is asked for: takes pixels, and is the one that has other artifacts.
+PIXELS = "pixels"
 #: Engines in pools, behind a hop; and in the routers, of which there are two: by default they share the cores.
 SHAPES = (
     "enginehouse=--threads {threads} --min-replicas {workers} --max-replicas {workers}",
@@ -51,6 +53,9 @@ def main(
         str(HERE / ".store")
     ),
     models: Annotated[str, typer.Option(help="Models, by comma.")] = ",".join(MODELS),
+    artifact: Annotated[str, typer.Option(help="What all serve: onnx-fp32, openvino-int8 (of `pixels`), ...")] = (
+        "onnx-fp32"
+    ),
     only: Annotated[str, typer.Option(help="Contestants, by comma; default all.")] = "",
     shapes: Annotated[
         list[str] | None,
@@ -77,9 +82,11 @@ def main(
     run = _run()
     file = results / f"peers-{run['started']}.jsonl"
     for model in wanted:
-        bundle = Store(store).open(model, Store(store).latest(model), [ARTIFACT])
-        (onnx,) = bundle.verified_files(bundle.manifest.artifact(ARTIFACT))
-        conditions = Conditions(Store(store).absolute_url(), model, onnx.resolve(), workers, threads, max_batch)
+        bundle = Store(store).open(model, Store(store).latest(model), [artifact])
+        served = bundle.manifest.artifact(artifact)
+        path = next(file for file in bundle.verified_files(served) if file.suffix in (".onnx", ".xml")).resolve()
+        url, numerics = Store(store).absolute_url(), served.numerics_class
+        conditions = Conditions(url, model, artifact, path, workers, threads, max_batch, numerics)
         turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
         for number in range(1, rounds + 1):
             _round(number, bundle, conditions, pythons, contestants, turns, Durations(warm_up, seconds), port)
@@ -104,7 +111,8 @@ def _round(
 ) -> None:
     """The limit, then each contestant's turn, which is added to `turns`."""
     samples = synthetic(bundle.manifest)
-    order = Order(bundle.path, "onnxruntime-cpu", ARTIFACT, conditions.threads)
+    engine: EngineKind = "openvino-cpu" if conditions.file.suffix == ".xml" else "onnxruntime-cpu"
+    order = Order(bundle.path, engine, conditions.artifact, conditions.threads)
     with Engines(order, conditions.workers) as engines:
         limits = [engines.limit(samples.request(0, rows), rows, _LIMIT_S) for rows in {1, conditions.max_batch}]
         probes = [(row, engines.infer(row)) for row in (samples.request(start, 1) for start in range(_PROBES))]
@@ -143,11 +151,15 @@ def _build_missing(store: str, models: list[str]) -> None:
     for model in models:
         if Store(store).versions(model):
             continue
-        if model not in MODELS:
-            raise typer.BadParameter(f"{store} has no model {model!r}; only {', '.join(MODELS)} are built here")
+        if model not in (*MODELS, PIXELS):
+            raise typer.BadParameter(
+                f"{store} has no model {model!r}; only {', '.join(MODELS)}, {PIXELS} are built here"
+            )
         _console.print(f"building {model} into {store}")
         source = [f"benchmarks.models:{model}", "--name", model, "--store", store]
-        build = [sys.executable, "-m", "enginehouse", "build", *source, "--formats", "onnx", "--precisions", "fp32"]
+        made = ("onnx,openvino", "fp32,int8") if model == PIXELS else ("onnx", "fp32")
+        formats = ["--formats", made[0], "--precisions", made[1]]
+        build = [sys.executable, "-m", "enginehouse", "build", *source, *formats]
         if subprocess.run(build, check=False).returncode:
             raise typer.Exit(1)
 

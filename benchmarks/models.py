@@ -2,7 +2,7 @@
 
     enginehouse build benchmarks.models:tiny --name tiny --store store --formats onnx --precisions fp32
 
-All take float32 arrays, as most peers do. Weights are random (seeded): speed does not depend on them.
+All but *pixels* take float32 arrays, as most peers do. Weights are random (seeded): speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ def resnet18() -> ModelSource:
     from examples.resnet import resnet18 as with_pixels
 
     return _source(with_pixels().module, "image", images(16))
+
+
+def pixels() -> ModelSource:
+    """ResNet-18 with its preprocessing inside, 150 KB of pixels (uint8) a row: for artifacts other than fp32 ONNX."""
+    from examples.resnet import resnet18 as with_pixels
+
+    return with_pixels()
 
 
 def vectors(rows: int, seed: int = SEED) -> np.ndarray:

@@ -29,14 +29,16 @@ class NotStarted(NotRun):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What all contestants get: one ONNX file, `workers` engines of `threads` threads, and batches of that size."""
+    """What all contestants get: an artifact's file, `workers` engines of `threads` threads, and batches so large."""
 
     store: str
     model: str
+    artifact: str
     file: Path
     workers: int
     threads: int
     max_batch: int
+    numerics: str = "full"
 
     def environment(self, port: int) -> dict[str, str]:
         """As `shared/peer.py` reads it."""
@@ -82,7 +84,7 @@ class Enginehouse:
         """How it is started."""
         told = self.arguments.format(workers=conditions.workers, threads=conditions.threads)
         serve = [str(python), "-m", "enginehouse", "serve", conditions.store, "--models", conditions.model]
-        return [*serve, "--port", str(port), *shlex.split(told)]
+        return [*serve, "--port", str(port), "--numerics", conditions.numerics, *shlex.split(told)]
 
     def route(self, conditions: Conditions) -> str:
         """The path of its URL."""

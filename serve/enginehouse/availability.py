@@ -1,13 +1,16 @@
 """What is alive: warm models per pool, read in-process, and hardware per cluster. All that is Ray-private lives here.
 
-Every replica of a pool reports its models through Serve's `record_routing_stats`; the controller pulls the report and
-broadcasts changes to every process that holds a handle to the pool. Reading it costs microseconds and no RPC, while
-`serve.status()` costs ~25 ms and lags (Ray Serve 2.60).
+Every replica of a pool reports its models and its address through Serve's `record_routing_stats`; the controller pulls
+the report and broadcasts changes to every process that holds a handle to the pool. Reading it costs microseconds and no
+RPC, while `serve.status()` costs ~25 ms and lags (Ray Serve 2.60). What is reported counts while this process has a
+connection to the replica.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +21,14 @@ from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequ
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import hardware
+from enginehouse.channel import Address, Channel
 from enginehouse.config import ACCELERATOR_LABEL
+from enginehouse.errors import EngineUnavailable
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds until a replica that could not be reached is tried again.
+RETRY_AFTER_S = 1.0
 
 ModelState = Literal["loading", "ready", "failed", "unavailable"]
 
@@ -37,15 +47,23 @@ class ModelReport(TypedDict):
     measured: list[tuple[int, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
-    """One running replica of a pool as this process sees it. `queued` counts calls sent to it and not answered."""
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One replica of a pool as this process sees it, with its connection to it."""
 
     id: str
     node: str
-    models: Mapping[str, ModelReport]
-    queued: int
-    capacity: int
+    reports: Mapping[str, ModelReport]
+    address: Address
+    channel: Channel
+    #: Whether Serve lists it as running.
+    is_listed: bool = True
+    #: When a connection may be tried again, on the clock of `time.monotonic`.
+    retry_at: float = 0.0
+
+    def has(self, model_id: str) -> bool:
+        """Whether the model is warm there."""
+        return model_id in self.reports and self.reports[model_id]["state"] == "ready"
 
 
 #: Deployment -> the request router of this process's handle to it.
@@ -53,54 +71,40 @@ _request_routers: dict[tuple[str, str], LiveReplicas] = {}
 
 
 class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
-    """Serve's own request router, which also lets this process read the replicas that it chooses among.
+    """Serve's own request router, which also lets this process read the replicas of a pool.
 
-    Serve leaves a replica out of its list while it reconfigures it. Ours answer all the while (reconfigure only takes
-    notes), so a replica that vanishes is kept for `KEEP_S`: if it died instead, the first call to it says so.
-    A restarted controller lists replicas whose reports it has not pulled yet: the last ones seen stand for them.
-    A replica that could not be reached is doubted for `DOUBT_S`, or until it answers: of a node that lost its power Ray
-    knows only seconds later, and until then Serve would go on probing it instead of failing the call.
+    Serve leaves a replica out of its list while it reconfigures it, or when it stops it: one that was connected stays
+    until it closes the connection. A restarted controller lists replicas whose reports it has not pulled yet: the last
+    ones seen stand for them.
     """
-
-    #: Below the 2 s for which Serve lets a stopping replica finish its calls.
-    KEEP_S = 1.0
-    DOUBT_S = 5.0
 
     def initialize_state(self, **_: object) -> None:
         # Serve pickles this class by value, so the registry must be reached through the module's name.
         from enginehouse import availability
 
-        self._listed: list[Any] = []
-        self._missing_since: dict[Any, float] = {}
-        self.reports: dict[Any, Mapping[str, ModelReport]] = {}
-        self.doubted_until: dict[Any, float] = {}
+        self.known: dict[str, Replica] = {}
         availability.register(self)
 
     def update_replicas(self, replicas: list[Any]) -> None:
-        """Take Serve's new list, plus those that vanished from it a moment ago."""
-        now = time.monotonic()
-        self._listed = replicas
-        listed = {replica.replica_id for replica in replicas}
-        missing = {known: replica for known, replica in self.curr_replicas.items() if known not in listed}
-        self._missing_since = {known: self._missing_since.get(known, now) for known in missing}
-        kept = [replica for known, replica in missing.items() if now - self._missing_since[known] < self.KEEP_S]
-        super().update_replicas([*replicas, *kept])
-        current = self.curr_replicas
-        new = {known: current[known].routing_stats["models"] for known in current if current[known].routing_stats}
-        self.reports = {known: report for known, report in self.reports.items() if known in current} | new
-        if kept:
-            asyncio.get_running_loop().call_later(self.KEEP_S, lambda: self.update_replicas(self._listed))
-        self.doubted_until = {known: until for known, until in self.doubted_until.items() if known in current}
+        """Take Serve's new list."""
+        from enginehouse import availability
 
-    def is_doubted(self, replica_id: Any) -> bool:
-        # Serve forgets the queue length of a replica that it could not reach, and learns it anew from its answer.
-        unheard = self.replica_queue_len_cache.get(replica_id) is None
-        return unheard and time.monotonic() < self.doubted_until.get(replica_id, 0.0)
+        super().update_replicas(replicas)
+        for replica in self.known.values():
+            replica.is_listed = False
+        for replica_id, listed in self.curr_replicas.items():
+            availability.take(self, replica_id.unique_id, listed.node_id or "", listed.routing_stats)
 
-    def on_replica_actor_unavailable(self, replica_id: Any) -> None:
-        """Hear from Serve that a replica could not be reached."""
-        super().on_replica_actor_unavailable(replica_id)
-        self.doubted_until[replica_id] = time.monotonic() + self.DOUBT_S
+
+def take(router: LiveReplicas, replica_id: str, node: str, stats: Mapping[str, Any]) -> None:
+    """Note what Serve says of one replica; before its first report it is of no use."""
+    known = router.known.get(replica_id)
+    if known is not None:
+        known.is_listed = True
+        known.reports = stats.get("models", known.reports)
+    elif stats.get("address"):
+        pool = router._deployment_id.name
+        router.known[replica_id] = Replica(replica_id, node, stats["models"], stats["address"], Channel(pool))
 
 
 def register(router: LiveReplicas) -> None:
@@ -115,30 +119,43 @@ def watch(handle: DeploymentHandle) -> None:
         handle._init()
 
 
-def replicas(app: str, pool: str) -> list[ReplicaView]:
-    """The running replicas of a pool; empty when there is none or this process has not heard of it yet."""
+def replicas(app: str, pool: str) -> list[Replica]:
+    """The replicas of a pool that this process has a connection to and that take calls."""
     router = _request_routers.get((app, pool))
     if router is None:
         return []
-    queue_lengths = router.replica_queue_len_cache
-    return [
-        ReplicaView(
-            id=replica_id.unique_id,
-            node=replica.node_id or "",
-            models=router.reports.get(replica_id, {}),
-            queued=queue_lengths.get(replica_id) or 0,
-            capacity=replica.max_ongoing_requests,
-        )
-        for replica_id, replica in list(router.curr_replicas.items())
-        if not router.is_doubted(replica_id)
-    ]
+    return [replica for replica in router.known.values() if replica.channel.is_open and not replica.channel.is_going]
 
 
-def unload(pool: object, model_id: str) -> None:
-    """Drop a model from a replica's multiplexed models; Serve itself only unloads the least recently used one."""
-    wrapper = getattr(pool, "__serve_multiplex_wrapper", None)
-    if wrapper is not None and wrapper.models.pop(model_id, None) is not None:
-        wrapper._push_multiplexed_replica_info = True
+def connect() -> None:
+    """Connect to every replica that has no connection, forget those that are gone. To be called several times a second.
+
+    This is also how a replica that was given up comes back: it has to let this process in again.
+    """
+    now = time.monotonic()
+    for router in _request_routers.values():
+        for replica in list(router.known.values()):
+            if replica.channel.is_open or replica.id in _connecting:
+                continue
+            if not replica.is_listed:
+                del router.known[replica.id]
+            elif now >= replica.retry_at and not replica.channel.is_going:
+                replica.retry_at = now + RETRY_AFTER_S
+                replica.channel = Channel(router._deployment_id.name)
+                _connecting[replica.id] = asyncio.create_task(_open(replica), context=contextvars.Context())
+
+
+async def _open(replica: Replica) -> None:
+    try:
+        await replica.channel.open(replica.address)
+    except EngineUnavailable as error:
+        logger.warning("replica %s: %s", replica.id, error)
+    finally:
+        del _connecting[replica.id]
+
+
+#: Connections that are being made, by replica.
+_connecting: dict[str, asyncio.Task[None]] = {}
 
 
 def threads_per_engine(num_cpus: float, engines_per_node: int) -> int:

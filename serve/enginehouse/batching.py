@@ -17,22 +17,10 @@ from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
 from enginehouse.manifest import Artifact, EngineKind, Manifest
-from enginehouse.tensors import Tensors, split, stack
+from enginehouse.tensors import Answer, Tensors, Timing, split, stack
 
 #: A request of more rows than this many full batches goes through the queue in several slices.
 SLICE_BATCHES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds a request waited for its batch and the batch took to compute, and the rows of that batch."""
-
-    queue_ms: float
-    compute_ms: float
-    batch_rows: int
-
-
-Answer = tuple[dict[str, np.ndarray], Timing]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import numpy as np
+from grpc.aio import AioRpcError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import deploy
-from enginehouse.calls import translate
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, RequestTooLarge
 from enginehouse.tensors import Tensors
 
 #: Added to a request's deadline before the client itself gives up: the router answers for the deadline, this only
@@ -83,5 +86,27 @@ class Client:
 def _ours(error: Exception, deadline_s: float) -> EnginehouseError:
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"the router did not answer within {deadline_s + GRACE_S:g} s")
-    ours = translate(error, "Router")
-    return ours if not isinstance(ours, EngineUnavailable) else EngineUnavailable("Router", str(ours))
+    return translate(error)
+
+
+def translate(error: Exception) -> EnginehouseError:
+    """Ray's errors as ours: a lost Router is an engine that is not available; the rest is what the request met."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, EnginehouseError):
+        return cause
+    if isinstance(cause, RayActorError | BackPressureError | DeploymentUnavailableError):
+        return EngineUnavailable("Router", f"{type(cause).__name__}: its replica is gone or full")
+    if isinstance(cause, RayError | RayServeException | ConnectionError) and not isinstance(cause, RayTaskError):
+        return EngineUnavailable("Router", f"{type(cause).__name__}: {cause}")
+    if isinstance(cause, AioRpcError):
+        return _of_grpc(cause)
+    return InferenceFailed(f"Router: {type(cause).__name__}: {cause}")
+
+
+def _of_grpc(error: AioRpcError) -> EnginehouseError:
+    """Serve passes most of what its gRPC transport raises on as it is, such as CANCELLED from a replica that stops."""
+    told = f"{error.code().name}: {error.details()}"
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        remedy = "send fewer rows, or start every node with RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=2147483647"
+        return RequestTooLarge(f"{told}; {remedy}")
+    return EngineUnavailable("Router", told)

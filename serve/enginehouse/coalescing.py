@@ -13,12 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from enginehouse.batching import Answer
 from enginehouse.errors import InferenceFailed, InvalidInput
-from enginehouse.tensors import Tensors, nbytes, split, stack
-
-#: Requests that add up to less than this are stacked on the event loop: less work than one message of many arrays.
-STACKED_BYTES = 1 << 17
+from enginehouse.tensors import Answer, Tensors, nbytes, split
 
 #: Seconds for which a call keeps others from being sent.
 HOLD_S = 0.25
@@ -137,11 +133,9 @@ class Coalescer:
 
     async def _answer(self, group: list[_Waiting]) -> None:
         rows = [item.rows for item in group]
-        requests: Sequence[Tensors] = [item.inputs for item in group]
+        requests = [item.inputs for item in group]
         sent = time.monotonic()
         try:
-            if sum(item.size for item in group) <= STACKED_BYTES:
-                requests = [stack(requests)]
             outputs, timing = await self._call(requests, sum(rows), max(item.deadline for item in group) - sent)
             parts = split(outputs, rows)
         except (InferenceFailed, InvalidInput) as error:

@@ -138,7 +138,7 @@ class ModelConfig(_Config):
 
     @property
     def id(self) -> str:
-        """`name@version`: Serve's multiplexed model id."""
+        """`name@version`."""
         return f"{self.name}@{self.version}"
 
 

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from enginehouse import crashes
 from enginehouse.availability import ModelReport, ModelState
@@ -25,8 +25,6 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds until a model that failed to load is tried again: its store may have been out of reach.
 RETRY_AFTER_S = 15.0
-
-Load = Callable[[str], Awaitable[LoadedModel]]
 
 
 class HostedModels:
@@ -56,15 +54,13 @@ class HostedModels:
         self._router = router
         self._catalog = Catalog(store="")
         self._retry_at: dict[str, float] = {}
+        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self._busy = (time.monotonic(), 0.0)
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
-    def follow(self, catalog: Catalog, load: Load | None = None, unloaded: Callable[[str], None] | None = None) -> None:
-        """Record the catalog and return at once; loading goes on beside it.
-
-        Models are loaded through `load` (which ends in `self.load`), and `unloaded` hears which ones went.
-        """
+    def follow(self, catalog: Catalog) -> None:
+        """Record the catalog and return at once; loading goes on beside it."""
         self._catalog = catalog
         self._retry_at.clear()
         for model in catalog.models:
@@ -72,7 +68,7 @@ class HostedModels:
                 loaded.set_batching(model)
         self._wake.set()
         if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep(load or self.load, unloaded or (lambda _: None)))
+            self._keeper = asyncio.create_task(self._keep())
 
     def busy_share(self) -> float:
         """Seconds that the engines computed per second since the last call; above 1 when several did at once."""
@@ -85,8 +81,21 @@ class HostedModels:
         if self._keeper is not None and self._keeper.done():
             raise RuntimeError("the model keeper stopped") from self._keeper.exception()
 
-    async def load(self, model_id: str) -> LoadedModel:
-        """Load a model and warm it up. Raises ModelNotFound, EngineUnavailable or a BundleError."""
+    async def get(self, model_id: str) -> LoadedModel:
+        """A model, loaded when it is not: a router that has not heard of a new version yet asks for the one before.
+
+        Raises ModelNotFound, EngineUnavailable or a BundleError.
+        """
+        if model_id not in self.models:
+            loading = self._loading.get(model_id)
+            if loading is None:
+                loading = self._loading[model_id] = asyncio.create_task(self._load(model_id))
+                loading.add_done_callback(lambda _: self._loading.pop(model_id))
+            # Whoever gives up does not stop it for the others.
+            return await asyncio.shield(loading)
+        return self.models[model_id]
+
+    async def _load(self, model_id: str) -> LoadedModel:
         name, _, version = model_id.partition("@")
         config = self._catalog.find(name)
         if config is None:
@@ -95,7 +104,7 @@ class HostedModels:
         notes: list[str] = []
         try:
             loaded = await asyncio.get_running_loop().run_in_executor(
-                None, self._load, self._catalog.store, config, version, notes
+                None, self._engine, self._catalog.store, config, version, notes
             )
         except Exception as error:
             state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
@@ -117,7 +126,7 @@ class HostedModels:
         )
         return loaded
 
-    def _load(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
+    def _engine(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
         def tell(note: str) -> None:
             # Building an engine on this node takes minutes, and is still worth knowing afterwards.
             notes[:] = [note]
@@ -154,24 +163,24 @@ class HostedModels:
             state=state, reason=reason, engine="", artifact="", precision="", measured=[]
         )
 
-    async def _keep(self, load: Load, unloaded: Callable[[str], None]) -> None:
+    async def _keep(self) -> None:
         """Bring the loaded models in line with the catalog, whenever that changes and once a second."""
         while True:
             wanted = [model.id for model in self._catalog.models if self._wants(model)]
             for model_id in wanted:
                 if model_id not in self.models and time.monotonic() >= self._retry_at.get(model_id, 0.0):
                     try:
-                        await load(model_id)
+                        await self.get(model_id)
                     except EnginehouseError as error:
                         logger.warning("%s cannot serve %s: %s", self._name, model_id, error)
-            self._unload_all_but(set(wanted), unloaded)
+            self._unload_all_but(set(wanted))
             self._wake.clear()
             try:
                 await asyncio.wait_for(self._wake.wait(), 1.0)
             except TimeoutError:
                 continue
 
-    def _unload_all_but(self, wanted: set[str], unloaded: Callable[[str], None]) -> None:
+    def _unload_all_but(self, wanted: set[str]) -> None:
         """Let go of versions that the catalog no longer names, once their successor is warm and they are idle."""
         coming = {model_id.partition("@")[0] for model_id in wanted if model_id not in self.models}
         for model_id in [known for known in self.reports if known not in wanted]:
@@ -181,7 +190,6 @@ class HostedModels:
                 if model_id.partition("@")[0] in coming or idle_s < self._unload_after_s:
                     continue
                 del self.models[model_id]
-                unloaded(model_id)
                 # The engine and its batch queue refer to each other: their memory would wait for the next collection.
                 asyncio.get_running_loop().call_later(1.0, gc.collect)
             del self.reports[model_id]

@@ -1,7 +1,7 @@
 """The pool: one Serve deployment around one engine kind, whose replicas host many models.
 
-Models arrive through `reconfigure`, which only records them: a replica inside a slow reconfigure gets no traffic, so
-loading, retrying and unloading happen in a background task beside it.
+Models arrive through `reconfigure`, which only records them: loading, retrying and unloading happen in a background
+task beside it. Requests arrive through the replica's listener, whose address routers know by what the replica reports.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ray import serve
+import ray
 
 from enginehouse import availability, memory
 from enginehouse.autoscaling import BUSY
-from enginehouse.batching import Answer, LoadedModel
+from enginehouse.channel import Address
 from enginehouse.config import Catalog, PoolConfig
 from enginehouse.hosting import HostedModels
-from enginehouse.tensors import Tensors
+from enginehouse.listener import Listener
+from enginehouse.tensors import Answer, Tensors
+
+#: Seconds for calls under way when a replica is stopped; Serve kills it 20 s after the stop.
+DRAIN_S = 10.0
 
 
 class Pool:
@@ -29,6 +33,8 @@ class Pool:
         memory.keep_freed()
         pool = PoolConfig.model_validate(config)
         self._threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
+        self._listener = Listener(name, self.infer, pool.max_ongoing_requests)
+        self._address: Address | None = None
         self._hosted = HostedModels(
             name,
             (pool.engine,),
@@ -39,13 +45,13 @@ class Pool:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Record the catalog and return at once; loading goes on beside it."""
-        self._hosted.follow(
-            Catalog.parse(user_config), self.engine, lambda model_id: availability.unload(self, model_id)
-        )
+        if self._address is None:
+            self._address = await self._listener.start(ray.util.get_node_ip_address())
+        self._hosted.follow(Catalog.parse(user_config))
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What every router gets to know of this replica; the controller pulls it about once a second."""
-        return {"models": dict(self._hosted.reports), "threads": self._threads}
+        return {"models": dict(self._hosted.reports), "threads": self._threads, "address": self._address}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Share of the time since the last call that this replica computed; the controller scales by it."""
@@ -55,16 +61,14 @@ class Pool:
         """Fail, and so be replaced, when the task that loads models has died."""
         self._hosted.check_health()
 
-    async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
-        """Run checked requests of `rows` rows in all on the model that the call's multiplexed model id names.
+    async def infer(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        """Run checked requests of `rows` rows in all.
 
         Raises ModelNotFound, DeadlineExceeded, EngineUnavailable, a BundleError, or InferenceFailed.
         """
-        model_id = serve.get_multiplexed_model_id()
-        loaded = self._hosted.models.get(model_id) or await self.engine(model_id)
+        loaded = self._hosted.models.get(model_id) or await self._hosted.get(model_id)
         return await loaded.infer(requests, rows, budget_s)
 
-    @serve.multiplexed(max_num_models_per_replica=-1)  # type: ignore[untyped-decorator]
-    async def engine(self, model_id: str) -> LoadedModel:
-        """Load a model and warm it up. Serve calls this once per id and tells every router where it is."""
-        return await self._hosted.load(model_id)
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends a replica that it no longer wants."""
+        await self._listener.stop(DRAIN_S)

@@ -15,8 +15,6 @@ from ray.serve.handle import DeploymentHandle
 
 from enginehouse import availability
 from enginehouse.admission import Admission, Admitted
-from enginehouse.batching import Answer as Computed
-from enginehouse.batching import Timing
 from enginehouse.calls import PoolCall
 from enginehouse.coalescing import HOLD_S, Coalescer
 from enginehouse.config import AppConfig
@@ -31,7 +29,8 @@ from enginehouse.hosting import HostedModels
 from enginehouse.metrics import RequestMetrics
 from enginehouse.policy import HOP_MS, Choice, FastestLive, Policy, RequestHints
 from enginehouse.served import RESIDENT, Served, ServedModels
-from enginehouse.tensors import Tensors, nbytes
+from enginehouse.tensors import Answer as Computed
+from enginehouse.tensors import Tensors, Timing, nbytes
 
 #: Pause before the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
@@ -200,7 +199,7 @@ class Router:
         max_rows = _most_rows(served)
         if choice.backend.resident:
             return Coalescer(functools.partial(self._call_resident, model_id), max_rows, MAX_CALL_BYTES)
-        return Coalescer(PoolCall(self._handles[pool], pool, model_id), max_rows, MAX_CALL_BYTES)
+        return Coalescer(PoolCall(pool, model_id), max_rows, MAX_CALL_BYTES)
 
     async def _call_resident(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         loaded = self._residents.models.get(model_id) if self._residents else None

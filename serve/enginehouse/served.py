@@ -235,6 +235,7 @@ class ServedModels:
             if time.monotonic() >= count_at:
                 await self._count_nodes()
                 count_at = time.monotonic() + COUNT_NODES_S
+            availability.connect()
             await self._read_manifests(self._catalog)
             self._switch_versions()
             await asyncio.sleep(PERIOD_S)
@@ -311,5 +312,5 @@ def _table(artifact: str, measured: tuple[tuple[int, float], ...]) -> LatencyTab
 
 def _reports(pool: str, model_id: str, state: ModelState) -> list[ModelReport]:
     replicas = availability.replicas(APP_NAME, pool)
-    reports = [replica.models[model_id] for replica in replicas if model_id in replica.models]
+    reports = [replica.reports[model_id] for replica in replicas if model_id in replica.reports]
     return [report for report in reports if report["state"] == state]

@@ -18,6 +18,19 @@ from enginehouse.errors import InvalidInput
 
 Tensors: TypeAlias = Mapping[str, np.ndarray]
 
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds a request waited for its batch and the batch took to compute, and the rows of that batch."""
+
+    queue_ms: float
+    compute_ms: float
+    batch_rows: int
+
+
+#: What an engine made of requests, and how long it took.
+Answer: TypeAlias = tuple[dict[str, np.ndarray], Timing]
+
 #: Open Inference Protocol datatype <-> numpy dtype (the protocol's "Tensor Data Types" table, and Triton's BF16).
 DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),

@@ -37,12 +37,12 @@ def test_a_killed_replica_costs_no_request(house: House, model: str, pool: str) 
     assert http.problems == []
     assert handle.problems == []
     # Serve alone would keep them until a new replica is up, about six seconds.
-    assert max(http.worst_ms(), handle.worst_ms()) < 2000
+    assert max(http.worst_ms(), handle.worst_ms()) < 1000
     assert set(http.backends) == {"gpu-pool", "cpu-pool"}, "the other pool stood in"
 
 
 def test_a_frozen_replica_costs_no_request(house: House) -> None:
-    """Nothing closes its connections: only Serve's health check can tell, and then the call goes elsewhere."""
+    """Nothing closes its connections, but it no longer answers: its calls go elsewhere before Serve replaces it."""
     house.wait_live("scale", "gpu-pool", "cpu-pool")
     (victim,) = house.cluster.replicas("gpu-pool")
     with load("scale by HTTP", by_http(house.url, "scale"), [2], callers=3) as report:
@@ -62,6 +62,8 @@ def test_a_frozen_replica_costs_no_request(house: House) -> None:
         time.sleep(1)
     assert report.problems == []
     assert set(report.backends) == {"gpu-pool", "cpu-pool"}
+    # SILENT_S, and how often it is looked; Serve needs about 17 s.
+    assert report.worst_ms() < 4000
 
 
 def test_a_killed_controller_loses_nothing(house: House) -> None:

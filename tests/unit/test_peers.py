@@ -39,7 +39,7 @@ def conditions(tmp_path: Path) -> Conditions:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
-    return Conditions(str(tmp_path), "double", tmp_path / "model.onnx", workers=2, threads=1, max_batch=8)
+    return Conditions(str(tmp_path), "double", "onnx-fp32", tmp_path / "model.onnx", workers=2, threads=1, max_batch=8)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def test_a_wrong_answer_is_a_failure(conditions: Conditions) -> None:
 
 
 def test_a_server_that_ends_says_why(conditions: Conditions) -> None:
-    missing = Conditions(conditions.store, "double", conditions.file.with_name("no.onnx"), 1, 1, 8)
+    missing = Conditions(conditions.store, "double", "onnx-fp32", conditions.file.with_name("no.onnx"), 1, 1, 8)
     with (
         running(
             one_line("import sys; sys.exit('no such model')"), Path(sys.executable), missing, free_port()

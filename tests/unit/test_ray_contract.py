@@ -1,4 +1,4 @@
-"""The Ray names that are not public and that availability.py, deploy.py and pool.py rely on, in the pinned version."""
+"""The Ray names that are not public and that availability.py and deploy.py rely on, in the pinned version."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ NAMES = [
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.update_replicas"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.initialize_state"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.curr_replicas"),
-    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.replica_queue_len_cache"),
-    ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.on_replica_actor_unavailable"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.routing_stats"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.node_id"),
-    ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.max_ongoing_requests"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.replica_id"),
     # availability.watch
     ("ray.serve.handle", "DeploymentHandle.is_initialized"),
     ("ray.serve.handle", "DeploymentHandle._init"),
     # autoscaling
     ("ray.serve.config", "AutoscalingContext.aggregated_metrics"),
-    # availability.unload
-    ("ray.serve.multiplex", "_ModelMultiplexWrapper"),
     # deploy
     ("ray.serve.context", "_get_global_client"),
     ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),
@@ -67,11 +62,8 @@ def test_a_request_router_knows_its_deployment() -> None:
     )
 
 
-def test_the_multiplex_wrapper_keeps_its_models_where_we_drop_them() -> None:
-    text = source("ray.serve.multiplex", "_ModelMultiplexWrapper")
-    assert "self.models" in text
-    assert "self._push_multiplexed_replica_info" in text
-    assert "__serve_multiplex_wrapper" in inspect.getsource(find("ray.serve", "api"))
+def test_a_replica_that_ends_awaits_what_its_class_has_for_that() -> None:
+    assert "self._callable.__del__" in source("ray.serve._private.replica", "UserCallableWrapper.call_destructor")
 
 
 def test_a_batched_function_can_be_retuned_live() -> None:

@@ -15,8 +15,9 @@ import pytest
 from tests.unit.test_policy import TENSOR, artifact, table
 
 from enginehouse import availability, served
-from enginehouse.availability import ModelState, ReplicaView
+from enginehouse.availability import ModelState, Replica
 from enginehouse.bundle import MANIFEST
+from enginehouse.channel import Channel
 from enginehouse.config import Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.latency import LatencyTable
@@ -30,15 +31,15 @@ POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine=
 class Cluster:
     """What the replicas of each pool report, and which accelerators there are."""
 
-    replicas: dict[str, list[ReplicaView]] = field(default_factory=dict)
+    replicas: dict[str, list[Replica]] = field(default_factory=dict)
     accelerators: set[str] = field(default_factory=lambda: {"cpu"})
 
     def report(self, pool: str, *replicas: dict[str, ModelState], measured: Sequence[tuple[int, float]] = ()) -> None:
         self.replicas[pool] = [
-            ReplicaView(
+            Replica(
                 id=f"{pool}-{number}",
                 node="node",
-                models={
+                reports={
                     model: {
                         "state": state,
                         "reason": "" if state in ("ready", "loading") else f"why {state}",
@@ -49,8 +50,8 @@ class Cluster:
                     }
                     for model, state in models.items()
                 },
-                queued=0,
-                capacity=8,
+                address={"host": "", "port": 0, "key": ""},
+                channel=Channel(pool),
             )
             for number, models in enumerate(replicas)
         ]
@@ -321,7 +322,6 @@ async def test_health_fails_when_the_catalog_is_no_longer_followed(
     cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = await serving(cluster, store)
-    models.check_health()
     monkeypatch.setattr(models, "_switch_versions", lambda: 1 / 0)
     assert models._keeper is not None
     with pytest.raises(ZeroDivisionError):

@@ -27,24 +27,20 @@ class Instance:
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs by name for the inputs by name."""
         (rows,) = inputs.values()
-        return {self.model.output.name: self.model(rows)}
-
-
-def tensor(spec: object) -> Tensor:
-    """ONNX Runtime's description of an input or output as PyTriton's, which leaves the batch out."""
-    return Tensor(name=spec.name, dtype=np.float32, shape=tuple(spec.shape[1:]))
+        return {self.model.output: self.model(rows)}
 
 
 if __name__ == "__main__":
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     instances = [Instance() for _ in range(WORKERS)]
+    model = instances[0].model
     config = TritonConfig(http_address=HOST, http_port=PORT, allow_grpc=False, allow_metrics=False, exit_timeout_secs=5)
     with Triton(config=config) as triton:
         triton.bind(
             model_name="model",
             infer_func=instances,
-            inputs=[tensor(instances[0].model.input)],
-            outputs=[tensor(instances[0].model.output)],
+            inputs=[Tensor(name=model.input, dtype=model.dtype.type, shape=model.shape)],
+            outputs=[Tensor(name=model.output, dtype=np.float32, shape=model.output_shape)],
             config=ModelConfig(max_batch_size=MAX_BATCH, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
         )
         triton.serve()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from enginehouse import cluster
 from enginehouse.cli.console import out, say
-from enginehouse.cli.serve import model_of, wait_until_served
+from enginehouse.cli.serve import Numerics, model_of, wait_until_served
 from enginehouse.cli.status import Address, show
 from enginehouse.errors import NoBackend
 
@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list model
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
-    numerics: Annotated[Literal["full", "int8", "any"], typer.Option(help="Which artifacts may answer.")] = "full",
+    numerics: Annotated[Numerics, typer.Option(help="Which artifacts may answer.")] = "full",
     max_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most rows merged into one batch; default: the best measured.")
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -19,6 +19,8 @@ from enginehouse.store import Store
 
 #: Every answer comes from one Router or another; so many in a row have very likely asked them all.
 _AGREEING_ANSWERS = 5
+
+Numerics = Literal["full", "int8", "any"]
 
 
 def serve(
@@ -37,6 +39,9 @@ def serve(
     resident: Annotated[
         str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")
     ] = "",
+    numerics: Annotated[Numerics, typer.Option(help="Which artifacts may answer: int8 ones are not by default.")] = (
+        "full"
+    ),
     timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
@@ -47,11 +52,11 @@ def serve(
         raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
     app = cluster.default_app(threads, min_replicas, max_replicas)
     if print_config:
-        config = serve_config(app, catalog_of(store, models, resident), host, port)
+        config = serve_config(app, catalog_of(store, models, resident, numerics), host, port)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
-    catalog = catalog_of(store, models, resident)
+    catalog = catalog_of(store, models, resident, numerics)
     if address != "local":
         with cluster.connected(address):
             _deploy(app, catalog, host, port, timeout, started)
@@ -71,7 +76,7 @@ def serve(
         say("stopping")
 
 
-def catalog_of(store: str, models: str, resident: str = "") -> Catalog:
+def catalog_of(store: str, models: str, resident: str = "", numerics: Numerics = "full") -> Catalog:
     """The catalog for `--models` and `--resident`; without the former all of the store, the newest versions."""
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
@@ -81,7 +86,9 @@ def catalog_of(store: str, models: str, resident: str = "") -> Catalog:
     residents = names if resident == "all" else {entry.strip() for entry in resident.split(",") if entry.strip()}
     if unknown := sorted(residents - names):
         raise ConfigError(f"--resident {', '.join(unknown)}: not served; served are {', '.join(sorted(names))}")
-    chosen = [model_of(root, entry, resident=entry.partition("@")[0] in residents) for entry in wanted]
+    chosen = [
+        model_of(root, entry, resident=entry.partition("@")[0] in residents, numerics=numerics) for entry in wanted
+    ]
     return Catalog.parse({"store": root, "models": [model.model_dump() for model in chosen]})
 
 

@@ -1,4 +1,4 @@
-"""Ray's errors as ours: what was lost with a replica is tried elsewhere, what the request itself did is final."""
+"""Ray's errors as ours, for those who call the Router: what was lost with it, and what the request itself did."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ray.serve.exceptions import (
 )
 
 from enginehouse.app import _builtin
-from enginehouse.calls import translate
+from enginehouse.client import translate
 from enginehouse.errors import (
     ArtifactMissing,
     DeadlineExceeded,
@@ -76,10 +76,10 @@ def over_grpc(code: grpc.StatusCode, details: str = "details") -> AioRpcError:
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("wrap", [lambda error: error, in_a_task], ids=["bare", "in_a_task"])
-def test_what_was_lost_with_a_replica_is_tried_elsewhere(error: Exception, wrap: type) -> None:
-    ours = translate(wrap(error), "openvino-cpu")
+def test_a_lost_router_is_not_available(error: Exception, wrap: type) -> None:
+    ours = translate(wrap(error))
     assert isinstance(ours, EngineUnavailable)
-    assert "openvino-cpu" in str(ours)
+    assert "Router" in str(ours)
     assert type(error).__name__ in str(ours)
 
 
@@ -94,14 +94,14 @@ def test_what_was_lost_with_a_replica_is_tried_elsewhere(error: Exception, wrap:
     ],
     ids=lambda code: code.name,
 )
-def test_a_connection_that_broke_under_a_request_is_tried_elsewhere(code: grpc.StatusCode) -> None:
-    ours = translate(over_grpc(code, "stream reset"), "openvino-cpu")
+def test_so_is_one_whose_connection_broke(code: grpc.StatusCode) -> None:
+    ours = translate(over_grpc(code, "stream reset"))
     assert isinstance(ours, EngineUnavailable)
     assert f"{code.name}: stream reset" in str(ours)
 
 
 def test_a_message_over_the_limit_is_not_tried_again_and_names_the_setting() -> None:
-    ours = translate(over_grpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max"), "openvino-cpu")
+    ours = translate(over_grpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max"))
     assert isinstance(ours, RequestTooLarge)
     assert "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH" in str(ours)
 
@@ -120,19 +120,19 @@ def test_a_message_over_the_limit_is_not_tried_again_and_names_the_setting() -> 
 )
 @pytest.mark.parametrize("wrap", [lambda error: error, in_a_task], ids=["bare", "in_a_task"])
 def test_our_own_errors_stay_what_they_are(error: EnginehouseError, wrap: type) -> None:
-    assert translate(wrap(error), "pool") is error
+    assert translate(wrap(error)) is error
 
 
 @pytest.mark.parametrize("error", [ValueError("shape"), in_a_task(ValueError("shape")), MemoryError("shape")])
-def test_anything_else_is_a_failed_inference_that_names_pool_and_cause(error: Exception) -> None:
-    ours = translate(error, "openvino-cpu")
+def test_anything_else_is_a_failed_inference_that_names_its_cause(error: Exception) -> None:
+    ours = translate(error)
     assert isinstance(ours, InferenceFailed)
     kind = "MemoryError" if isinstance(error, MemoryError) else "ValueError"
-    assert str(ours) == f"openvino-cpu: {kind}: shape"
+    assert str(ours) == f"Router: {kind}: shape"
 
 
 def test_an_error_without_a_cause_is_still_translated() -> None:
-    assert isinstance(translate(RayError("?"), "pool"), EngineUnavailable)
+    assert isinstance(translate(RayError("?")), EngineUnavailable)
 
 
 @pytest.mark.parametrize(

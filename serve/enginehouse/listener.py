@@ -1,0 +1,137 @@
+"""Listener: where a pool's replica takes the calls of routers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hmac
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from enginehouse import wire
+from enginehouse.channel import CONNECT_S, Address
+from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.tensors import Answer, Tensors
+from enginehouse.wire import Connection, Kind, Message
+
+#: Answers requests of so many rows for a model within so many seconds.
+Infer = Callable[[str, Sequence[Tensors], int, float], Awaitable[Answer]]
+
+
+class Listener:
+    """Takes calls from everybody who knows its key: `infer` answers `max_calls` of them at a time, the rest fails."""
+
+    def __init__(self, pool: str, infer: Infer, max_calls: int) -> None:
+        self.pool = pool
+        self.infer = infer
+        self.max_calls = max_calls
+        self.is_going = False
+        self.calls: set[asyncio.Task[None]] = set()
+        self.served: set[Served] = set()
+        self.key = secrets.token_bytes(32)
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str) -> Address:
+        """Listen on a free port of this node's address, which other nodes reach."""
+        loop = asyncio.get_running_loop()
+        # In a context of its own: Serve would count what connections do as part of whatever runs now.
+        starting = loop.create_task(
+            loop.create_server(lambda: Served(self), host, 0, ssl=wire.tls(is_server=True)),
+            context=contextvars.Context(),
+        )
+        self._server = await starting
+        return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self.key.hex())
+
+    async def stop(self, within_s: float) -> None:
+        """Ask for no more calls, and answer those under way for so long."""
+        self.is_going = True
+        for served in self.served:
+            served.send(Kind.GOING)
+        give_up = time.monotonic() + within_s
+        # A call that crosses the word is refused, and made elsewhere.
+        while self.calls and time.monotonic() < give_up:
+            await asyncio.wait(self.calls, timeout=give_up - time.monotonic())
+        if self._server is not None:
+            self._server.close()
+
+
+class Served(Connection):
+    """The replica's end of a connection."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+        self._nonce = secrets.token_bytes(16)
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._listener.served.add(self)
+        self._late = asyncio.get_running_loop().call_later(CONNECT_S, self.end, "no proof in time")
+        self.send(Kind.HELLO, 0, self._nonce.hex())
+
+    def received(self, message: Message) -> None:
+        if not self.is_proven:
+            expected = hmac.digest(self._listener.key, self._nonce, "sha256").hex()
+            if message.kind != Kind.PROOF or not hmac.compare_digest(str(message.content).encode(), expected.encode()):
+                raise wire.WireError("not the key")
+            self.is_proven = True
+            if self._late is not None:
+                self._late.cancel()
+            if self._listener.is_going:
+                self.send(Kind.GOING)
+        elif message.kind == Kind.PING:
+            self.send(Kind.PONG)
+        elif message.kind == Kind.CANCEL:
+            if task := self._calls.get(message.call):
+                task.cancel()
+        elif message.kind == Kind.CALL:
+            self._take(message)
+
+    def lost(self, _: str) -> None:
+        self._listener.served.discard(self)
+        if self._late is not None:
+            self._late.cancel()
+        for task in self._calls.values():
+            # Nobody waits for them any more.
+            task.cancel()
+
+    def _take(self, message: Message) -> None:
+        listener = self._listener
+        if listener.is_going or len(listener.calls) >= listener.max_calls:
+            reason = "the replica is going" if listener.is_going else f"{listener.max_calls} calls are under way"
+            self._fail(message.call, EngineUnavailable(listener.pool, reason))
+            return
+        task = asyncio.create_task(self._answer(message), context=contextvars.Context())
+        self._calls[message.call] = task
+        listener.calls.add(task)
+        task.add_done_callback(lambda done: self._done(message.call, done))
+
+    def _done(self, call: int, task: asyncio.Task[None]) -> None:
+        self._calls.pop(call, None)
+        self._listener.calls.discard(task)
+
+    async def _answer(self, message: Message) -> None:
+        try:
+            model_id, rows, budget_s, metas = message.content
+            inputs = wire.decode(metas, message.tensors)
+            outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
+            made, buffers = wire.encode([outputs])
+        except EnginehouseError as error:
+            self._fail(message.call, error)
+        except Exception as error:
+            self._fail(message.call, InferenceFailed(f"{self._listener.pool}: {type(error).__name__}: {error}"))
+        else:
+            self.send(Kind.ANSWER, message.call, [timing, made], buffers)
+
+    def _fail(self, call: int, error: EnginehouseError) -> None:
+        self.send(Kind.FAILURE, call, [type(error).__name__, [_plain(argument) for argument in error.args]])
+
+
+def _plain(argument: object) -> object:
+    """What JSON can carry of an error's argument."""
+    if isinstance(argument, str | int | float | None):
+        return argument
+    return [str(part) for part in argument] if isinstance(argument, list | tuple) else str(argument)

@@ -1,0 +1,47 @@
+"""A listener and a channel of this process, connected as a replica and a router are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+from enginehouse.channel import Address, Channel
+from enginehouse.listener import Infer, Listener
+from enginehouse.tensors import Answer, Tensors, Timing
+
+#: Runs what is to be awaited on an event loop of the kind that is tested.
+Run: TypeAlias = Callable[[Awaitable[Any]], Any]
+TIMING = Timing(1.5, 2.5, 3)
+
+
+async def echo(_: str, requests: Sequence[Tensors], __: int, ___: float) -> Answer:
+    (request,) = requests
+    return dict(request), TIMING
+
+
+@contextlib.asynccontextmanager
+async def pool(infer: Infer = echo, max_calls: int = 8) -> AsyncIterator[tuple[Listener, Address]]:
+    listener = Listener("pool", infer, max_calls)
+    address = await listener.start("127.0.0.1")
+    try:
+        yield listener, address
+    finally:
+        await listener.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def connected(infer: Infer = echo, max_calls: int = 8) -> AsyncIterator[tuple[Listener, Channel]]:
+    async with pool(infer, max_calls) as (listener, address):
+        channel = Channel("pool")
+        await channel.open(address)
+        try:
+            yield listener, channel
+        finally:
+            channel.close()
+
+
+async def bounded(work: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(20):
+        return await work

@@ -1,0 +1,150 @@
+"""Strangers at a replica's door, and garbage from those whom it let in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import secrets
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from tests.unit.connections import Run, connected, pool
+
+from enginehouse import wire
+from enginehouse.channel import Channel
+from enginehouse.errors import EngineUnavailable
+
+
+def frame(kind: int, content: bytes, tensors: bytes = b"", call: int = 0) -> bytes:
+    return struct.pack("<BxxxIQQ", kind, len(content), call, len(tensors)) + content + tensors
+
+
+STRANGERS = {
+    "wrong key": frame(wire.Kind.PROOF, b'"00"'),
+    "no text": frame(wire.Kind.PROOF, b"7"),
+    "no JSON": frame(wire.Kind.PROOF, b"{"),
+    "a call": frame(wire.Kind.CALL, b'["m@1",1,1.0,[]]'),
+    "unknown kind": frame(77, b"null"),
+    "too much": frame(wire.Kind.PROOF, b"x" * 1000),
+    "endless": struct.pack("<BxxxIQQ", 2, 2**32 - 1, 0, 2**64 - 1),
+    "HTTP": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS)
+def test_a_stranger_is_shown_out_and_others_are_served(run: Run, said: bytes) -> None:
+    async def work() -> None:
+        async with connected() as (listener, channel), pool() as (_, __):
+            assert listener._server is not None
+            reader, writer = await asyncio.open_connection(*listener._server.sockets[0].getsockname())
+            writer.write(said)
+            hello = await reader.read(1 << 16)
+            # Closed after the greeting, at the latest: nothing else was said.
+            assert len(hello) == 24 + 64
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+            await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
+            assert len(listener.served) == 1
+
+    run(work())
+
+
+def test_one_that_says_nothing_is_shown_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginehouse.listener.CONNECT_S", 0.1)
+
+    async def work() -> None:
+        async with pool() as (_, address):
+            reader, writer = await asyncio.open_connection(address["host"], address["port"])
+            with contextlib.suppress(ConnectionError):
+                assert len(await reader.read()) == 24 + 64
+            writer.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_garbage_from_one_that_was_let_in_costs_only_its_own_connection(run: Run, seed: int) -> None:
+    async def work() -> None:
+        rng = np.random.default_rng(seed)
+        async with pool() as (listener, address):
+            stranger, friend = Channel("pool"), Channel("pool")
+            await stranger.open(address)
+            await friend.open(address)
+            metas, buffers = wire.encode([{"x": np.arange(40, dtype=np.float32)}])
+            call = bytearray(frame(wire.Kind.CALL, orjson.dumps(["m", 1, 1.0, metas]), b"".join(buffers), 5))
+            for _ in range(int(rng.integers(1, 6))):
+                call[int(rng.integers(0, len(call)))] = int(rng.integers(0, 256))
+            assert stranger.transport is not None
+            stranger.transport.write(bytes(call) + secrets.token_bytes(200))
+            await asyncio.sleep(0.02)
+            answer, _ = await friend.infer("m@1", [{"x": np.arange(3)}], 1, 5)
+            assert answer["x"].tolist() == [0, 1, 2]
+            stranger.close()
+            friend.close()
+            assert listener.calls == set()
+
+    run(work())
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """Ray's TLS variables, with a certificate of the authority that is named."""
+    folder = tmp_path_factory.mktemp("tls")
+    day, now = datetime.timedelta(days=1), datetime.datetime.now(datetime.UTC)
+    made: dict[str, dict[str, str]] = {}
+
+    def signed(subject: str, key: Any, issuer: str, by: Any) -> Any:
+        name = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, part)]) for part in (subject, issuer)]
+        certificate = x509.CertificateBuilder(name[1], name[0], key.public_key(), x509.random_serial_number())
+        certificate = certificate.not_valid_before(now - day).not_valid_after(now + day)
+        return certificate.add_extension(x509.BasicConstraints(subject == issuer, None), True).sign(by, hashes.SHA256())
+
+    def of(authority: str) -> dict[str, str]:
+        if authority not in made:
+            root, node = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+            contents = {
+                "RAY_TLS_CA_CERT": signed(authority, root, authority, root).public_bytes(Encoding.PEM),
+                "RAY_TLS_SERVER_CERT": signed("node", node, authority, root).public_bytes(Encoding.PEM),
+                "RAY_TLS_SERVER_KEY": node.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            }
+            for variable, content in contents.items():
+                (folder / f"{authority}-{variable}").write_bytes(content)
+            made[authority] = {name: str(folder / f"{authority}-{name}") for name in contents} | {"RAY_USE_TLS": "1"}
+        return made[authority]
+
+    return of
+
+
+def test_on_a_cluster_with_tls_both_ends_prove_its_certificates(
+    run: Run, certificates: Callable[[str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        for name, value in certificates("ours").items():
+            monkeypatch.setenv(name, value)
+        x = np.arange(3_000_000, dtype=np.float32)
+        async with connected() as (_, channel), pool() as (__, address):
+            assert channel.transport is not None
+            assert channel.transport.get_extra_info("cipher")
+            answer, ___ = await channel.infer("m@1", [{"x": x}], 1, 10)
+            np.testing.assert_array_equal(answer["x"], x)
+            for name, value in certificates("theirs").items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(EngineUnavailable):
+                await Channel("pool").open(address)
+            monkeypatch.delenv("RAY_USE_TLS")
+            monkeypatch.setattr("enginehouse.channel.CONNECT_S", 0.5)
+            with pytest.raises(EngineUnavailable):
+                await Channel("pool").open(address)
+
+    run(work())
