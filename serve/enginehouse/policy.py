@@ -11,7 +11,7 @@ from enginehouse.latency import LatencyTable
 from enginehouse.manifest import ACCELERATOR_OF, FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
 
 #: What a call to another process adds at least, in milliseconds (benchmarks/README.md, "Where the time goes").
-HOP_MS = 1.5
+HOP_MS = 0.4
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from enginehouse.errors import (
 )
 from enginehouse.hosting import HostedModels
 from enginehouse.metrics import RequestMetrics
-from enginehouse.policy import HOP_MS, Choice, FastestLive, Policy, RequestHints
+from enginehouse.policy import BackendState, Choice, FastestLive, Policy, RequestHints
 from enginehouse.served import RESIDENT, Served, ServedModels
 from enginehouse.tensors import Answer as Computed
 from enginehouse.tensors import Tensors, Timing, nbytes
@@ -80,7 +80,7 @@ class Router:
         self._config = config.router
         self._metrics = RequestMetrics()
         self._policy: Policy = policy or FastestLive()
-        self._coalescers: dict[tuple[str, str], Coalescer] = {}
+        self._coalescers: dict[tuple[str, str], tuple[Served, Coalescer]] = {}
         self.admission = Admission(config.router.max_ongoing_requests, config.router.max_ongoing_bytes)
         for handle in self._handles.values():
             availability.watch(handle)
@@ -166,29 +166,24 @@ class Router:
     def _coalescer(self, choice: Choice, served: Served) -> Coalescer:
         backend = choice.backend
         key = (backend.pool, served.config.id)
-        coalescer = self._coalescers.get(key)
+        made_for, coalescer = self._coalescers.get(key, (None, None))
         if coalescer is None:
             # Those of versions that are no longer served go when a new one comes.
-            self._coalescers = {k: known for k, known in self._coalescers.items() if not known.is_idle}
-            coalescer = self._coalescers[key] = self._new_coalescer(choice, served)
-        coalescer.max_rows = _most_rows(served)
-        table = choice.backend.table
-        full_ms = table.predict_ms(coalescer.max_rows) if table else 0.0
-        coalescer.slots = self._slots(choice, served, full_ms)
+            self._coalescers = {k: known for k, known in self._coalescers.items() if not known[1].is_idle}
+            coalescer = self._new_coalescer(choice, served)
+        if made_for is not served:
+            coalescer.max_rows = _most_rows(served, backend)
+            self._coalescers[key] = served, coalescer
+        coalescer.slots = self._slots(choice, served, coalescer.max_rows)
+        full_ms = backend.table.predict_ms(coalescer.max_rows) if backend.table else 0.0
         coalescer.hold_s = HOLD_S + full_ms / 1e3
         return coalescer
 
-    def _slots(self, choice: Choice, served: Served, full_ms: float) -> int:
-        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
-
-        `full_ms` is what the largest group takes to compute.
-        """
+    def _slots(self, choice: Choice, served: Served, max_rows: int) -> int:
+        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost."""
         if served.config.batch_wait_ms:
             # Batches are to be waited for where routers meet, so nothing is held back here.
-            return choice.backend.replicas * _most_rows(served)
-        if full_ms <= HOP_MS:
-            # The way takes longer than the computing: one replica keeps up with whatever a router can send.
-            return 1
+            return choice.backend.replicas * max_rows
         # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.
         is_alone = choice.backend.resident or self._config.num_replicas == 1
         return choice.backend.replicas * (2 if is_alone else 1)
@@ -196,7 +191,7 @@ class Router:
     def _new_coalescer(self, choice: Choice, served: Served) -> Coalescer:
         pool = choice.backend.pool
         model_id = served.config.id
-        max_rows = _most_rows(served)
+        max_rows = _most_rows(served, choice.backend)
         if choice.backend.resident:
             return Coalescer(functools.partial(self._call_resident, model_id), max_rows, MAX_CALL_BYTES)
         return Coalescer(PoolCall(pool, model_id), max_rows, MAX_CALL_BYTES)
@@ -217,5 +212,8 @@ class Router:
         return f"no live backend for {served.config.id!r} ({'; '.join(parts)})"
 
 
-def _most_rows(served: Served) -> int:
-    return (served.config.max_batch_size or served.manifest.max_batch) if served.signature.batched else 1
+def _most_rows(served: Served, backend: BackendState) -> int:
+    """Rows that travel together at most: as many as one batch of the engine is worth having."""
+    if not served.signature.batched:
+        return 1
+    return served.config.max_batch_size or served.manifest.efficient_rows(backend.engine, backend.artifact)

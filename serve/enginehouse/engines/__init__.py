@@ -26,6 +26,7 @@ from enginehouse.bundle import Bundle
 from enginehouse.engines.verify import verify
 from enginehouse.errors import ConfigError
 from enginehouse.hardware import probe_cpu
+from enginehouse.latency import AS_GOOD
 from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.tensors import Signature, Tensors
 
@@ -126,7 +127,7 @@ def measure(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
 
 
 def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
-    """The smallest batch up to `most` within 5 % of the best throughput of this very engine, by five rounds of each.
+    """The smallest batch up to `most` as good as the best (`AS_GOOD`) on this very engine, by five rounds of each.
 
     The latency table's answer is for its own number of threads: what two threads gain from a batch, one may lose to the
     caches. Sizes take turns, so that whatever else the node does meets all of them.
@@ -139,7 +140,7 @@ def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
             engine.infer(inputs)
             taken.append(time.perf_counter() - began)
     rates = {rows: rows / statistics.median(taken) for rows, taken in seconds.items()}
-    return min(rows for rows, rate in rates.items() if rate >= 0.95 * max(rates.values()))
+    return min(rows for rows, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
 
 
 def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest) -> bool:
