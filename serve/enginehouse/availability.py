@@ -124,7 +124,7 @@ def replicas(app: str, pool: str) -> list[Replica]:
     router = _request_routers.get((app, pool))
     if router is None:
         return []
-    return [replica for replica in router.known.values() if replica.channel.is_open and not replica.channel.is_going]
+    return [replica for replica in list(router.known.values()) if replica.channel.takes_calls]
 
 
 def connect() -> None:
@@ -133,7 +133,7 @@ def connect() -> None:
     This is also how a replica that was given up comes back: it has to let this process in again.
     """
     now = time.monotonic()
-    for router in _request_routers.values():
+    for router in list(_request_routers.values()):
         for replica in list(router.known.values()):
             if replica.channel.is_open or replica.id in _connecting:
                 continue

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import itertools
+import secrets
 import time
 from collections.abc import Sequence
 from typing import TypedDict
@@ -24,6 +26,12 @@ CONNECT_S = 2.0
 #: While calls are under way the replica is asked this often whether it is there, and given up when it has been silent
 #: for so long.
 PING_S, SILENT_S = 0.4, 2.0
+#: Seconds for which a replica that refused a call is not asked again.
+FULL_S = 0.1
+#: Bytes that wait to be sent, above which no more are added.
+MAX_UNSENT_BYTES = 32 << 20
+#: BYTES elements of a call up to which they are coded on the event loop: a few milliseconds.
+INLINE_ELEMENTS = 10_000
 
 
 class Address(TypedDict):
@@ -48,11 +56,12 @@ class Channel(Connection):
         self._pool = pool
         self._key = b""
         self._numbers = itertools.count(1)
-        self._calls: dict[int, asyncio.Future[Answer]] = {}
+        self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._nonce = secrets.token_bytes(16)
+        self._full_until = 0.0
         self._let_in: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._looked = 0.0
-        self._unsent = 0
 
     async def open(self, address: Address) -> None:
         """Connect. Raises EngineUnavailable."""
@@ -72,17 +81,25 @@ class Channel(Connection):
             where = f"{address['host']}:{address['port']}"
             raise EngineUnavailable(self._pool, f"no connection to {where}: {str(error) or 'no answer'}") from None
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether another call is worth trying now."""
+        return self.is_open and not self.is_going and time.monotonic() >= self._full_until
+
     def close(self) -> None:
         """Give the connection up; calls under way fail."""
         self.end("the connection was closed")
 
     async def infer(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         """Answer requests of `rows` rows in all, as one. Raises what the pool raises, or EngineUnavailable."""
-        if not self.is_open:
+        is_large = sum(a.size for request in requests for a in request.values() if a.dtype.hasobject) > INLINE_ELEMENTS
+        metas, buffers = await asyncio.to_thread(wire.encode, requests) if is_large else wire.encode(requests)
+        if self.transport is None or not self.is_open:
             raise EngineUnavailable(self._pool, "its replica is gone")
-        metas, buffers = wire.encode(requests)
+        if (unsent := self.transport.get_write_buffer_size()) > MAX_UNSENT_BYTES:
+            raise EngineUnavailable(self._pool, f"{unsent} bytes are still on their way to its replica")
         number = next(self._numbers)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
         self.rows_under_way += rows
         if self._watch is None:
@@ -91,31 +108,52 @@ class Channel(Connection):
             self._look_again(self.heard)
         try:
             self.send(Kind.CALL, number, [model_id, rows, budget_s, metas], buffers)
-            return await answer
+            message = await answer
         finally:
             self.rows_under_way -= rows
             del self._calls[number]
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
+        if message.kind == Kind.FAILURE:
+            raise _error(*message.content)
+        try:
+            timing, made = message.content
+            is_large = len(message.tensors) > INLINE_ELEMENTS and any(meta[1] in ("BYTES", "TEXT") for meta in made)
+            decode = functools.partial(wire.decode, made, message.tensors)
+            return await asyncio.to_thread(decode) if is_large else decode(), Timing(**timing)
+        except Exception as error:
+            raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
 
     def received(self, message: Message) -> None:
-        if message.kind == Kind.HELLO and self._let_in is not None and not self._let_in.done():
-            nonce = bytes.fromhex(message.content)
-            self.send(Kind.PROOF, 0, hmac.digest(self._key, nonce, "sha256").hex())
-            self.is_proven = self.is_open = True
-            self._let_in.set_result(None)
-        elif message.kind == Kind.GOING:
-            self.is_going = True
-        elif message.kind in (Kind.ANSWER, Kind.FAILURE):
-            # One that is no longer waited for was cancelled.
-            answer = self._calls.get(message.call)
-            if answer is None or answer.done():
-                return
-            if message.kind == Kind.FAILURE:
-                answer.set_exception(_error(*message.content))
-            else:
-                timing, metas = message.content
-                answer.set_result((wire.decode(metas, message.tensors), Timing(**timing)))
+        match message.kind:
+            case Kind.HELLO:
+                version, nonce = message.content
+                if version != wire.VERSION:
+                    raise wire.WireError(f"the replica speaks version {version}, this router {wire.VERSION}")
+                proof = hmac.digest(self._key, bytes.fromhex(nonce), "sha256").hex()
+                self.send(Kind.PROOF, 0, [proof, self._nonce.hex()])
+            case Kind.WELCOME:
+                expected = hmac.digest(self._key, self._nonce, "sha256")
+                if self._let_in is None or not hmac.compare_digest(expected, bytes.fromhex(message.content)):
+                    raise wire.WireError("not the replica")
+                self.is_proven = self.is_open = True
+                if not self._let_in.done():
+                    self._let_in.set_result(None)
+            case Kind.GOING:
+                self.is_going = True
+            case Kind.ANSWER | Kind.FAILURE | Kind.FULL:
+                self._answered(message)
+
+    def _answered(self, message: Message) -> None:
+        # One that is no longer waited for was cancelled.
+        answer = self._calls.get(message.call)
+        if not self.is_proven or answer is None or answer.done():
+            return
+        if message.kind == Kind.FULL:
+            self._full_until = time.monotonic() + FULL_S
+            answer.set_exception(EngineUnavailable(self._pool, f"its replica takes no more calls: {message.content}"))
+        else:
+            answer.set_result(message)
 
     def lost(self, reason: str) -> None:
         self.is_open = False
@@ -136,11 +174,9 @@ class Channel(Connection):
             self._watch = None
             return
         now = time.monotonic()
-        unsent = self.transport.get_write_buffer_size() if self.transport else 0
-        if now - self._looked > 2 * PING_S or unsent < self._unsent:
-            # This process was held up, or a large message is on its way: silence says nothing.
+        if now - self._looked > 2 * PING_S:
+            # This process itself was held up: what was said meanwhile is not read yet.
             self.heard = now
-        self._unsent = unsent
         silent_s = now - self.heard
         if silent_s > SILENT_S:
             self.end(f"silent for {silent_s:.1f} s")

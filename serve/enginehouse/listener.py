@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import hmac
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from enginehouse import wire
-from enginehouse.channel import CONNECT_S, Address
-from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.channel import CONNECT_S, INLINE_ELEMENTS, PING_S, Address
+from enginehouse.errors import EnginehouseError, InferenceFailed
 from enginehouse.tensors import Answer, Tensors
 from enginehouse.wire import Connection, Kind, Message
 
@@ -33,15 +35,21 @@ class Listener:
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str) -> Address:
-        """Listen on a free port of this node's address, which other nodes reach."""
+        """Listen on a free port of this node's address, which other nodes reach: `host`."""
+        try:
+            self._server = await self._listen(host)
+        except OSError:
+            # The address is not one of this machine's own: that of a container's host, say.
+            self._server = await self._listen(None)
+        return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self.key.hex())
+
+    def _listen(self, host: str | None) -> asyncio.Task[asyncio.Server]:
         loop = asyncio.get_running_loop()
         # In a context of its own: Serve would count what connections do as part of whatever runs now.
-        starting = loop.create_task(
-            loop.create_server(lambda: Served(self), host, 0, ssl=wire.tls(is_server=True)),
+        return loop.create_task(
+            loop.create_server(lambda: Served(self), host, 0, family=socket.AF_UNSPEC, ssl=wire.tls(is_server=True)),
             context=contextvars.Context(),
         )
-        self._server = await starting
-        return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self.key.hex())
 
     async def stop(self, within_s: float) -> None:
         """Ask for no more calls, and answer those under way for so long."""
@@ -52,6 +60,9 @@ class Listener:
         # A call that crosses the word is refused, and made elsewhere.
         while self.calls and time.monotonic() < give_up:
             await asyncio.wait(self.calls, timeout=give_up - time.monotonic())
+        # What they said is not sent yet.
+        while any(served.unsent for served in self.served) and time.monotonic() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         if self._server is not None:
             self._server.close()
 
@@ -65,19 +76,35 @@ class Served(Connection):
         self._nonce = secrets.token_bytes(16)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._late: asyncio.TimerHandle | None = None
+        self._said = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._listener.served.add(self)
         self._late = asyncio.get_running_loop().call_later(CONNECT_S, self.end, "no proof in time")
-        self.send(Kind.HELLO, 0, self._nonce.hex())
+        self.send(Kind.HELLO, 0, [wire.VERSION, self._nonce.hex()])
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were not taken by the network yet."""
+        return self.transport.get_write_buffer_size() if self.transport else 0
+
+    def buffer_updated(self, count: int) -> None:
+        super().buffer_updated(count)
+        # A message that takes long to read keeps the questions behind it waiting.
+        if self._body is not None and self.is_proven and self.heard - self._said > PING_S:
+            self._said = self.heard
+            self.send(Kind.PONG)
 
     def received(self, message: Message) -> None:
         if not self.is_proven:
-            expected = hmac.digest(self._listener.key, self._nonce, "sha256").hex()
-            if message.kind != Kind.PROOF or not hmac.compare_digest(str(message.content).encode(), expected.encode()):
+            key = self._listener.key
+            proof, nonce = message.content
+            expected = hmac.digest(key, self._nonce, "sha256")
+            if message.kind != Kind.PROOF or not hmac.compare_digest(expected, bytes.fromhex(proof)):
                 raise wire.WireError("not the key")
             self.is_proven = True
+            self.send(Kind.WELCOME, 0, hmac.digest(key, bytes.fromhex(nonce), "sha256").hex())
             if self._late is not None:
                 self._late.cancel()
             if self._listener.is_going:
@@ -101,8 +128,8 @@ class Served(Connection):
     def _take(self, message: Message) -> None:
         listener = self._listener
         if listener.is_going or len(listener.calls) >= listener.max_calls:
-            reason = "the replica is going" if listener.is_going else f"{listener.max_calls} calls are under way"
-            self._fail(message.call, EngineUnavailable(listener.pool, reason))
+            reason = "it is going" if listener.is_going else f"{listener.max_calls} are under way"
+            self.send(Kind.FULL, message.call, reason)
             return
         task = asyncio.create_task(self._answer(message), context=contextvars.Context())
         self._calls[message.call] = task
@@ -112,11 +139,16 @@ class Served(Connection):
     def _done(self, call: int, task: asyncio.Task[None]) -> None:
         self._calls.pop(call, None)
         self._listener.calls.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # No answer could be given, which the other end has to hear.
+            self.end(f"{type(error).__name__}: {error}")
 
     async def _answer(self, message: Message) -> None:
         try:
             model_id, rows, budget_s, metas = message.content
-            inputs = wire.decode(metas, message.tensors)
+            decode = functools.partial(wire.decode, metas, message.tensors)
+            is_large = len(message.tensors) > INLINE_ELEMENTS and any(meta[1] in ("BYTES", "TEXT") for meta in metas)
+            inputs = await asyncio.to_thread(decode) if is_large else decode()
             outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
             made, buffers = wire.encode([outputs])
         except EnginehouseError as error:
@@ -132,6 +164,8 @@ class Served(Connection):
 
 def _plain(argument: object) -> object:
     """What JSON can carry of an error's argument."""
-    if isinstance(argument, str | int | float | None):
+    if argument is None or isinstance(argument, int | float):
         return argument
-    return [str(part) for part in argument] if isinstance(argument, list | tuple) else str(argument)
+    if isinstance(argument, list | tuple):
+        return [_plain(part) for part in argument]
+    return str(argument).encode("utf-8", "replace").decode()

@@ -87,6 +87,7 @@ class ServedModels:
         self._warm_since: dict[str, float] = {}
         self._live: dict[str, _Live] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._connector: asyncio.Task[None] | None = None
 
     def apply(self, catalog: Catalog) -> None:
         """Record the catalog and return at once; a model it no longer names stops answering now."""
@@ -96,11 +97,14 @@ class ServedModels:
         self._live.clear()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
+            self._connector = asyncio.create_task(_keep_connected())
 
     def check_health(self) -> None:
         """Raise when the task that follows the catalog has died."""
         if self._keeper is not None and self._keeper.done():
             raise RuntimeError("the catalog is no longer followed") from self._keeper.exception()
+        if self._connector is not None and self._connector.done():
+            raise RuntimeError("replicas are no longer connected to") from self._connector.exception()
 
     def get(self, model: str, version: str | None = None) -> Served:
         """The version that answers for `model`. Raises ModelNotFound, or NoBackend for one that is not warm yet."""
@@ -235,7 +239,6 @@ class ServedModels:
             if time.monotonic() >= count_at:
                 await self._count_nodes()
                 count_at = time.monotonic() + COUNT_NODES_S
-            availability.connect()
             await self._read_manifests(self._catalog)
             self._switch_versions()
             await asyncio.sleep(PERIOD_S)
@@ -280,6 +283,13 @@ class ServedModels:
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
         return current is None or waited or all(backend.state != "loading" for backend in backends)
+
+
+async def _keep_connected() -> None:
+    """Beside the catalog, whose store may take its time."""
+    while True:
+        availability.connect()
+        await asyncio.sleep(PERIOD_S)
 
 
 def _state(pool: str, served: Served, ready: Sequence[ModelReport], resident: bool = False) -> BackendState:

@@ -10,13 +10,14 @@ A message is a header, JSON and tensors:
     JSON, spaces up to a multiple of 64 bytes
     the elements of each tensor as the Open Inference Protocol sends them, each with zeros up to a multiple of 64 bytes
 
-    replica                      router
-    HELLO [nonce]        ─>
-                         <─      PROOF [HMAC of the nonce with the replica's key]
-                         <─      CALL [model id, rows, seconds left, tensors]      CANCEL
-    ANSWER [timing, tensors] | FAILURE [error]  ─>
-    PONG                 ─>  <─  PING, while calls are under way
-    GOING                ─>      no more calls, please: the replica ends when those under way are answered
+    replica                                     router
+    HELLO [version, nonce]               ─>
+                                         <─     PROOF [HMAC of the nonce with the replica's key, another nonce]
+    WELCOME [HMAC of that]               ─>
+                                         <─     CALL [model id, rows, seconds left, tensors]      CANCEL
+    ANSWER [timing, tensors] | FAILURE [error] | FULL  ─>
+    PONG                                 ─> <─  PING, while calls are under way
+    GOING                                ─>     no more calls, please: the replica ends when those it has are answered
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -34,6 +36,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import orjson
 
+from enginehouse.errors import InvalidInput
 from enginehouse.protocol.payload import from_bytes, to_bytes
 from enginehouse.tensors import DTYPES, Tensors, datatype
 
@@ -48,8 +51,15 @@ _JOINED_BYTES = 1 << 15
 MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
 #: Most bytes of a message before the other side has shown that it belongs here.
 MAX_UNPROVEN_BYTES = 256
+#: Of this description; both ends have the same.
+VERSION = 1
 #: Datatype of strings that are text in Python; BYTES are bytes there.
 _TEXT = "TEXT"
+
+#: Asked every second after a second of silence, given up after three questions; other systems than Linux take hours.
+_KEEP_ALIVE = (
+    {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3} if sys.platform == "linux" else {}
+)
 
 #: Name, datatype, shape and bytes of a tensor.
 TensorMeta = tuple[str, str, list[int], int]
@@ -68,6 +78,8 @@ class Kind(IntEnum):
     PING = 7
     PONG = 8
     GOING = 9
+    WELCOME = 10
+    FULL = 11
 
 
 class Message(NamedTuple):
@@ -84,19 +96,24 @@ class WireError(Exception):
 
 
 def encode(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]:
-    """`requests` as one, stacked along dim 0, without a copy: what describes them, and the bytes to be written."""
+    """`requests` as one, stacked along dim 0, without a copy: what describes them, and the bytes to be written.
+
+    Raises InvalidInput for elements of an object array that are no strings.
+    """
     metas: list[TensorMeta] = []
     buffers: list[Buffer] = []
     for name, first in requests[0].items():
         arrays = [request[name] for request in requests]
-        kind = _TEXT if _is_text(arrays) else datatype(first.dtype)
+        kind = datatype(first.dtype)
+        if kind == "BYTES" and _is_text(name, arrays):
+            kind = _TEXT
         parts = [to_bytes(array) for array in arrays]
         size = sum(len(part) for part in parts)
         shape = list(first.shape)
         if len(arrays) > 1:
             shape[0] = sum(array.shape[0] for array in arrays)
         metas.append((name, kind, shape, size))
-        buffers += parts
+        buffers += [part for part in parts if len(part)]
         if padding := -size % _ALIGNMENT:
             buffers.append(_PADDING[:padding])
     return metas, buffers
@@ -113,7 +130,8 @@ def decode(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarra
         dtype = DTYPES["BYTES" if kind == _TEXT else kind]
         array = from_bytes(name, dtype, shape, data[offset:end])
         if kind == _TEXT:
-            array = np.array([element.decode() for element in array.ravel()], object).reshape(shape)
+            array = np.array([element.decode("utf-8", "surrogatepass") for element in array.ravel()], object)
+            array = array.reshape(shape)
         tensors[name] = array
         offset = end + -end % _ALIGNMENT
     return tensors
@@ -128,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         self.heard = time.monotonic()
         #: Whether the other side has shown that it belongs here.
         self.is_proven = False
-        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._scratch = memoryview(b"")
         self._filled = 0
         self._header: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._body: memoryview | None = None
@@ -165,8 +183,12 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not checked: uvloop's are no subclass.
         self.transport = cast(asyncio.Transport, transport)
-        # So that an idle end hears, in time, of another whose node is gone.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        # So that an idle end hears within seconds of another whose node is gone.
+        line: socket.socket = transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            line.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.transport is not None:
@@ -216,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body = None
         kind, json_bytes, call, _ = self._header
         content = orjson.loads(body[:json_bytes]) if json_bytes else None
-        self.received(Message(Kind(kind), call, content, body[json_bytes:].toreadonly()))
+        self.received(Message(Kind(kind), call, content, body[json_bytes:]))
 
 
 def tls(is_server: bool, env: Mapping[str, str] = os.environ) -> ssl.SSLContext | None:
@@ -232,7 +254,8 @@ def tls(is_server: bool, env: Mapping[str, str] = os.environ) -> ssl.SSLContext 
     return context
 
 
-def _is_text(arrays: Sequence[np.ndarray]) -> bool:
-    if arrays[0].dtype.kind not in "OU":
-        return False
-    return all(isinstance(element, str) for array in arrays for element in array.ravel().tolist())
+def _is_text(name: str, arrays: Sequence[np.ndarray]) -> bool:
+    kinds = {type(element) for array in arrays for element in array.ravel().tolist()}
+    if strays := kinds - {str, bytes}:
+        raise InvalidInput(f"{name!r} holds a {strays.pop().__name__}; BYTES tensors hold strings or bytes")
+    return kinds == {str}

@@ -14,7 +14,7 @@ from tests.unit.connections import TIMING, Run, connected, echo
 from enginehouse import channel as channels
 from enginehouse import errors
 from enginehouse.channel import Address, Channel
-from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.tensors import DTYPES, Answer, Tensors
 
 
@@ -60,6 +60,22 @@ def test_text_stays_text_and_strided_arrays_arrive_in_order(run: Run) -> None:
     run(work())
 
 
+def test_many_strings_and_odd_ones_arrive_and_what_is_no_string_is_refused(run: Run) -> None:
+    async def work() -> None:
+        async with connected() as (_, channel):
+            many = np.array([f"{n}" for n in range(30_000)], object)
+            odd = np.array(["\ud800", "x"], object)
+            raw = np.array([b"\xff" * (n % 9) for n in range(30_000)], object).reshape(100, 300)
+            answer, _ = await channel.infer("m@1", [{"many": many, "odd": odd, "raw": raw}], 1, 10)
+            same(answer, {"many": many, "odd": odd, "raw": raw})
+            with pytest.raises(InvalidInput, match="'x' holds a float"):
+                await channel.infer("m@1", [{"x": np.array([1.5, "a"], object)}], 1, 10)
+            mixed, _ = await channel.infer("m@1", [{"x": np.array([b"\xff", "a"], object)}], 1, 10)
+            assert mixed["x"].tolist() == [b"\xff", b"a"]
+
+    run(work())
+
+
 def test_requests_arrive_stacked_and_calls_do_not_wait_for_each_other(run: Run) -> None:
     async def slow_if_large(_: str, requests: Sequence[Tensors], rows: int, __: float) -> Answer:
         (request,) = requests
@@ -92,6 +108,7 @@ def test_requests_arrive_stacked_and_calls_do_not_wait_for_each_other(run: Run) 
 
 ERRORS: list[EnginehouseError] = [
     errors.InvalidInput("bad"),
+    errors.InvalidInput("a name: \ud800"),
     errors.ModelNotFound("m", None, ("a@1", "b@2")),
     errors.ModelNotFound("m", "2", ()),
     errors.RequestTooLarge("big"),
@@ -112,7 +129,7 @@ def test_our_errors_stay_what_they_are(run: Run, error: EnginehouseError) -> Non
         async with connected(fail) as (_, channel):
             with pytest.raises(type(error)) as caught:
                 await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
-            assert str(caught.value) == str(error)
+            assert str(caught.value) == str(error).replace("\ud800", "?")
 
     run(work())
 
@@ -128,6 +145,41 @@ def test_anything_else_is_a_failed_inference_and_the_connection_lives_on(run: Ru
             with pytest.raises(InferenceFailed, match="pool: ValueError: shape"):
                 await channel.infer("bad", [{"x": np.zeros(1)}], 1, 10)
             await channel.infer("good", [{"x": np.zeros(1)}], 1, 10)
+
+    run(work())
+
+
+def test_an_answer_that_cannot_be_read_fails_only_its_call(run: Run) -> None:
+    async def odd(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        if model == "bad":
+            return {"y": np.array([2], np.uint8).view(np.bool_)}, TIMING
+        return await echo(model, requests, rows, budget_s)
+
+    async def work() -> None:
+        async with connected(odd) as (_, channel):
+            with pytest.raises(InferenceFailed, match="pool: its answer cannot be read"):
+                await channel.infer("bad", [{"x": np.zeros(1)}], 1, 10)
+            await channel.infer("good", [{"x": np.zeros(1)}], 1, 10)
+
+    run(work())
+
+
+def test_no_more_is_added_to_what_the_network_does_not_take(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "MAX_UNSENT_BYTES", 1 << 20)
+
+    async def work() -> None:
+        async with connected() as (listener, channel):
+            (served,) = listener.served
+            assert served.transport is not None
+            served.transport.pause_reading()
+            x = {"x": np.zeros(40 << 20, np.uint8)}
+            first = asyncio.create_task(channel.infer("m@1", [x], 1, 10))
+            await asyncio.sleep(0.1)
+            with pytest.raises(EngineUnavailable, match="bytes are still on their way"):
+                await channel.infer("m@1", [x], 1, 10)
+            served.transport.resume_reading()
+            same((await first)[0], x)
+            await channel.infer("m@1", [x], 1, 10)
 
     run(work())
 
@@ -170,7 +222,7 @@ def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> 
             x = [{"x": np.zeros(1)}]
             two = [asyncio.create_task(channel.infer("m@1", x, 1, 10)) for _ in range(2)]
             await asyncio.sleep(0.05)
-            with pytest.raises(EngineUnavailable, match="2 calls are under way"):
+            with pytest.raises(EngineUnavailable, match="takes no more calls: 2 are under way"):
                 await channel.infer("m@1", x, 1, 10)
             stopping = asyncio.create_task(listener.stop(10))
             await asyncio.sleep(0.05)

@@ -30,7 +30,7 @@ def frame(kind: int, content: bytes, tensors: bytes = b"", call: int = 0) -> byt
 
 
 STRANGERS = {
-    "wrong key": frame(wire.Kind.PROOF, b'"00"'),
+    "wrong key": frame(wire.Kind.PROOF, b'["00","00"]'),
     "no text": frame(wire.Kind.PROOF, b"7"),
     "no JSON": frame(wire.Kind.PROOF, b"{"),
     "a call": frame(wire.Kind.CALL, b'["m@1",1,1.0,[]]'),
@@ -56,6 +56,35 @@ def test_a_stranger_is_shown_out_and_others_are_served(run: Run, said: bytes) ->
             writer.close()
             await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
             assert len(listener.served) == 1
+
+    run(work())
+
+
+IMPOSTORS = {
+    "another key": [[wire.VERSION, "00" * 16], "00" * 32],
+    "another version": [[wire.VERSION + 1, "00" * 16], None],
+    "no list": [7, None],
+}
+
+
+@pytest.mark.parametrize(("hello", "welcome"), IMPOSTORS.values(), ids=IMPOSTORS)
+def test_a_router_does_not_take_an_impostor_for_a_replica(run: Run, hello: object, welcome: object) -> None:
+    async def work() -> None:
+        async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(frame(wire.Kind.HELLO, orjson.dumps(hello)))
+            with contextlib.suppress(ConnectionError):
+                await reader.read(1000)
+                writer.write(frame(wire.Kind.WELCOME, orjson.dumps(welcome)))
+                await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(impostor, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        channel = Channel("pool")
+        with pytest.raises(EngineUnavailable, match="no connection to"):
+            await channel.open({"host": host, "port": port, "key": "11" * 32})
+        assert not channel.is_open
+        server.close()
 
     run(work())
 

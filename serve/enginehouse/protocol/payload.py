@@ -56,7 +56,8 @@ def to_bytes(array: np.ndarray) -> bytes | memoryview:
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     parts = []
     for element in array.ravel().tolist():
-        text = element if isinstance(element, bytes) else str(element).encode()
+        # A lone surrogate is the caller's: what cannot be said in UTF-8 is passed on as it is.
+        text = element if isinstance(element, bytes) else str(element).encode("utf-8", "surrogatepass")
         parts += [len(text).to_bytes(4, "little"), text]
     return b"".join(parts)
 
