@@ -108,6 +108,9 @@ class ServedModels:
 
     def get(self, model: str, version: str | None = None) -> Served:
         """The version that answers for `model`. Raises ModelNotFound, or NoBackend for one that is not warm yet."""
+        if model in self._coming and model not in self._serving:
+            # Warm since the last round, perhaps, and known to others, who send their first requests.
+            self._switch_versions()
         served = self._serving.get(model)
         if served is not None and version in (None, served.config.version):
             return served
