@@ -27,7 +27,7 @@ from enginehouse.errors import (
 )
 from enginehouse.hosting import HostedModels
 from enginehouse.metrics import RequestMetrics
-from enginehouse.policy import BackendState, Choice, FastestLive, Policy, RequestHints
+from enginehouse.policy import HOP_MS, BackendState, Choice, FastestLive, Policy, RequestHints
 from enginehouse.served import RESIDENT, Served, ServedModels
 from enginehouse.tensors import Answer as Computed
 from enginehouse.tensors import Tensors, Timing, nbytes
@@ -174,16 +174,22 @@ class Router:
         if made_for is not served:
             coalescer.max_rows = _most_rows(served, backend)
             self._coalescers[key] = served, coalescer
-        coalescer.slots = self._slots(choice, served, coalescer.max_rows)
         full_ms = backend.table.predict_ms(coalescer.max_rows) if backend.table else 0.0
+        coalescer.slots = self._slots(choice, served, coalescer.max_rows, full_ms)
         coalescer.hold_s = HOLD_S + full_ms / 1e3
         return coalescer
 
-    def _slots(self, choice: Choice, served: Served, max_rows: int) -> int:
-        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost."""
+    def _slots(self, choice: Choice, served: Served, max_rows: int, full_ms: float) -> int:
+        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
+
+        `full_ms` is what a call of `max_rows` takes to compute.
+        """
         if served.config.batch_wait_ms:
             # Batches are to be waited for where routers meet, so nothing is held back here.
             return choice.backend.replicas * max_rows
+        if full_ms <= HOP_MS:
+            # The way takes longer than the computing: one replica keeps up with whatever a router can send.
+            return 1
         # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.
         is_alone = choice.backend.resident or self._config.num_replicas == 1
         return choice.backend.replicas * (2 if is_alone else 1)
