@@ -1,6 +1,6 @@
 """Coalescing: requests for one backend that arrive while calls to it are under way travel together in the next one.
 
-A call to a pool costs milliseconds of two processes' time, whatever it carries. Work-conserving: a request that finds a
+A call to a pool costs half a millisecond of two processes' time, whatever it carries, and so does a batch. Work-conserving: a request that finds a
 free slot leaves at once and alone; nobody waits for company.
 """
 

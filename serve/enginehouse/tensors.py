@@ -165,5 +165,9 @@ def split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
 
 
 def nbytes(tensors: Tensors) -> int:
-    """Bytes of all arrays together; BYTES elements count as their pointers."""
-    return sum(array.nbytes for array in tensors.values())
+    """Bytes of all arrays together, those of strings included."""
+    return sum(array.nbytes + (_text_bytes(array) if array.dtype.hasobject else 0) for array in tensors.values())
+
+
+def _text_bytes(array: np.ndarray) -> int:
+    return sum(len(element) for element in array.ravel().tolist() if isinstance(element, str | bytes))
