@@ -1,7 +1,7 @@
 """Coalescing: requests for one backend that arrive while calls to it are under way travel together in the next one.
 
-A call to a pool costs half a millisecond of two processes' time, whatever it carries, and so does a batch. Work-conserving: a request that finds a
-free slot leaves at once and alone; nobody waits for company.
+A call to a pool costs half a millisecond of two processes' time, whatever it carries, and a batch costs its own.
+Work-conserving: a request that finds a free slot leaves at once and alone; nobody waits for company.
 """
 
 from __future__ import annotations
