@@ -52,7 +52,6 @@ class Replica:
     """One replica of a pool as this process sees it, with its connection to it."""
 
     id: str
-    node: str
     reports: Mapping[str, ModelReport]
     address: Address
     channel: Channel
@@ -93,10 +92,10 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
         for replica in self.known.values():
             replica.is_listed = False
         for replica_id, listed in self.curr_replicas.items():
-            availability.take(self, replica_id.unique_id, listed.node_id or "", listed.routing_stats)
+            availability.take(self, replica_id.unique_id, listed.routing_stats)
 
 
-def take(router: LiveReplicas, replica_id: str, node: str, stats: Mapping[str, Any]) -> None:
+def take(router: LiveReplicas, replica_id: str, stats: Mapping[str, Any]) -> None:
     """Note what Serve says of one replica; before its first report it is of no use."""
     known = router.known.get(replica_id)
     if known is not None:
@@ -104,7 +103,7 @@ def take(router: LiveReplicas, replica_id: str, node: str, stats: Mapping[str, A
         known.reports = stats.get("models", known.reports)
     elif stats.get("address"):
         pool = router._deployment_id.name
-        router.known[replica_id] = Replica(replica_id, node, stats["models"], stats["address"], Channel(pool))
+        router.known[replica_id] = Replica(replica_id, stats["models"], stats["address"], Channel(pool))
 
 
 def register(router: LiveReplicas) -> None:
@@ -120,11 +119,13 @@ def watch(handle: DeploymentHandle) -> None:
 
 
 def replicas(app: str, pool: str) -> list[Replica]:
-    """The replicas of a pool that this process has a connection to and that take calls."""
+    """The replicas of a pool that this process has a connection to, those that are going left out."""
     router = _request_routers.get((app, pool))
     if router is None:
         return []
-    return [replica for replica in list(router.known.values()) if replica.channel.takes_calls]
+    return [
+        replica for replica in list(router.known.values()) if replica.channel.is_open and not replica.channel.is_going
+    ]
 
 
 def connect() -> None:

@@ -30,7 +30,11 @@ class PoolCall:
         ]
         if not ready:
             raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_id} any more")
-        channel = min(ready, key=lambda channel: (channel.rows_under_way, random.random()))
+        # A refusal is for a moment, and no reason to call the backend dead.
+        free = [channel for channel in ready if not channel.is_full]
+        if not free:
+            raise EngineUnavailable(self._pool, "its replicas take no more calls")
+        channel = min(free, key=lambda channel: (channel.rows_under_way, random.random()))
         try:
             async with asyncio.timeout(budget_s):
                 return await channel.infer(self._model_id, requests, rows, budget_s)

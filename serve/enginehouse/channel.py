@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import itertools
 import secrets
@@ -30,8 +29,6 @@ PING_S, SILENT_S = 0.4, 2.0
 FULL_S = 0.1
 #: Bytes that wait to be sent, above which no more are added.
 MAX_UNSENT_BYTES = 32 << 20
-#: BYTES elements of a call up to which they are coded on the event loop: a few milliseconds.
-INLINE_ELEMENTS = 10_000
 
 
 class Address(TypedDict):
@@ -82,9 +79,9 @@ class Channel(Connection):
             raise EngineUnavailable(self._pool, f"no connection to {where}: {str(error) or 'no answer'}") from None
 
     @property
-    def takes_calls(self) -> bool:
-        """Whether another call is worth trying now."""
-        return self.is_open and not self.is_going and time.monotonic() >= self._full_until
+    def is_full(self) -> bool:
+        """Whether the replica has just refused a call."""
+        return time.monotonic() < self._full_until
 
     def close(self) -> None:
         """Give the connection up; calls under way fail."""
@@ -92,8 +89,7 @@ class Channel(Connection):
 
     async def infer(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         """Answer requests of `rows` rows in all, as one. Raises what the pool raises, or EngineUnavailable."""
-        is_large = sum(a.size for request in requests for a in request.values() if a.dtype.hasobject) > INLINE_ELEMENTS
-        metas, buffers = await asyncio.to_thread(wire.encode, requests) if is_large else wire.encode(requests)
+        metas, buffers = await wire.encode_aside(requests)
         if self.transport is None or not self.is_open:
             raise EngineUnavailable(self._pool, "its replica is gone")
         if (unsent := self.transport.get_write_buffer_size()) > MAX_UNSENT_BYTES:
@@ -118,9 +114,7 @@ class Channel(Connection):
             raise _error(*message.content)
         try:
             timing, made = message.content
-            is_large = len(message.tensors) > INLINE_ELEMENTS and any(meta[1] in ("BYTES", "TEXT") for meta in made)
-            decode = functools.partial(wire.decode, made, message.tensors)
-            return await asyncio.to_thread(decode) if is_large else decode(), Timing(**timing)
+            return await wire.decode_aside(made, message.tensors), Timing(**timing)
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
 

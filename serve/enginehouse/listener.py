@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import hmac
 import secrets
 import socket
@@ -12,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from enginehouse import wire
-from enginehouse.channel import CONNECT_S, INLINE_ELEMENTS, PING_S, Address
+from enginehouse.channel import CONNECT_S, PING_S, Address
 from enginehouse.errors import EnginehouseError, InferenceFailed
 from enginehouse.tensors import Answer, Tensors
 from enginehouse.wire import Connection, Kind, Message
@@ -146,11 +145,9 @@ class Served(Connection):
     async def _answer(self, message: Message) -> None:
         try:
             model_id, rows, budget_s, metas = message.content
-            decode = functools.partial(wire.decode, metas, message.tensors)
-            is_large = len(message.tensors) > INLINE_ELEMENTS and any(meta[1] in ("BYTES", "TEXT") for meta in metas)
-            inputs = await asyncio.to_thread(decode) if is_large else decode()
+            inputs = await wire.decode_aside(metas, message.tensors)
             outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
-            made, buffers = wire.encode([outputs])
+            made, buffers = await wire.encode_aside([outputs])
         except EnginehouseError as error:
             self._fail(message.call, error)
         except Exception as error:

@@ -32,13 +32,13 @@ class Pool:
     def __init__(self, name: str, config: dict[str, Any], engines_per_node: int) -> None:
         memory.keep_freed()
         pool = PoolConfig.model_validate(config)
-        self._threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
+        threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
         self._listener = Listener(name, self.infer, pool.max_ongoing_requests)
         self._address: Address | None = None
         self._hosted = HostedModels(
             name,
             (pool.engine,),
-            self._threads,
+            threads,
             lambda model: pool.models is None or model.name in pool.models,
             pool.unload_after_s,
         )
@@ -51,7 +51,7 @@ class Pool:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What every router gets to know of this replica; the controller pulls it about once a second."""
-        return {"models": dict(self._hosted.reports), "threads": self._threads, "address": self._address}
+        return {"models": dict(self._hosted.reports), "address": self._address}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Share of the time since the last call that this replica computed; the controller scales by it."""

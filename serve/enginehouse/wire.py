@@ -29,6 +29,7 @@ import ssl
 import struct
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, cast
@@ -53,6 +54,8 @@ MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
 MAX_UNPROVEN_BYTES = 256
 #: Of this description; both ends have the same.
 VERSION = 1
+#: Strings that are coded on the event loop: a few milliseconds.
+_INLINE_STRINGS = 10_000
 #: Datatype of strings that are text in Python; BYTES are bytes there.
 _TEXT = "TEXT"
 
@@ -137,7 +140,20 @@ def decode(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarra
     return tensors
 
 
-class Connection(asyncio.BufferedProtocol):
+async def encode_aside(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]:
+    """`encode`, beside the event loop where there are many strings."""
+    strings = sum(array.size for request in requests for array in request.values() if array.dtype.hasobject)
+    return await asyncio.to_thread(encode, requests) if strings > _INLINE_STRINGS else encode(requests)
+
+
+async def decode_aside(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarray]:
+    """`decode`, beside the event loop where there may be many strings: each has a length of 4 bytes."""
+    has_strings = any(kind in (_TEXT, "BYTES") for _, kind, _, _ in metas)
+    is_large = has_strings and len(data) > 4 * _INLINE_STRINGS
+    return await asyncio.to_thread(decode, metas, data) if is_large else decode(metas, data)
+
+
+class Connection(asyncio.BufferedProtocol, ABC):
     """One end of a connection: reads messages into memory of their own and hands them to `received`."""
 
     def __init__(self) -> None:
@@ -152,13 +168,13 @@ class Connection(asyncio.BufferedProtocol):
         self._body: memoryview | None = None
         self._read = 0
 
+    @abstractmethod
     def received(self, message: Message) -> None:
         """Take one message. What it raises ends the connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lost(self, reason: str) -> None:
         """Hear, once, that the connection is over."""
-        raise NotImplementedError
 
     def send(self, kind: Kind, call: int = 0, content: Any = None, buffers: Sequence[Buffer] = ()) -> None:
         """Write a message; nothing happens when the connection is over."""

@@ -14,7 +14,6 @@ NAMES = [
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.initialize_state"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.curr_replicas"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.routing_stats"),
-    ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.node_id"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.replica_id"),
     # availability.watch
     ("ray.serve.handle", "DeploymentHandle.is_initialized"),

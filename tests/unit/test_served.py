@@ -38,7 +38,6 @@ class Cluster:
         self.replicas[pool] = [
             Replica(
                 id=f"{pool}-{number}",
-                node="node",
                 reports={
                     model: {
                         "state": state,

@@ -1,0 +1,87 @@
+"""Which replica a call goes to, and what a refusal means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from tests.unit.connections import Run, connected, echo
+
+from enginehouse import availability
+from enginehouse.availability import LiveReplicas, Replica
+from enginehouse.calls import PoolCall
+from enginehouse.channel import FULL_S, Channel
+from enginehouse.config import APP_NAME
+from enginehouse.errors import DeadlineExceeded, EngineUnavailable
+from enginehouse.tensors import Answer, Tensors
+
+X = [{"x": np.zeros((1, 2), np.float32)}]
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Replica]:
+    """The replicas of `pool` that Serve is taken to have told of."""
+    router = object.__new__(LiveReplicas)
+    router.known = {}
+    monkeypatch.setitem(availability._request_routers, (APP_NAME, "pool"), router)
+    return router.known
+
+
+def replica(name: str, channel: Channel) -> Replica:
+    report = {"state": "ready", "reason": "", "engine": "", "artifact": "", "precision": "", "measured": []}
+    return Replica(name, {"m@1": report}, {"host": "", "port": 0, "key": ""}, channel)  # type: ignore[dict-item]
+
+
+def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: Run, known: dict[str, Replica]) -> None:
+    async def work() -> None:
+        release = asyncio.Event()
+
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+            await release.wait()
+            return await echo(model, requests, rows, budget_s)
+
+        async with connected(held, max_calls=1) as (_, full), connected() as (__, free):
+            known["full"] = replica("full", full)
+            call = PoolCall("pool", "m@1")
+            first = asyncio.create_task(call(X, 1, 10))
+            await asyncio.sleep(0.05)
+            with pytest.raises(EngineUnavailable, match="takes no more calls: 1 are under way"):
+                await call(X, 1, 10)
+            with pytest.raises(EngineUnavailable, match="its replicas take no more calls"):
+                await call(X, 1, 10)
+            assert len(availability.replicas(APP_NAME, "pool")) == 1
+            known["free"] = replica("free", free)
+            await call(X, 1, 10)
+            release.set()
+            await first
+            del known["free"]
+            await asyncio.sleep(FULL_S)
+            await call(X, 1, 10)
+
+    run(work())
+
+
+def test_a_call_goes_where_fewest_rows_are_and_ends_in_time(run: Run, known: dict[str, Replica]) -> None:
+    async def work() -> None:
+        async def forever(*_: object) -> Answer:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        async with connected(forever) as (_, busy), connected() as (__, idle):
+            known["busy"] = replica("busy", busy)
+            call = PoolCall("pool", "m@1")
+            stuck = asyncio.create_task(call(X, 1, 0.5))
+            await asyncio.sleep(0.05)
+            known["idle"] = replica("idle", idle)
+            for _ in range(20):
+                await call(X, 1, 10)
+            with pytest.raises(DeadlineExceeded, match="did not answer within the 0.500 s"):
+                await stuck
+            with pytest.raises(DeadlineExceeded, match="no time was left"):
+                await call(X, 1, 0)
+            with pytest.raises(EngineUnavailable, match="none of its replicas has other@1"):
+                await PoolCall("pool", "other@1")(X, 1, 10)
+
+    run(work())
