@@ -21,8 +21,10 @@ from starlette.types import Receive, Scope, Send
 from enginehouse import availability, ingress, memory, router
 from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
+from enginehouse.hints import Hints
 from enginehouse.hosting import HostedModels
-from enginehouse.manifest import ACCELERATOR_OF
+from enginehouse.manifest import ACCELERATOR_OF, Precision
+from enginehouse.policy import USUAL
 from enginehouse.pool import Pool
 
 
@@ -68,6 +70,8 @@ class Router:
         version: str | None = None,
         deadline_s: float | None = None,
         backend: str | None = None,
+        priority: int = USUAL,
+        min_precision: Precision = "int8",
     ) -> dict[str, np.ndarray]:
         """Outputs by name, for callers that have only Ray and numpy.
 
@@ -75,22 +79,24 @@ class Router:
         each with the text `Class: message`: a class of ours could not be unpickled where this package is missing.
         """
         try:
-            answer = await self.core.infer(model, inputs, version=version, deadline_s=deadline_s, backend=backend)
+            hints = Hints(deadline_s, priority, backend, min_precision)
+            answer = await self.core.infer(model, inputs, hints, version)
         except EnginehouseError as error:
             raise _builtin(error) from None
         return answer.outputs
 
     async def answer(
-        self,
-        model: str,
-        inputs: dict[str, np.ndarray],
-        version: str | None = None,
-        deadline_s: float | None = None,
-        backend: str | None = None,
+        self, model: str, inputs: dict[str, np.ndarray], hints: Hints, version: str | None = None
     ) -> dict[str, Any]:
         """As `infer` with who answered, for callers that have this package: they get its own errors."""
-        answer = await self.core.infer(model, inputs, version=version, deadline_s=deadline_s, backend=backend)
+        answer = await self.core.infer(model, inputs, hints, version)
         return {"outputs": answer.outputs, **answer.origin()}
+
+    async def explain(
+        self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None
+    ) -> dict[str, Any]:
+        """How a request would be routed now, as plain data; see `Router.explain`."""
+        return self.core.explain(model, rows, size, hints, version).document()
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, and why a backend is not live."""

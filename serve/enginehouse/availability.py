@@ -55,6 +55,8 @@ class Replica:
     reports: Mapping[str, ModelReport]
     address: Address
     channel: Channel
+    #: Id of the node that it is on.
+    node: str = ""
     #: Whether Serve lists it as running.
     is_listed: bool = True
     #: When a connection may be tried again, on the clock of `time.monotonic`.
@@ -103,7 +105,7 @@ def take(router: LiveReplicas, replica_id: str, stats: Mapping[str, Any]) -> Non
         known.reports = stats.get("models", known.reports)
     elif stats.get("address"):
         pool = router._deployment_id.name
-        router.known[replica_id] = Replica(replica_id, stats["models"], stats["address"], Channel(pool))
+        router.known[replica_id] = Replica(replica_id, stats["models"], stats["address"], Channel(pool), stats["node"])
 
 
 def register(router: LiveReplicas) -> None:
@@ -159,9 +161,15 @@ async def _open(replica: Replica) -> None:
 _connecting: dict[str, asyncio.Task[None]] = {}
 
 
+def this_node() -> str:
+    """Id of the node that this process is on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
 def threads_per_engine(num_cpus: float, engines_per_node: int) -> int:
     """Physical cores of this node over the CPU engines that it may come to hold, each of which takes `num_cpus`."""
-    me = ray.get_runtime_context().get_node_id()
+    me = this_node()
     cpus = next((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == me), 1.0)
     fits = int(cpus / num_cpus) if num_cpus else engines_per_node
     return max(1, hardware.physical_cores() // max(1, min(engines_per_node, fits)))

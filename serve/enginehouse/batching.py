@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +17,13 @@ from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
 from enginehouse.manifest import Artifact, EngineKind, Manifest
+from enginehouse.pace import NEWEST
 from enginehouse.tensors import Answer, Tensors, Timing, split, stack
 
 #: A request of more rows than this many full batches goes through the queue in several slices.
 SLICE_BATCHES = 8
+#: Seconds that the event loop has to say that a call begins.
+TELL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class LoadedModel:
         self.max_rows = self._best_rows
         self.last_used = time.monotonic()
         self.busy_s = 0.0
+        self._pending_rows = 0
+        self._row_ms = 0.0
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
@@ -82,8 +87,41 @@ class LoadedModel:
         self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
         self._waits = config.batch_wait_ms > 0
 
+    @property
+    def backlog_ms(self) -> float:
+        """Predicted time until everything that is here now is computed, by how long rows took lately."""
+        return self._pending_rows * self._row_ms
+
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output."""
+        self._pending_rows += rows
+        try:
+            return await self._infer(requests, rows, budget_s)
+        finally:
+            self._pending_rows -= rows
+
+    async def infer_alone(
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+    ) -> Answer:
+        """As `infer`, with nothing else in the engine; `begun` is called on the event loop right before it computes."""
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        item = _Item(requests, rows, now, now + budget_s)
+
+        async def tell() -> None:
+            begun()
+
+        def run() -> list[Answer | EnginehouseError]:
+            # Not before it is told: it may be the last that this process does.
+            asyncio.run_coroutine_threadsafe(tell(), loop).result(TELL_S)
+            return self._run([item])
+
+        self.last_used = now
+        (answer,) = await loop.run_in_executor(self._thread, run)
+        if isinstance(answer, EnginehouseError):
+            raise answer
+        return answer
+
+    async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
@@ -150,6 +188,8 @@ class LoadedModel:
         taken = time.monotonic() - started
         self.busy_s += taken
         compute_ms = taken * 1e3
+        row_ms = compute_ms / sum(rows)
+        self._row_ms += (row_ms - self._row_ms) * (NEWEST if self._row_ms else 1.0)
         return [
             (part, Timing((started - item.arrived) * 1e3, compute_ms, sum(rows)))
             for item, part in zip(items, split(outputs, rows), strict=True)

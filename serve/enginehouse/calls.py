@@ -1,28 +1,31 @@
-"""Calls to one pool: to its replica with the least to do, bounded in time."""
+"""Calls to one pool: to its replica that is free first, bounded in time."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from enginehouse import availability
 from enginehouse.config import APP_NAME
-from enginehouse.errors import DeadlineExceeded, EngineUnavailable
+from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
 from enginehouse.tensors import Answer, Tensors
 
 
 class PoolCall:
-    """What sends requests to `pool` for one model; see `Pool.infer`.
+    """What sends requests to `pool` for one model; see `Pool.infer`. So many rows are expected to take `expected_ms`.
 
-    Raises EngineUnavailable for what was lost with a replica, DeadlineExceeded, InferenceFailed or RequestTooLarge.
+    Raises EngineUnavailable, ReplicaLost for what was lost with a replica, Overloaded when all refuse more calls,
+    DeadlineExceeded, InferenceFailed or RequestTooLarge.
     """
 
-    def __init__(self, pool: str, model_id: str) -> None:
+    def __init__(self, pool: str, model_id: str, expected_ms: Callable[[int], float] = lambda _: 0.0) -> None:
         self._pool = pool
         self._model_id = model_id
+        self._expected_ms = expected_ms
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
         if budget_s <= 0:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
         ready = [
@@ -33,10 +36,12 @@ class PoolCall:
         # A refusal is for a moment, and no reason to call the backend dead.
         free = [channel for channel in ready if not channel.is_full]
         if not free:
-            raise EngineUnavailable(self._pool, "its replicas take no more calls")
-        channel = min(free, key=lambda channel: (channel.rows_under_way, random.random()))
+            raise Overloaded(f"{self._pool}: its replicas take no more calls")
+        now = time.monotonic()
+        channel = min(free, key=lambda channel: (channel.wait_ms(now), random.random()))
         try:
             async with asyncio.timeout(budget_s):
-                return await channel.infer(self._model_id, requests, rows, budget_s)
+                expected_ms = self._expected_ms(rows)
+                return await channel.infer(self._model_id, requests, rows, budget_s, expected_ms, alone)
         except TimeoutError:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None

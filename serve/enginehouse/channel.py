@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from enginehouse import errors, wire
-from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded, ReplicaLost
 from enginehouse.tensors import Answer, Tensors, Timing
 from enginehouse.wire import Connection, Kind, Message
 
@@ -27,6 +27,8 @@ CONNECT_S = 2.0
 PING_S, SILENT_S = 0.4, 2.0
 #: Seconds for which a replica that refused a call is not asked again.
 FULL_S = 0.1
+#: The stage at which a request is lost when nothing else was in the engine.
+ALONE = "alone in the engine"
 #: Bytes that wait to be sent, above which no more are added.
 MAX_UNSENT_BYTES = 32 << 20
 
@@ -44,8 +46,6 @@ class Channel(Connection):
 
     def __init__(self, pool: str) -> None:
         super().__init__()
-        #: Requests' rows that were sent and not answered.
-        self.rows_under_way = 0
         #: Whether calls can be made.
         self.is_open = False
         #: Whether the replica has asked for no more calls.
@@ -54,11 +54,18 @@ class Channel(Connection):
         self._key = b""
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
+        # Of them, those that are alone in the engine now.
+        self._begun: set[int] = set()
         self._nonce = secrets.token_bytes(16)
         self._full_until = 0.0
+        # What was sent and not answered takes the replica so long; what others sent, so long from `_told_at` on.
+        self._sent_ms = 0.0
+        self._others_ms = 0.0
+        self._told_at = 0.0
         self._let_in: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._looked = 0.0
+        self._is_silent = False
 
     async def open(self, address: Address) -> None:
         """Connect. Raises EngineUnavailable."""
@@ -83,37 +90,56 @@ class Channel(Connection):
         """Whether the replica has just refused a call."""
         return time.monotonic() < self._full_until
 
+    def wait_ms(self, now: float) -> float:
+        """Predicted time until the replica is done with what it was sent, by this router and as it said by others."""
+        return self._sent_ms + max(0.0, self._others_ms - (now - self._told_at) * 1e3)
+
     def close(self) -> None:
         """Give the connection up; calls under way fail."""
         self.end("the connection was closed")
 
-    async def infer(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
-        """Answer requests of `rows` rows in all, as one. Raises what the pool raises, or EngineUnavailable."""
+    async def infer(
+        self,
+        model_id: str,
+        requests: Sequence[Tensors],
+        rows: int,
+        budget_s: float,
+        expected_ms: float = 0.0,
+        alone: bool = False,
+    ) -> Answer:
+        """Answer requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
+
+        What is `alone` shares no batch, and when it is lost in the engine, the error says so.
+        Raises what the pool raises, EngineUnavailable, ReplicaLost or Overloaded.
+        """
         metas, buffers = await wire.encode_aside(requests)
         if self.transport is None or not self.is_open:
             raise EngineUnavailable(self._pool, "its replica is gone")
         if (unsent := self.transport.get_write_buffer_size()) > MAX_UNSENT_BYTES:
-            raise EngineUnavailable(self._pool, f"{unsent} bytes are still on their way to its replica")
+            raise Overloaded(f"{self._pool}: {unsent} bytes are still on their way to its replica")
         number = next(self._numbers)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
-        self.rows_under_way += rows
+        self._sent_ms += expected_ms
         if self._watch is None:
             # Silence counts from the first call.
             self.heard = time.monotonic()
             self._look_again(self.heard)
         try:
-            self.send(Kind.CALL, number, [model_id, rows, budget_s, metas], buffers)
+            self.send(Kind.CALL, number, [model_id, rows, budget_s, alone, metas], buffers)
             message = await answer
         finally:
-            self.rows_under_way -= rows
             del self._calls[number]
+            self._begun.discard(number)
+            self._sent_ms = self._sent_ms - expected_ms if self._calls else 0.0
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
         if message.kind == Kind.FAILURE:
             raise _error(*message.content)
         try:
-            timing, made = message.content
+            timing, made, backlog_ms = message.content
+            self._told_at = time.monotonic()
+            self._others_ms = max(0.0, backlog_ms - self._sent_ms)
             return await wire.decode_aside(made, message.tensors), Timing(**timing)
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
@@ -135,6 +161,8 @@ class Channel(Connection):
                     self._let_in.set_result(None)
             case Kind.GOING:
                 self.is_going = True
+            case Kind.BEGUN:
+                self._begun.add(message.call)
             case Kind.ANSWER | Kind.FAILURE | Kind.FULL:
                 self._answered(message)
 
@@ -145,7 +173,7 @@ class Channel(Connection):
             return
         if message.kind == Kind.FULL:
             self._full_until = time.monotonic() + FULL_S
-            answer.set_exception(EngineUnavailable(self._pool, f"its replica takes no more calls: {message.content}"))
+            answer.set_exception(Overloaded(f"{self._pool}: its replica takes no more calls: {message.content}"))
         else:
             answer.set_result(message)
 
@@ -155,9 +183,15 @@ class Channel(Connection):
             self._watch.cancel()
         if self._let_in is not None and not self._let_in.done():
             self._let_in.set_exception(ConnectionError(reason))
-        for answer in self._calls.values():
-            if not answer.done():
+        for number, answer in self._calls.items():
+            if answer.done():
+                continue
+            if self._is_silent:
+                # Nobody is suspected of that: a node that is cut off is silent too.
                 answer.set_exception(EngineUnavailable(self._pool, f"its replica is gone: {reason}"))
+            else:
+                stage = ALONE if number in self._begun else "under way"
+                answer.set_exception(ReplicaLost(self._pool, reason, stage))
 
     def _look_again(self, now: float) -> None:
         self._looked = now
@@ -173,6 +207,7 @@ class Channel(Connection):
             self.heard = now
         silent_s = now - self.heard
         if silent_s > SILENT_S:
+            self._is_silent = True
             self.end(f"silent for {silent_s:.1f} s")
             return
         if silent_s > PING_S / 2:

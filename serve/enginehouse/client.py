@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 import numpy as np
 from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from enginehouse import deploy
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, RequestTooLarge
+from enginehouse.hints import Hints, HintsByName
 from enginehouse.tensors import Tensors
 
 #: Added to a request's deadline before the client itself gives up: the router answers for the deadline, this only
 #: bounds the wait for a router that has gone.
 GRACE_S = 5.0
+#: A request without a deadline has the router's default, which this process does not know.
+UNSTATED_S = 30.0
 
 
 class Client:
@@ -30,63 +33,55 @@ class Client:
         self._handle: DeploymentHandle = deploy.router_handle()
 
     def infer(
-        self,
-        model: str,
-        inputs: Tensors,
-        *,
-        version: str | None = None,
-        deadline_s: float = 30.0,
-        backend: str | None = None,
+        self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, np.ndarray]:
         """Outputs by name. Raises RequestError, CapacityError or EngineError."""
-        outputs: dict[str, np.ndarray] = self.answer(
-            model, inputs, version=version, deadline_s=deadline_s, backend=backend
-        )["outputs"]
+        outputs: dict[str, np.ndarray] = self.answer(model, inputs, version=version, **hints)["outputs"]
         return outputs
 
     def answer(
-        self,
-        model: str,
-        inputs: Tensors,
-        *,
-        version: str | None = None,
-        deadline_s: float = 30.0,
-        backend: str | None = None,
+        self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """As `infer`, with who answered: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
-        response = self._handle.answer.remote(model, dict(inputs), version, deadline_s, backend)
-        try:
-            result: dict[str, Any] = response.result(timeout_s=deadline_s + GRACE_S)
-        except Exception as error:
-            raise _ours(error, deadline_s) from None
-        return result
+        return self._wait(
+            self._handle.answer.remote(model, dict(inputs), Hints(**hints), version), hints.get("deadline_s")
+        )
 
     async def answer_async(
-        self,
-        model: str,
-        inputs: Tensors,
-        *,
-        version: str | None = None,
-        deadline_s: float = 30.0,
-        backend: str | None = None,
+        self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """`answer` for callers that run an event loop."""
         try:
-            result: dict[str, Any] = await self._handle.answer.remote(model, dict(inputs), version, deadline_s, backend)
+            result: dict[str, Any] = await self._handle.answer.remote(model, dict(inputs), Hints(**hints), version)
         except Exception as error:
-            raise _ours(error, deadline_s) from None
+            raise translate(error) from None
         return result
+
+    def explain(
+        self,
+        model: str,
+        rows: int = 1,
+        size: int | None = None,
+        *,
+        version: str | None = None,
+        **hints: Unpack[HintsByName],
+    ) -> dict[str, Any]:
+        """How a request of `rows` rows would be routed now, by one of the routers; see `Router.explain`."""
+        return self._wait(self._handle.explain.remote(model, rows, size, Hints(**hints), version), None)
 
     def status(self) -> dict[str, Any]:
         """Models, versions, backends, and why a backend is not live."""
-        status: dict[str, Any] = self._handle.status.remote().result(timeout_s=GRACE_S)
-        return status
+        return self._wait(self._handle.status.remote(), None)
 
-
-def _ours(error: Exception, deadline_s: float) -> EnginehouseError:
-    if isinstance(error, TimeoutError):
-        return DeadlineExceeded(f"the router did not answer within {deadline_s + GRACE_S:g} s")
-    return translate(error)
+    def _wait(self, response: DeploymentResponse, deadline_s: float | None) -> dict[str, Any]:
+        give_up_s = (UNSTATED_S if deadline_s is None else deadline_s) + GRACE_S
+        try:
+            result: dict[str, Any] = response.result(timeout_s=give_up_s)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the router did not answer within {give_up_s:g} s") from None
+        except Exception as error:
+            raise translate(error) from None
+        return result
 
 
 def translate(error: Exception) -> EnginehouseError:

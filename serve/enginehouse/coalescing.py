@@ -1,19 +1,22 @@
 """Coalescing: requests for one backend that arrive while calls to it are under way travel together in the next one.
 
 A call to a pool costs half a millisecond of two processes' time, whatever it carries, and a batch costs its own.
-Work-conserving: a request that finds a free slot leaves at once and alone; nobody waits for company.
+Work-conserving: a request that finds a free slot leaves at once and alone; nobody waits for company. Those that wait
+leave by priority, then by deadline (which for requests that state none is by arrival).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
+import itertools
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from enginehouse.errors import InferenceFailed, InvalidInput
+from enginehouse.errors import DeadlineExceeded, InferenceFailed, InvalidInput
+from enginehouse.policy import USUAL
 from enginehouse.tensors import Answer, Tensors, nbytes, split
 
 #: Seconds for which a call keeps others from being sent.
@@ -32,6 +35,8 @@ class _Waiting:
     arrived: float
     deadline: float
     answer: asyncio.Future[Answer]
+    #: Whether its rows are counted among those that wait.
+    counted: bool = True
 
 
 class Coalescer:
@@ -39,18 +44,23 @@ class Coalescer:
 
     `slots` calls are under way at most, not counting those that have taken longer than `hold_s`: one that is stuck, or
     large, holds nobody up for longer. A group has at most `max_rows` rows and `max_bytes` bytes, or one request. Only
-    requests whose rows have the same shape share a call. When a call fails because of what is in it (InferenceFailed,
+    requests whose rows have the same shape share a call. What would not be answered in time, because a call takes
+    `least_s` seconds at least, is not sent. When a call fails because of what is in it (InferenceFailed,
     InvalidInput), its halves are tried again until the request at fault is alone with its error.
     """
 
     def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
         self.slots = 1
         self.hold_s = HOLD_S
+        self.least_s = 0.0
         self.max_rows = max_rows
+        #: Rows of the requests that wait.
+        self.waiting_rows = 0
         self._call = call
         self._max_bytes = max_bytes
         self._under_way = 0
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: list[tuple[int, float, int, _Waiting]] = []
+        self._numbers = itertools.count()
         self._groups: set[asyncio.Task[None]] = set()
 
     @property
@@ -58,8 +68,8 @@ class Coalescer:
         """Whether nothing waits and no call is under way."""
         return not self._waiting and not self._under_way
 
-    async def infer(self, inputs: Tensors, rows: int, deadline: float) -> Answer:
-        """Answer one request; `deadline` is a time of `time.monotonic`. Raises what the call raises."""
+    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Answer:
+        """Answer one request by `deadline`, of `time.monotonic`. Raises what the call does and DeadlineExceeded."""
         now = time.monotonic()
         if self._under_way < self.slots and not self._waiting:
             release = self._slot()
@@ -70,9 +80,19 @@ class Coalescer:
         # By name: two requests may list their inputs in different orders.
         shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        # A caller that gives up cancels the future, and with it the request's place in the queue.
-        self._waiting.append(_Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, answer))
-        return await answer
+        item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, answer)
+        heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
+        self.waiting_rows += rows
+        try:
+            # A caller that gives up cancels the future, and with it the request's place in the queue.
+            return await answer
+        finally:
+            self._leave(item)
+
+    def _leave(self, item: _Waiting) -> None:
+        if item.counted:
+            item.counted = False
+            self.waiting_rows -= item.rows
 
     def _slot(self) -> Callable[[], None]:
         """Take a slot until the function that is returned is called, or for `hold_s`."""
@@ -101,13 +121,18 @@ class Coalescer:
             task.add_done_callback(self._groups.discard)
 
     def _next_group(self) -> list[_Waiting]:
-        """The oldest request and, in order, those that fit beside it; abandoned ones are dropped."""
+        """The first request and, in order, those that fit beside it; abandoned and late ones are dropped."""
         group: list[_Waiting] = []
-        others: list[_Waiting] = []
+        others: list[tuple[int, float, int, _Waiting]] = []
         rows = size = 0
+        latest = time.monotonic() + self.least_s
         while self._waiting and rows < self.max_rows:
-            item = self._waiting.popleft()
+            entry = heapq.heappop(self._waiting)
+            item = entry[-1]
             if item.answer.done():
+                continue
+            if item.deadline < latest:
+                item.answer.set_exception(DeadlineExceeded("too little time was left when its turn came"))
                 continue
             fits = not group or (
                 item.shapes == group[0].shapes
@@ -116,10 +141,12 @@ class Coalescer:
             )
             if fits:
                 group.append(item)
+                self._leave(item)
                 rows, size = rows + item.rows, size + item.size
             else:
-                others.append(item)
-        self._waiting.extendleft(reversed(others))
+                others.append(entry)
+        for entry in others:
+            heapq.heappush(self._waiting, entry)
         return group
 
     async def _send(self, group: list[_Waiting], release: Callable[[], None]) -> None:

@@ -47,7 +47,8 @@ class PoolConfig(_Config):
     physical cores over the engine replicas it can hold).
     With the hardware in the cluster there are `min_replicas` to `max_replicas`, as many as compute for `target_busy` of
     the time, after the delays. Without the hardware there is none.
-    `models` reserves the pool for the models named.
+    `models` reserves the pool for the models named. `price` is what a second of a replica costs beside those of other
+    pools: a request that states a deadline is answered by the cheapest backend that makes it.
     """
 
     engine: EngineKind
@@ -63,6 +64,7 @@ class PoolConfig(_Config):
     downscale_delay_s: float = Field(default=120, ge=0)
     unload_after_s: float = Field(default=10, ge=0)
     models: tuple[str, ...] | None = None
+    price: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="before")
     @classmethod

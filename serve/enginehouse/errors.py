@@ -11,6 +11,7 @@
     │   └── DeadlineExceeded   504
     ├── EngineError                 an engine could not start or run
     │   ├── EngineUnavailable  503
+    │   │   └── ReplicaLost
     │   └── InferenceFailed    500
     ├── BundleError            500  what is on disk is not what was promised
     │   ├── ManifestInvalid
@@ -81,9 +82,21 @@ class CapacityError(EnginehouseError):
 
 
 class Overloaded(CapacityError):
-    """The queues are full."""
+    """The queues are full, or so long that the deadline would pass; in `retry_after_s` seconds there may be room."""
 
     status = 429
+
+    def __init__(self, reason: str, retry_after_s: float = 1) -> None:
+        super().__init__(reason, retry_after_s)
+
+    def __str__(self) -> str:
+        reason, retry_after_s = self.args
+        return f"{reason}; try again in {retry_after_s} s"
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds."""
+        return float(self.args[1])
 
 
 class NoBackend(CapacityError):
@@ -111,6 +124,22 @@ class EngineUnavailable(EngineError):
     def __str__(self) -> str:
         engine, reason = self.args
         return f"engine {engine!r} is not available here: {reason}"
+
+
+class ReplicaLost(EngineUnavailable):
+    """The replica was killed, or crashed, while it had the request: `stage` says how far that was."""
+
+    def __init__(self, engine: str, reason: str, stage: str = "under way") -> None:
+        super(EngineUnavailable, self).__init__(engine, reason, stage)
+
+    def __str__(self) -> str:
+        engine, reason, stage = self.args
+        return f"a replica of {engine!r} was lost with the request {stage}: {reason}"
+
+    @property
+    def stage(self) -> str:
+        """How far the request was."""
+        return str(self.args[2])
 
 
 class InferenceFailed(EngineError):

@@ -76,6 +76,11 @@ class HostedModels:
         (then, before), self._busy = self._busy, (now, busy_s)
         return max(0.0, busy_s - before) / max(now - then, 1e-3)
 
+    @property
+    def backlog_ms(self) -> float:
+        """Predicted time until all engines are done with what they have; they share the threads."""
+        return sum(model.backlog_ms for model in self.models.values())
+
     def check_health(self) -> None:
         """Raise when the task that loads models has died."""
         if self._keeper is not None and self._keeper.done():

@@ -6,7 +6,8 @@ import asyncio
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -21,13 +22,12 @@ from starlette.types import Receive, Scope, Send
 from enginehouse import body, protocol
 from enginehouse.admission import Admitted
 from enginehouse.config import AppConfig
-from enginehouse.errors import EnginehouseError, InvalidInput
+from enginehouse.errors import EnginehouseError, Overloaded
+from enginehouse.hints import PREFIX, Hints, headers_of
 from enginehouse.router import Router
 
 logger = logging.getLogger("ray.serve")
 
-#: Header before each fact about an answer: `enginehouse-backend`, `enginehouse-version`, ...
-PREFIX = "enginehouse-"
 #: Seconds after which it is looked whether the client of a request is still there.
 WATCH_AFTER_S = 0.05
 #: JSON of up to this size is read and written on the event loop: a millisecond or two, less than a thread would cost.
@@ -143,13 +143,17 @@ class _Watch:
 
 
 async def _infer(replica: Replica, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
-    with Admitted(replica.core.admission) as admitted:
+    headers = headers_of(request.scope["headers"])
+    priority = Hints.of(headers, {}).priority
+    with Admitted(replica.core.admission, request.path_params["model"], priority) as admitted:
         content = await body.read(request, replica.config.router.max_body_bytes, admitted)
         on_body()
-        return await _answer(replica, request, content)
+        return await _answer(replica, request, content, headers)
 
 
-async def _answer(replica: Replica, request: Request, content: bytes | memoryview) -> Response:
+async def _answer(
+    replica: Replica, request: Request, content: bytes | memoryview, hints: Mapping[str, str]
+) -> Response:
     name, version = _model_of(request)
     served = replica.core.models.get(name, version)
     length = body.json_length(request)
@@ -157,13 +161,7 @@ async def _answer(replica: Replica, request: Request, content: bytes | memoryvie
     decode = functools.partial(protocol.decode_request, content, length, served.signature)
     is_large = length is None and len(content) > INLINE_BYTES
     wanted = await asyncio.to_thread(decode) if is_large else decode()
-    answer = await replica.core.answer(
-        served,
-        wanted.inputs,
-        wanted.rows,
-        _deadline_s(request, wanted.parameters),
-        request.headers.get(PREFIX + "backend") or _text(wanted.parameters, "backend"),
-    )
+    answer = await replica.core.answer(served, wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
     origin = answer.origin()
     encode = functools.partial(
         protocol.encode_response, name, origin["version"], wanted, answer.outputs, served.signature, origin
@@ -197,31 +195,11 @@ def _model_of(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
 
 
-def _deadline_s(request: Request, parameters: Any) -> float | None:
-    """The caller's deadline: our header or parameter in milliseconds, or Triton's `timeout` in microseconds."""
-    given = request.headers.get(PREFIX + "deadline-ms") or parameters.get("deadline-ms")
-    unit = 1e3
-    if given is None:
-        # Triton reads 0 as no deadline.
-        given, unit = parameters.get("timeout") or None, 1e6
-    if given is None:
-        return None
-    try:
-        return float(given) / unit
-    except (TypeError, ValueError):
-        raise InvalidInput(f"deadline {given!r} is not a number") from None
-
-
-def _text(parameters: Any, key: str) -> str | None:
-    value = parameters.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InvalidInput(f"parameter {key!r} is {value!r}; it must be a string")
-    return value
-
-
 async def _our_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EnginehouseError)
-    headers = {"Retry-After": "1"} if error.retryable and error.status != 504 else None
+    headers = None
+    if error.retryable and error.status != 504:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)) if isinstance(error, Overloaded) else 1)}
     return _json(protocol.error_document(error), error.status, headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import hmac
 import secrets
 import socket
@@ -18,15 +19,29 @@ from enginehouse.wire import Connection, Kind, Message
 
 #: Answers requests of so many rows for a model within so many seconds.
 Infer = Callable[[str, Sequence[Tensors], int, float], Awaitable[Answer]]
+#: As that, with nothing else in the engine: calls the last argument, on the event loop, right before it computes.
+InferAlone = Callable[[str, Sequence[Tensors], int, float, Callable[[], None]], Awaitable[Answer]]
 
 
 class Listener:
-    """Takes calls from everybody who knows its key: `infer` answers `max_calls` of them at a time, the rest fails."""
+    """Takes calls from everybody who knows its key: `infer` answers `max_calls` of them at a time, the rest fails.
 
-    def __init__(self, pool: str, infer: Infer, max_calls: int) -> None:
+    Every answer says how long the replica will be busy with what it still has.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        infer: Infer,
+        max_calls: int,
+        infer_alone: InferAlone | None = None,
+        backlog_ms: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.pool = pool
         self.infer = infer
+        self.infer_alone = infer_alone
         self.max_calls = max_calls
+        self.backlog_ms = backlog_ms
         self.is_going = False
         self.calls: set[asyncio.Task[None]] = set()
         self.served: set[Served] = set()
@@ -144,16 +159,20 @@ class Served(Connection):
 
     async def _answer(self, message: Message) -> None:
         try:
-            model_id, rows, budget_s, metas = message.content
+            model_id, rows, budget_s, alone, metas = message.content
             inputs = await wire.decode_aside(metas, message.tensors)
-            outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
+            if alone and self._listener.infer_alone:
+                begun = functools.partial(self.send, Kind.BEGUN, message.call)
+                outputs, timing = await self._listener.infer_alone(model_id, [inputs], rows, budget_s, begun)
+            else:
+                outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
             made, buffers = await wire.encode_aside([outputs])
         except EnginehouseError as error:
             self._fail(message.call, error)
         except Exception as error:
             self._fail(message.call, InferenceFailed(f"{self._listener.pool}: {type(error).__name__}: {error}"))
         else:
-            self.send(Kind.ANSWER, message.call, [timing, made], buffers)
+            self.send(Kind.ANSWER, message.call, [timing, made, round(self._listener.backlog_ms(), 3)], buffers)
 
     def _fail(self, call: int, error: EnginehouseError) -> None:
         self.send(Kind.FAILURE, call, [type(error).__name__, [_plain(argument) for argument in error.args]])

@@ -1,82 +1,213 @@
-"""The policy: a pure function that ranks backends for a request. Knows no Ray, no clock, no network."""
+"""The policy: pure functions that rank backends for a request. Knows no Ray, no clock, no network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from enginehouse.latency import LatencyTable
-from enginehouse.manifest import ACCELERATOR_OF, FORMAT_OF, Artifact, EngineKind, Manifest, NumericsClass
+from enginehouse.manifest import (
+    ACCELERATOR_OF,
+    FORMAT_OF,
+    Artifact,
+    EngineKind,
+    Manifest,
+    NumericsClass,
+    Precision,
+)
 
 #: What a call to another process adds at least, in milliseconds (benchmarks/README.md, "Where the time goes").
 HOP_MS = 0.4
+#: What a predicted wait is taken times when it is held against a deadline: those before it in the queue vary.
+MARGIN = 1.25
+#: Precisions from the least to the most exact; bf16 has fewer bits of mantissa than fp16.
+EXACTNESS: Mapping[str, int] = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
+#: Which requests go first when some have to wait; as in Triton a lower number goes before a higher one.
+FIRST, USUAL, LAST = 1, 5, 9
 
 
-@dataclass(frozen=True, slots=True)
-class BackendState:
+class BackendState(NamedTuple):
     """One model version on one pool as it is right now.
 
-    `replicas` counts those where the engine is warm; a backend without any is never chosen. A `resident` engine is in
-    the router's own process.
+    `replicas` counts those where the engine is warm, on `nodes`; a backend without any is never chosen. A `resident`
+    engine is in the router's own process. `price` is what a second of a replica costs beside those of other pools.
+
+    `wait_ms` is how long the freest replica is busy with what it was sent. In the router `queued_rows` wait to be sent,
+    `batch_rows` at a time. `pace` is what calls take lately over what the table says, by the bit length of their rows;
+    under 0 for any other. One that `fails` is tried when no other is left.
     """
 
     pool: str
-    engine: str
+    engine: EngineKind
     artifact: str
     precision: str
     numerics: NumericsClass
     replicas: int
     table: LatencyTable | None
     resident: bool = False
+    nodes: frozenset[str] = frozenset()
+    price: float = 1.0
+    wait_ms: float = 0.0
+    queued_rows: int = 0
+    batch_rows: int = 1
+    pace: Mapping[int, float] = {}
+    fails: str = ""
+
+    def compute_ms(self, rows: int, size: int | None) -> float:
+        """Predicted time of an engine call, as it goes lately; inf when it was never measured."""
+        if self.table is None:
+            return math.inf
+        known = self.pace
+        pace = known.get(rows.bit_length()) or known.get(0, 1.0) if known else 1.0
+        return self.table.predict_ms(rows, size) * pace
 
 
 @dataclass(frozen=True, slots=True)
-class RequestHints:
-    """What a request asks of its backend: its rows, which numerics may answer, and optionally one pool by name.
+class Demand:
+    """What a request asks of its backend.
 
-    `size` is its extent along the model's cost axis, None where the model has none.
+    Its rows, and which numerics may answer; optionally one pool by name, and the least exact precision. `size` is its
+    extent along the model's cost axis, None where the model has none. `budget_ms` is what is left until its deadline:
+    one that the caller has `stated` lets the cheapest backend answer that makes it.
     """
 
     rows: int
     numerics: NumericsClass | Literal["any"] = "full"
     pool: str | None = None
     size: int | None = None
+    min_precision: Precision = "int8"
+    budget_ms: float = math.inf
+    stated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend to try, and the milliseconds predicted for it, hop included (inf: it was never measured)."""
+class Choice(NamedTuple):
+    """A backend for a request: why not (empty: it may be tried), and what is predicted.
+
+    `wait_ms` and `compute_ms` with the hop, if there is one, make `predicted_ms` (inf: never measured). `cost` is in
+    milliseconds of a replica of price 1 per row. One whose hardware a faster engine computes on is `behind` that: its
+    work would only take the hardware's time from it.
+    """
 
     backend: BackendState
-    predicted_ms: float
+    reason: str = ""
+    wait_ms: float = 0.0
+    compute_ms: float = math.inf
+    predicted_ms: float = math.inf
+    cost: float = math.inf
+    behind: str = ""
 
 
 class Policy(Protocol):
-    """Orders the backends that may answer a request, best first; an empty answer means that none may."""
+    """Judges all backends for a request: those that may be tried first, best first, then the others with the reason."""
 
-    def rank(self, backends: Sequence[BackendState], hints: RequestHints) -> Sequence[Choice]: ...
-
-
-class FastestLive:
-    """The live backend with the best measured latency for this many rows, within the numerics class."""
-
-    def rank(self, backends: Sequence[BackendState], hints: RequestHints) -> Sequence[Choice]:
-        choices = [
-            Choice(backend, _predicted_ms(backend, hints))
-            for backend in backends
-            if backend.replicas > 0
-            and hints.numerics in ("any", backend.numerics)
-            and hints.pool in (None, backend.pool)
-        ]
-        return sorted(choices, key=lambda choice: (choice.predicted_ms, not choice.backend.resident))
+    def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]: ...
 
 
-def _predicted_ms(backend: BackendState, hints: RequestHints) -> float:
-    if backend.table is None:
-        return math.inf
-    return backend.table.predict_ms(hints.rows, hints.size) + (0.0 if backend.resident else HOP_MS)
+class FastestInTime:
+    """The backend that is predicted to answer first; for a stated deadline the cheapest of those that make it.
+
+    Engines that share their hardware are compared by speed, and only the fastest one's queue counts: what waits for one
+    engine of a node would wait for the other one too. When none makes the deadline, none may be tried.
+    """
+
+    def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]:
+        crowd = max((backend.queued_rows for backend in backends), default=0)
+        fit: list[Choice] = []
+        out: list[Choice] = []
+        for backend in backends:
+            if reason := _unfit(backend, demand):
+                out.append(Choice(backend, reason))
+            else:
+                fit.append(_predict(backend, demand, crowd))
+        if len(fit) > 1:
+            fit = [_placed(choice, fit) for choice in fit]
+            fit.sort(key=_cheapest if demand.stated else _soonest)
+        if all(_is_late(choice, demand) for choice in fit if not choice.behind):
+            return [*(_refused(choice, demand) for choice in fit), *out]
+        late = [choice for choice in fit if _is_late(choice, demand)]
+        if not late:
+            return [*fit, *out]
+        return [*(choice for choice in fit if choice not in late), *(_refused(choice, demand) for choice in late), *out]
+
+
+def _unfit(backend: BackendState, demand: Demand) -> str:
+    if demand.pool not in (None, backend.pool):
+        return f"the request asks for {demand.pool}"
+    if backend.replicas <= 0:
+        return "no replica is warm"
+    if demand.numerics not in ("any", backend.numerics):
+        return f"its {backend.artifact} is not of the numerics class {demand.numerics!r}"
+    if EXACTNESS[backend.precision] < EXACTNESS[demand.min_precision]:
+        return f"{backend.precision} is less exact than {demand.min_precision}"
+    return ""
+
+
+def _predict(backend: BackendState, demand: Demand, crowd: int) -> Choice:
+    most = max(backend.batch_rows, demand.rows)
+    together = min(most, backend.queued_rows + demand.rows)
+    compute_ms = backend.compute_ms(together, demand.size)
+    wait_ms = backend.wait_ms
+    if backend.queued_rows and backend.table:
+        full_ms = backend.compute_ms(backend.batch_rows, demand.size)
+        wait_ms += backend.queued_rows / backend.batch_rows * full_ms / backend.replicas
+    hop_ms = 0.0 if backend.resident else HOP_MS
+    # As many as would come together if all that wait in this router came here.
+    crowded = min(most, crowd + demand.rows)
+    busy_ms = compute_ms if crowded == together else backend.compute_ms(crowded, demand.size)
+    cost = (busy_ms + hop_ms) * backend.price / crowded
+    return Choice(backend, "", wait_ms, compute_ms, wait_ms + compute_ms + hop_ms, cost)
+
+
+def _placed(choice: Choice, others: Sequence[Choice]) -> Choice:
+    """`choice` behind the fastest engine that computes on all nodes that it has, if that is another one."""
+    mine = choice.backend
+    accelerator = ACCELERATOR_OF[mine.engine]
+    faster = [
+        other
+        for other in others
+        if not other.backend.fails
+        and mine.nodes <= other.backend.nodes
+        and accelerator == ACCELERATOR_OF[other.backend.engine]
+        and _slowness(other) < _slowness(choice)
+    ]
+    if not faster or not mine.nodes:
+        return choice
+    return choice._replace(behind=min(faster, key=_slowness).backend.pool)
+
+
+def _slowness(choice: Choice) -> float:
+    return choice.cost / choice.backend.price
+
+
+def _is_late(choice: Choice, demand: Demand) -> bool:
+    # Of an engine that was never measured nobody can say so.
+    return choice.compute_ms < math.inf and choice.predicted_ms + _vague_ms(choice) > demand.budget_ms
+
+
+def _vague_ms(choice: Choice) -> float:
+    return choice.wait_ms * (MARGIN - 1)
+
+
+def _refused(choice: Choice, demand: Demand) -> Choice:
+    if choice.reason:
+        return choice
+    at_once_ms = choice.predicted_ms - choice.wait_ms
+    if at_once_ms > demand.budget_ms:
+        reason = f"takes {at_once_ms:.3g} ms"
+    else:
+        reason = f"takes {at_once_ms:.3g} ms after a wait of {choice.wait_ms:.3g} ms"
+    return choice._replace(reason=reason)
+
+
+def _soonest(choice: Choice) -> tuple[bool, bool, float, bool]:
+    backend = choice.backend
+    return bool(backend.fails), bool(choice.behind), choice.predicted_ms, not backend.resident
+
+
+def _cheapest(choice: Choice) -> tuple[bool, bool, float, float]:
+    return bool(choice.backend.fails), bool(choice.behind), choice.cost, choice.predicted_ms
 
 
 def choose_artifact(

@@ -6,7 +6,7 @@ task beside it. Requests arrive through the replica's listener, whose address ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -33,14 +33,17 @@ class Pool:
         memory.keep_freed()
         pool = PoolConfig.model_validate(config)
         threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
-        self._listener = Listener(name, self.infer, pool.max_ongoing_requests)
         self._address: Address | None = None
+        self._node = availability.this_node()
         self._hosted = HostedModels(
             name,
             (pool.engine,),
             threads,
             lambda model: pool.models is None or model.name in pool.models,
             pool.unload_after_s,
+        )
+        self._listener = Listener(
+            name, self.infer, pool.max_ongoing_requests, self.infer_alone, lambda: self._hosted.backlog_ms
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -51,7 +54,7 @@ class Pool:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What every router gets to know of this replica; the controller pulls it about once a second."""
-        return {"models": dict(self._hosted.reports), "address": self._address}
+        return {"models": dict(self._hosted.reports), "address": self._address, "node": self._node}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Share of the time since the last call that this replica computed; the controller scales by it."""
@@ -68,6 +71,13 @@ class Pool:
         """
         loaded = self._hosted.models.get(model_id) or await self._hosted.get(model_id)
         return await loaded.infer(requests, rows, budget_s)
+
+    async def infer_alone(
+        self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+    ) -> Answer:
+        """As `infer`, for a request that may have crashed a replica; see `LoadedModel.infer_alone`."""
+        loaded = self._hosted.models.get(model_id) or await self._hosted.get(model_id)
+        return await loaded.infer_alone(requests, rows, budget_s, begun)
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends a replica that it no longer wants."""

@@ -7,36 +7,42 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import availability
 from enginehouse.admission import Admission, Admitted
+from enginehouse.backends import Backend, Backends, Sender, attempt_s
 from enginehouse.calls import PoolCall
-from enginehouse.coalescing import HOLD_S, Coalescer
+from enginehouse.channel import ALONE
 from enginehouse.config import AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
+    EnginehouseError,
     EngineUnavailable,
+    InferenceFailed,
     InvalidInput,
     ModelNotFound,
     NoBackend,
+    Overloaded,
+    ReplicaLost,
 )
+from enginehouse.hints import NO_HINTS, Hints
 from enginehouse.hosting import HostedModels
 from enginehouse.metrics import RequestMetrics
-from enginehouse.policy import HOP_MS, BackendState, Choice, FastestLive, Policy, RequestHints
-from enginehouse.served import RESIDENT, Served, ServedModels
+from enginehouse.policy import Choice, Demand, FastestInTime, Policy
+from enginehouse.reports import RESIDENT, Reports, Served
+from enginehouse.served import ServedModels
 from enginehouse.tensors import Answer as Computed
 from enginehouse.tensors import Tensors, Timing, nbytes
 
 #: Pause before the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
-#: Bytes of inputs in one call to a pool, a single request excepted: a call of this size blocks the event loop of both
-#: sides for some 10 ms.
-MAX_CALL_BYTES = 16 << 20
+#: Replicas that are lost within this time of each other may have been lost for one reason, such as their node.
+ONE_EVENT_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +56,44 @@ class Answer:
     attempts: int
 
     def origin(self) -> dict[str, Any]:
-        """Who answered and how long it took, as plain data; the response headers carry the same."""
+        """Who answered, how long it took and was predicted to take, as plain data; the response headers carry it."""
+        predicted_ms = self.choice.predicted_ms
         return {
             "version": self.served.config.version,
             "backend": self.choice.backend.pool,
             "precision": self.choice.backend.precision,
             "queue_ms": round(self.timing.queue_ms, 3),
             "compute_ms": round(self.timing.compute_ms, 3),
+            **({"predicted_ms": round(predicted_ms, 3)} if predicted_ms < math.inf else {}),
             "attempts": self.attempts,
         }
+
+
+class Explained(NamedTuple):
+    """How a request for `served` would be routed: the choices of the policy, and why pools are not among them."""
+
+    served: Served
+    choices: Sequence[Choice]
+    out: dict[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """As plain data; times in milliseconds, None where nothing was measured."""
+        backends = [
+            {
+                "pool": choice.backend.pool,
+                "artifact": choice.backend.artifact,
+                "precision": choice.backend.precision,
+                "replicas": choice.backend.replicas,
+                "wait_ms": choice.wait_ms,
+                "compute_ms": _finite(choice.compute_ms),
+                "predicted_ms": _finite(choice.predicted_ms),
+                "cost": _finite(choice.cost),
+                "reason": choice.reason or choice.backend.fails or (choice.behind and f"behind {choice.behind}"),
+                "may_answer": not choice.reason,
+            }
+            for choice in self.choices
+        ]
+        return {"model": self.served.config.id, "backends": backends, "out": self.out}
 
 
 class Router:
@@ -74,13 +109,14 @@ class Router:
         residents: HostedModels | None = None,
         policy: Policy | None = None,
     ) -> None:
-        self.models = ServedModels(config.pools, residents.reports if residents else {})
         self._residents = residents
         self._handles = handles
-        self._config = config.router
+        self._config = config
         self._metrics = RequestMetrics()
-        self._policy: Policy = policy or FastestLive()
-        self._coalescers: dict[tuple[str, str], tuple[Served, Coalescer]] = {}
+        self._policy: Policy = policy or FastestInTime()
+        self._reports = Reports(config.pools, residents, availability.this_node())
+        self.models = ServedModels(self._reports)
+        self._backends = Backends(self._sender, config.router.num_replicas)
         self.admission = Admission(config.router.max_ongoing_requests, config.router.max_ongoing_bytes)
         for handle in self._handles.values():
             availability.watch(handle)
@@ -88,49 +124,32 @@ class Router:
     def is_ready(self, model: str, version: str | None = None) -> bool:
         """Whether a request for `model` would find a live backend now. Raises ModelNotFound."""
         try:
-            return bool(self.models.live(self.models.get(model, version)))
+            return bool(self._reports.live(self.models.get(model, version)))
         except NoBackend:
             return False
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Tensors,
-        *,
-        version: str | None = None,
-        deadline_s: float | None = None,
-        backend: str | None = None,
-    ) -> Answer:
+    async def infer(self, model: str, inputs: Tensors, hints: Hints = NO_HINTS, version: str | None = None) -> Answer:
         """Answer one request on the best live backend, trying the next one when a backend fails.
 
-        Inference is pure, so an attempt that was lost with its replica is repeated elsewhere until `deadline_s` seconds
-        have passed. Raises RequestError, CapacityError or InferenceFailed.
+        Inference is pure, so an attempt that was lost with its replica is repeated elsewhere until the deadline has
+        passed. Raises RequestError, CapacityError or InferenceFailed.
         """
         served = self.models.get(model, version)
         rows = served.signature.check(inputs)
-        with Admitted(self.admission) as request:
+        with Admitted(self.admission, model, hints.priority) as request:
             request.take(nbytes(inputs))
-            return await self.answer(served, inputs, rows, deadline_s, backend)
+            return await self.answer(served, inputs, rows, hints)
 
-    async def answer(
-        self, served: Served, inputs: Tensors, rows: int, deadline_s: float | None, backend: str | None
-    ) -> Answer:
+    async def answer(self, served: Served, inputs: Tensors, rows: int, hints: Hints) -> Answer:
         """As `infer`, for an admitted request of so many rows that was checked against the signature of `served`."""
-        default = self._config.default_deadline_s
-        budget = default if deadline_s is None else deadline_s
-        if not math.isfinite(budget):
-            raise InvalidInput(f"deadline of {budget} s is not a time; leave it out for {default:g} s")
-        if budget <= 0:
-            raise DeadlineExceeded(f"deadline of {budget * 1e3:g} ms had passed on arrival")
-        if backend is not None and backend not in self._handles and not backend.startswith(RESIDENT):
-            raise InvalidInput(f"backend {backend!r} is not known; the backends are {', '.join(self._handles)}")
-        hints = RequestHints(rows, served.config.numerics, backend, served.manifest.size_of(inputs))
+        demand = self._demand(served, rows, served.manifest.size_of(inputs), hints)
+        budget = demand.budget_ms / 1e3
         failures: list[str] = []
         began = time.monotonic()
         outcome, by = "ok", ""
         try:
             async with asyncio.timeout(budget):
-                answer = await self._until(began + budget, served, inputs, hints, failures)
+                answer = await self._until(began + budget, served, inputs, demand, hints.priority, failures)
             by = answer.choice.backend.pool
             return answer
         except TimeoutError:
@@ -143,83 +162,124 @@ class Router:
         finally:
             self._metrics.record(served.config.name, served.config.version, by, outcome, time.monotonic() - began)
 
+    def explain(self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None) -> Explained:
+        """How a request would be routed now: the backends in the order in which they would be tried, and why not.
+
+        Raises what `infer` raises before it asks a backend.
+        """
+        served = self.models.get(model, version)
+        choices = self._rank(served, self._demand(served, rows, size, hints), fresh=True)
+        live = {choice.backend.pool for choice in choices}
+        out = {status.pool: status.reason or status.state for status in self._reports.backends(served)}
+        return Explained(served, choices, {pool: reason for pool, reason in out.items() if pool not in live})
+
+    def _demand(self, served: Served, rows: int, size: int | None, hints: Hints) -> Demand:
+        deadline_s, backend = hints.deadline_s, hints.backend
+        budget = self._config.router.default_deadline_s if deadline_s is None else deadline_s
+        if budget <= 0:
+            raise DeadlineExceeded(f"deadline of {budget * 1e3:g} ms had passed on arrival")
+        if backend is not None and backend not in self._handles and not backend.startswith(RESIDENT):
+            raise InvalidInput(f"backend {backend!r} is not known; the backends are {', '.join(self._handles)}")
+        return Demand(
+            rows,
+            served.config.numerics,
+            backend,
+            size,
+            hints.min_precision,
+            budget * 1e3,
+            deadline_s is not None,
+        )
+
+    def _rank(self, served: Served, demand: Demand, fresh: bool = False) -> Sequence[Choice]:
+        return self._policy.rank(self._backends.states(served, self._reports.live(served, fresh)), demand)
+
     async def _until(
-        self, deadline: float, served: Served, inputs: Tensors, hints: RequestHints, failures: list[str]
+        self, deadline: float, served: Served, inputs: Tensors, demand: Demand, priority: int, failures: list[str]
     ) -> Answer:
         attempts = 0
+        lost_at = math.inf
         while True:
-            ranked = self._policy.rank(self.models.live(served, fresh=attempts > 0), hints)
+            choices = self._rank(served, demand, fresh=attempts > 0)
+            ranked = [choice for choice in choices if not choice.reason]
             if not ranked and not attempts:
-                raise NoBackend(self._nothing_live(served, hints))
+                raise self._refusal(served, choices, demand)
             for choice in ranked:
                 attempts += 1
-                # What was lost with a replica may have killed it: from then on it travels alone.
-                coalescer = self._coalescer(choice, served) if attempts == 1 else self._new_coalescer(choice, served)
+                backend = self._backends.get(served, choice.backend)
+                began = time.monotonic()
+                has_others = len(ranked) > 1 or choice.backend.replicas > 1
+                # Only while somebody else may have an answer is one given up before the deadline.
+                until = min(deadline, began + attempt_s(choice.predicted_ms)) if has_others else deadline
                 try:
-                    outputs, timing = await coalescer.infer(inputs, hints.rows, deadline)
-                except (EngineUnavailable, ModelNotFound, NoBackend) as error:
+                    # What was lost with a replica may have killed it: from then on it travels alone.
+                    if lost_at < math.inf:
+                        outputs, timing = await backend.infer_alone(inputs, demand.rows, until)
+                    else:
+                        outputs, timing = await backend.infer(inputs, demand.rows, until, priority)
+                except ReplicaLost as error:
+                    failures.append(str(error))
+                    if error.stage == ALONE and time.monotonic() - lost_at > ONE_EVENT_S:
+                        raise _poisonous(error) from None
+                    lost_at = min(lost_at, time.monotonic())
+                except (EngineUnavailable, ModelNotFound, NoBackend, Overloaded) as error:
+                    failures.append(f"{choice.backend.pool}: {error}")
+                except DeadlineExceeded as error:
+                    if until == deadline:
+                        raise
                     failures.append(f"{choice.backend.pool}: {error}")
                 else:
                     return Answer(outputs, served, choice, timing, attempts)
             await asyncio.sleep(BACKOFF_S)
+            # It was taken on; whether it is late by now will show.
+            demand = replace(demand, budget_ms=math.inf)
 
-    def _coalescer(self, choice: Choice, served: Served) -> Coalescer:
-        backend = choice.backend
-        key = (backend.pool, served.config.id)
-        made_for, coalescer = self._coalescers.get(key, (None, None))
-        if coalescer is None:
-            # Those of versions that are no longer served go when a new one comes.
-            self._coalescers = {k: known for k, known in self._coalescers.items() if not known[1].is_idle}
-            coalescer = self._new_coalescer(choice, served)
-        if made_for is not served:
-            coalescer.max_rows = _most_rows(served, backend)
-            self._coalescers[key] = served, coalescer
-        full_ms = backend.table.predict_ms(coalescer.max_rows) if backend.table else 0.0
-        coalescer.slots = self._slots(choice, served, coalescer.max_rows, full_ms)
-        coalescer.hold_s = HOLD_S + full_ms / 1e3
-        return coalescer
+    def _sender(self, backend: Backend) -> Sender:
+        pool, model_id = backend.state.pool, backend.served.config.id
+        if backend.state.resident:
+            return functools.partial(self._call_resident, pool, model_id)
+        return PoolCall(pool, model_id, backend.expected_ms)
 
-    def _slots(self, choice: Choice, served: Served, max_rows: int, full_ms: float) -> int:
-        """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
-
-        `full_ms` is what a call of `max_rows` takes to compute.
-        """
-        if served.config.batch_wait_ms:
-            # Batches are to be waited for where routers meet, so nothing is held back here.
-            return choice.backend.replicas * max_rows
-        if full_ms <= HOP_MS:
-            # The way takes longer than the computing: one replica keeps up with whatever a router can send.
-            return 1
-        # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.
-        is_alone = choice.backend.resident or self._config.num_replicas == 1
-        return choice.backend.replicas * (2 if is_alone else 1)
-
-    def _new_coalescer(self, choice: Choice, served: Served) -> Coalescer:
-        pool = choice.backend.pool
-        model_id = served.config.id
-        max_rows = _most_rows(served, choice.backend)
-        if choice.backend.resident:
-            return Coalescer(functools.partial(self._call_resident, model_id), max_rows, MAX_CALL_BYTES)
-        return Coalescer(PoolCall(pool, model_id), max_rows, MAX_CALL_BYTES)
-
-    async def _call_resident(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+    async def _call_resident(
+        self,
+        pool: str,
+        model_id: str,
+        requests: Sequence[Tensors],
+        rows: int,
+        budget_s: float,
+        alone: bool = False,
+    ) -> Computed:
         loaded = self._residents.models.get(model_id) if self._residents else None
         if loaded is None:
-            raise EngineUnavailable(RESIDENT, f"{model_id} is no longer loaded")
-        return await loaded.infer(requests, rows, budget_s)
+            raise EngineUnavailable(pool, f"{model_id} is no longer loaded")
+        try:
+            async with asyncio.timeout(budget_s):
+                return await loaded.infer(requests, rows, budget_s)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{pool} did not answer within the {budget_s:.3f} s that were left") from None
 
-    def _nothing_live(self, served: Served, hints: RequestHints) -> str:
-        parts = []
-        for status in self.models.backends(served):
-            if hints.pool not in (None, status.pool):
-                continue
-            live = f"live, but its {status.artifact} is not of the numerics class {hints.numerics!r}"
-            parts.append(f"{status.pool}: {live if status.ready else status.reason or status.state}")
+    def _refusal(self, served: Served, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
+        late = [choice for choice in choices if choice.predicted_ms < math.inf]
+        if not late:
+            return NoBackend(self._nothing_live(served, choices))
+        soonest = min(late, key=lambda choice: choice.predicted_ms)
+        told = "; ".join(f"{choice.backend.pool} {choice.reason}" for choice in late)
+        what = f"the deadline of {demand.budget_ms:.4g} ms would pass: {told}"
+        if soonest.predicted_ms - soonest.wait_ms > demand.budget_ms:
+            return DeadlineExceeded(what)
+        return Overloaded(what, max(0.001, round((soonest.predicted_ms - demand.budget_ms) / 1e3, 3)))
+
+    def _nothing_live(self, served: Served, choices: Sequence[Choice]) -> str:
+        reasons = {choice.backend.pool: choice.reason for choice in choices}
+        parts = [
+            f"{status.pool}: {reasons.get(status.pool) or status.reason or status.state}"
+            for status in self._reports.backends(served)
+        ]
         return f"no live backend for {served.config.id!r} ({'; '.join(parts)})"
 
 
-def _most_rows(served: Served, backend: BackendState) -> int:
-    """Rows that travel together at most: as many as one batch of the engine is worth having."""
-    if not served.signature.batched:
-        return 1
-    return served.config.max_batch_size or served.manifest.efficient_rows(backend.engine, backend.artifact)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _poisonous(error: ReplicaLost) -> InferenceFailed:
+    return InferenceFailed(f"two replicas were lost while they computed this request, the second time alone: {error}")

@@ -14,8 +14,9 @@ A message is a header, JSON and tensors:
     HELLO [version, nonce]               ─>
                                          <─     PROOF [HMAC of the nonce with the replica's key, another nonce]
     WELCOME [HMAC of that]               ─>
-                                         <─     CALL [model id, rows, seconds left, tensors]      CANCEL
-    ANSWER [timing, tensors] | FAILURE [error] | FULL  ─>
+                                         <─     CALL [model id, rows, seconds left, alone, tensors]      CANCEL
+    ANSWER [timing, tensors, backlog in ms] | FAILURE [error] | FULL  ─>
+    BEGUN                                ─>     the engine computes the call, which is to be `alone` in it
     PONG                                 ─> <─  PING, while calls are under way
     GOING                                ─>     no more calls, please: the replica ends when those it has are answered
 """
@@ -53,7 +54,7 @@ MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
 #: Most bytes of a message before the other side has shown that it belongs here.
 MAX_UNPROVEN_BYTES = 256
 #: Of this description; both ends have the same.
-VERSION = 1
+VERSION = 2
 #: Strings that are coded on the event loop: a few milliseconds.
 _INLINE_STRINGS = 10_000
 #: Datatype of strings that are text in Python; BYTES are bytes there.
@@ -83,6 +84,7 @@ class Kind(IntEnum):
     GOING = 9
     WELCOME = 10
     FULL = 11
+    BEGUN = 12
 
 
 class Message(NamedTuple):

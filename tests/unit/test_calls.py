@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from enginehouse.availability import LiveReplicas, Replica
 from enginehouse.calls import PoolCall
 from enginehouse.channel import FULL_S, Channel
 from enginehouse.config import APP_NAME
-from enginehouse.errors import DeadlineExceeded, EngineUnavailable
+from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
 from enginehouse.tensors import Answer, Tensors
 
 X = [{"x": np.zeros((1, 2), np.float32)}]
@@ -47,9 +48,9 @@ def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: R
             call = PoolCall("pool", "m@1")
             first = asyncio.create_task(call(X, 1, 10))
             await asyncio.sleep(0.05)
-            with pytest.raises(EngineUnavailable, match="takes no more calls: 1 are under way"):
+            with pytest.raises(Overloaded, match="takes no more calls: 1 are under way"):
                 await call(X, 1, 10)
-            with pytest.raises(EngineUnavailable, match="its replicas take no more calls"):
+            with pytest.raises(Overloaded, match="its replicas take no more calls"):
                 await call(X, 1, 10)
             assert len(availability.replicas(APP_NAME, "pool")) == 1
             known["free"] = replica("free", free)
@@ -63,7 +64,7 @@ def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: R
     run(work())
 
 
-def test_a_call_goes_where_fewest_rows_are_and_ends_in_time(run: Run, known: dict[str, Replica]) -> None:
+def test_a_call_goes_to_the_replica_that_is_free_first_and_ends_in_time(run: Run, known: dict[str, Replica]) -> None:
     async def work() -> None:
         async def forever(*_: object) -> Answer:
             await asyncio.sleep(60)
@@ -71,7 +72,7 @@ def test_a_call_goes_where_fewest_rows_are_and_ends_in_time(run: Run, known: dic
 
         async with connected(forever) as (_, busy), connected() as (__, idle):
             known["busy"] = replica("busy", busy)
-            call = PoolCall("pool", "m@1")
+            call = PoolCall("pool", "m@1", lambda rows: 5.0 * rows)
             stuck = asyncio.create_task(call(X, 1, 0.5))
             await asyncio.sleep(0.05)
             known["idle"] = replica("idle", idle)
@@ -83,5 +84,32 @@ def test_a_call_goes_where_fewest_rows_are_and_ends_in_time(run: Run, known: dic
                 await call(X, 1, 0)
             with pytest.raises(EngineUnavailable, match="none of its replicas has other@1"):
                 await PoolCall("pool", "other@1")(X, 1, 10)
+
+    run(work())
+
+
+def test_how_long_a_replica_is_busy_is_known_from_its_answers(run: Run) -> None:
+    async def work() -> None:
+        release = asyncio.Event()
+
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+            if rows > 1:
+                await release.wait()
+            return await echo(model, requests, rows, budget_s)
+
+        async with connected(held) as (listener, channel):
+            listener.backlog_ms = lambda: 5000.0
+            x = [{"x": np.zeros(1)}]
+            long = asyncio.create_task(channel.infer("m@1", x, 2, 10, expected_ms=3000.0))
+            await channel.infer("m@1", x, 1, 10, expected_ms=7.0)
+            now = time.monotonic()
+            # Of the 5 s it told of, 3 are this router's own; what others sent gets done meanwhile.
+            assert channel.wait_ms(now) == pytest.approx(5000, abs=50)
+            assert channel.wait_ms(now + 1) == pytest.approx(4000, abs=50)
+            assert channel.wait_ms(now + 9) == 3000
+            listener.backlog_ms = lambda: 0.0
+            release.set()
+            await long
+            assert channel.wait_ms(time.monotonic()) == 0
 
     run(work())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,14 @@ from tests.unit.connections import TIMING, Run, connected, echo
 from enginehouse import channel as channels
 from enginehouse import errors
 from enginehouse.channel import Address, Channel
-from enginehouse.errors import EnginehouseError, EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.errors import (
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    InvalidInput,
+    Overloaded,
+    ReplicaLost,
+)
 from enginehouse.tensors import DTYPES, Answer, Tensors
 
 
@@ -101,7 +109,7 @@ def test_requests_arrive_stacked_and_calls_do_not_wait_for_each_other(run: Run) 
 
             await asyncio.gather(*(ask(number) for number in range(len(groups))))
             assert order[-1] == 1
-            assert channel.rows_under_way == 0
+            assert channel.wait_ms(time.monotonic()) == 0
 
     run(work())
 
@@ -175,7 +183,7 @@ def test_no_more_is_added_to_what_the_network_does_not_take(run: Run, monkeypatc
             x = {"x": np.zeros(40 << 20, np.uint8)}
             first = asyncio.create_task(channel.infer("m@1", [x], 1, 10))
             await asyncio.sleep(0.1)
-            with pytest.raises(EngineUnavailable, match="bytes are still on their way"):
+            with pytest.raises(Overloaded, match="bytes are still on their way"):
                 await channel.infer("m@1", [x], 1, 10)
             served.transport.resume_reading()
             same((await first)[0], x)
@@ -203,7 +211,7 @@ def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
                     await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
             assert begun.is_set()
             await cancelled.wait()
-            assert channel.rows_under_way == 0
+            assert channel.wait_ms(time.monotonic()) == 0
             await asyncio.sleep(0.05)
             assert not listener.calls
 
@@ -222,12 +230,12 @@ def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> 
             x = [{"x": np.zeros(1)}]
             two = [asyncio.create_task(channel.infer("m@1", x, 1, 10)) for _ in range(2)]
             await asyncio.sleep(0.05)
-            with pytest.raises(EngineUnavailable, match="takes no more calls: 2 are under way"):
+            with pytest.raises(Overloaded, match="takes no more calls: 2 are under way"):
                 await channel.infer("m@1", x, 1, 10)
             stopping = asyncio.create_task(listener.stop(10))
             await asyncio.sleep(0.05)
             assert channel.is_going
-            with pytest.raises(EngineUnavailable, match="going"):
+            with pytest.raises(Overloaded, match="going"):
                 await channel.infer("m@1", x, 1, 10)
             assert not stopping.done()
             release.set()
@@ -253,7 +261,7 @@ def test_an_end_that_goes_away_fails_its_calls_at_once(run: Run) -> None:
             for served in list(listener.served):
                 served.end("killed")
             for outcome in await asyncio.gather(*calls, return_exceptions=True):
-                assert isinstance(outcome, EngineUnavailable)
+                assert isinstance(outcome, ReplicaLost)
             assert not channel.is_open
             with pytest.raises(EngineUnavailable):
                 await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
@@ -278,9 +286,10 @@ def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyP
             assert served.transport is not None
             served.transport.pause_reading()
             began = asyncio.get_running_loop().time()
-            with pytest.raises(EngineUnavailable, match="silent for"):
+            with pytest.raises(EngineUnavailable, match="silent for") as caught:
                 await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
             assert asyncio.get_running_loop().time() - began < 0.9
+            assert not isinstance(caught.value, ReplicaLost)
 
     run(work())
 

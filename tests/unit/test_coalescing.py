@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from enginehouse.coalescing import Coalescer
-from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.policy import FIRST, LAST, USUAL
 from enginehouse.tensors import Answer, Tensors, Timing, stack
 
 
@@ -87,6 +88,37 @@ async def test_more_slots_are_more_calls_at_once() -> None:
     backend.open.set()
     assert await values(tasks) == [0, 2, 4, 6, 8]
     assert backend.calls[3] == [3, 4]
+
+
+async def test_those_that_wait_leave_by_priority_and_then_by_deadline() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=1, max_bytes=1 << 20)
+    now = time.monotonic()
+    asked = [(0, 30, USUAL), (1, 30, USUAL), (2, 20, USUAL), (3, 40, FIRST), (4, 10, LAST), (5, 30, USUAL)]
+    tasks = [
+        asyncio.create_task(coalescer.infer(row(number), 1, now + seconds, priority))
+        for number, seconds, priority in asked
+    ]
+    await asyncio.sleep(0)
+    assert coalescer.waiting_rows == 5
+    backend.open.set()
+    await asyncio.gather(*tasks)
+    assert backend.calls == [[0], [3], [2], [1], [5], [4]]
+    assert coalescer.waiting_rows == 0
+
+
+async def test_what_would_be_late_is_not_sent() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    coalescer.least_s = 0.1
+    now = time.monotonic()
+    tasks = [asyncio.create_task(coalescer.infer(row(n), 1, now + (30, 0.1, 30)[n])) for n in range(3)]
+    await asyncio.sleep(0.01)
+    backend.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [tuple, DeadlineExceeded, tuple]
+    assert backend.calls == [[0], [2]]
+    assert coalescer.waiting_rows == 0
 
 
 async def test_requests_are_not_copied_together_on_the_way() -> None:
@@ -174,8 +206,10 @@ async def test_who_gives_up_is_not_sent_and_holds_nobody_up() -> None:
     coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
     tasks = [send(coalescer, row(number)) for number in range(4)]
     await asyncio.sleep(0)
+    assert coalescer.waiting_rows == 3
     tasks[2].cancel()
     await asyncio.sleep(0)
+    assert coalescer.waiting_rows == 2
     backend.open.set()
     assert await values([tasks[0], tasks[1], tasks[3]]) == [0, 2, 6]
     assert backend.calls == [[0], [1, 3]]

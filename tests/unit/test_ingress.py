@@ -157,30 +157,6 @@ async def test_a_body_that_stops_arriving_is_not_waited_for(monkeypatch: pytest.
     assert caught.value.status_code == 408
 
 
-@pytest.mark.parametrize(
-    ("headers", "parameters", "seconds"),
-    [
-        ({}, {}, None),
-        ({"enginehouse_deadline_ms": "250"}, {}, 0.25),
-        ({}, {"deadline-ms": 250}, 0.25),
-        # Triton's, in microseconds.
-        ({}, {"timeout": 250_000}, 0.25),
-        ({"enginehouse_deadline_ms": "100"}, {"deadline-ms": 250, "timeout": 1}, 0.1),
-        ({}, {"deadline-ms": 250, "timeout": 1}, 0.25),
-        ({}, {"deadline-ms": 0}, 0.0),
-        ({}, {"deadline-ms": -5}, -0.005),
-    ],
-)
-def test_the_deadline_is_read_in_its_unit(headers: dict[str, str], parameters: Any, seconds: float | None) -> None:
-    assert ingress._deadline_s(request(**headers), parameters) == seconds
-
-
-@pytest.mark.parametrize("given", ["soon", [], {}])
-def test_a_deadline_that_is_no_number_is_told(given: Any) -> None:
-    with pytest.raises(InvalidInput, match="is not a number"):
-        ingress._deadline_s(request(), {"deadline-ms": given})
-
-
 @pytest.fixture
 async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """The routes over a real router that serves nothing yet: one model is wanted and its bundle is not there."""

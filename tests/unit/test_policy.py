@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from enginehouse.manifest import (
     Status,
     TensorRecord,
 )
-from enginehouse.policy import BackendState, FastestLive, RequestHints, choose_artifact
+from enginehouse.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime, choose_artifact
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
 
@@ -38,14 +38,23 @@ def backend(
     replicas: int = 1,
     numerics: NumericsClass = "full",
     engine: EngineKind = "onnxruntime-cpu",
+    **known: Any,
 ) -> BackendState:
     precision = "int8" if numerics == "int8" else "fp32"
-    return BackendState(pool, engine, "a", precision, numerics, replicas, table(*points) if points else None)
+    state = BackendState(pool, engine, "a", precision, numerics, replicas, table(*points) if points else None)
+    return state._replace(**known)
 
 
 def ranked(*backends: BackendState, rows: int = 1, **hints: object) -> list[str]:
-    choices = FastestLive().rank(backends, RequestHints(rows, **hints))  # type: ignore[arg-type]
-    return [choice.backend.pool for choice in choices]
+    return [choice.backend.pool for choice in choices(*backends, rows=rows, **hints) if not choice.reason]
+
+
+def choices(*backends: BackendState, rows: int = 1, **hints: object) -> Sequence[Choice]:
+    return FastestInTime().rank(backends, Demand(rows, **hints))  # type: ignore[arg-type]
+
+
+def reasons(*backends: BackendState, **hints: object) -> dict[str, str]:
+    return {choice.backend.pool: choice.reason for choice in choices(*backends, **hints)}
 
 
 def test_the_fastest_for_this_many_rows_comes_first() -> None:
@@ -78,7 +87,74 @@ def test_a_pinned_backend_is_the_only_one_tried() -> None:
 def test_an_unmeasured_backend_comes_last_and_says_so() -> None:
     backends = backend("unknown"), backend("slow", (1, 1e6))
     assert ranked(*backends) == ["slow", "unknown"]
-    assert FastestLive().rank(backends, RequestHints(1))[-1].predicted_ms == math.inf
+    assert choices(*backends)[-1].predicted_ms == math.inf
+
+
+def test_what_waits_for_a_backend_is_part_of_its_time() -> None:
+    gpu, cpu = backend("gpu", (1, 2.0), wait_ms=20.0), backend("cpu", (1, 9.0))
+    assert ranked(gpu, cpu) == ["cpu", "gpu"]
+    # Ten rows wait in this router, four a call of 8 ms, two replicas: 10 ms until their turn, then a call with others.
+    queued = backend("q", (1, 2.0), (4, 8.0), replicas=2, queued_rows=10, batch_rows=4)
+    (choice,) = choices(queued)
+    assert (choice.wait_ms, choice.compute_ms) == (10.0, 8.0)
+    assert choice.predicted_ms == 18.0 + HOP_MS
+
+
+def test_a_backend_is_as_slow_as_it_has_been_lately() -> None:
+    slowed = backend("slowed", (1, 2.0), (8, 4.0), pace={0: 3.0, 4: 5.0})
+    assert [choice.compute_ms for choice in choices(slowed)] == [6.0]
+    assert [choice.compute_ms for choice in choices(slowed, rows=8)] == [20.0]
+    assert ranked(slowed, backend("steady", (1, 5.0))) == ["steady", "slowed"]
+
+
+def test_engines_of_the_same_nodes_compete_by_speed_and_not_by_their_queues() -> None:
+    here = frozenset({"n1"})
+    fast = backend("fast", (1, 2.0), nodes=here, wait_ms=50.0)
+    slow = backend("slow", (1, 4.0), nodes=here)
+    assert ranked(slow, fast) == ["fast", "slow"]
+    assert [choice.behind for choice in choices(slow, fast)] == ["", "fast"]
+    # On another node nobody is in its way.
+    assert ranked(slow._replace(nodes=frozenset({"n1", "n2"})), fast) == ["slow", "fast"]
+    # One that fails is no reason to wait, and an accelerator has its own time.
+    assert ranked(slow, fast._replace(fails="3 calls in a row failed")) == ["slow", "fast"]
+    assert ranked(slow._replace(engine="onnxruntime-cuda"), fast) == ["slow", "fast"]
+    # Behind the fastest one, its queue is no way to make a deadline either.
+    assert ranked(slow, fast, budget_ms=30.0) == []
+    assert ranked(slow, fast, budget_ms=100.0) == ["fast", "slow"]
+
+
+def test_what_cannot_be_in_time_is_not_tried() -> None:
+    quick, slow = backend("quick", (1, 2.0)), backend("slow", (1, 9.0))
+    assert ranked(quick, slow, budget_ms=5.0) == ["quick"]
+    assert ranked(quick, slow, budget_ms=1.0) == []
+    assert reasons(quick, slow, budget_ms=1.0) == {"quick": "takes 2.4 ms", "slow": "takes 9.4 ms"}
+    busy = quick._replace(wait_ms=10.0)
+    # What waits is taken for a quarter longer than predicted.
+    assert ranked(busy, budget_ms=10 * MARGIN + 2 + HOP_MS + 0.01) == ["quick"]
+    assert reasons(busy, budget_ms=12.0) == {"quick": "takes 2.4 ms after a wait of 10 ms"}
+    assert ranked(backend("unknown"), budget_ms=1.0) == ["unknown"]
+
+
+def test_with_a_stated_deadline_the_cheapest_that_makes_it_answers() -> None:
+    gpu = backend("gpu", (1, 2.0), engine="onnxruntime-cuda", price=10.0)
+    cpu = backend("cpu", (1, 9.0), price=1.0)
+    assert ranked(gpu, cpu, budget_ms=50.0) == ["gpu", "cpu"]
+    assert ranked(gpu, cpu, budget_ms=50.0, stated=True) == ["cpu", "gpu"]
+    assert ranked(gpu, cpu, budget_ms=5.0, stated=True) == ["gpu"]
+
+
+def test_a_request_may_refuse_what_is_less_exact() -> None:
+    half = backend("half", (1, 1.0))._replace(precision="fp16")
+    both = half, backend("whole", (1, 2.0))
+    assert ranked(*both) == ["half", "whole"]
+    assert ranked(*both, min_precision="fp32") == ["whole"]
+    assert reasons(*both, min_precision="fp32")["half"] == "fp16 is less exact than fp32"
+    assert ranked(*both, min_precision="bf16") == ["half", "whole"]
+
+
+def test_what_fails_is_left_to_the_last() -> None:
+    assert ranked(backend("fails", (1, 1.0), fails="why"), backend("slow", (1, 9.0))) == ["slow", "fails"]
+    assert ranked(backend("fails", (1, 1.0), fails="why")) == ["fails"]
 
 
 def test_among_equals_the_order_of_the_pools_decides() -> None:
@@ -103,10 +179,13 @@ def test_among_equals_the_order_of_the_pools_decides() -> None:
 def test_a_ranking_is_every_backend_that_may_answer_in_order(
     backends: list[BackendState], numerics: Literal["full", "int8", "any"], rows: int
 ) -> None:
-    choices = FastestLive().rank(backends, RequestHints(rows, numerics))
+    choices = FastestInTime().rank(backends, Demand(rows, numerics))
+    assert sorted(map(id, backends)) == sorted(id(choice.backend) for choice in choices)
+    usable = [choice for choice in choices if not choice.reason]
+    assert usable == list(choices[: len(usable)])
     allowed = [b for b in backends if b.replicas and numerics in ("any", b.numerics)]
-    assert sorted(map(id, allowed)) == sorted(id(choice.backend) for choice in choices)
-    predicted = [choice.predicted_ms for choice in choices]
+    assert sorted(map(id, allowed)) == sorted(id(choice.backend) for choice in usable)
+    predicted = [choice.predicted_ms for choice in usable]
     assert predicted == sorted(predicted)
 
 
@@ -187,17 +266,6 @@ def test_int8_is_loaded_only_where_the_deployment_says_so() -> None:
     assert chosen(described, "onnxruntime-cpu") == "full"
     assert chosen(described, "onnxruntime-cpu", "int8") == "small"
     assert chosen(described, "onnxruntime-cpu", "any") == "small"
-
-
-def test_what_a_ranking_costs() -> None:
-    """No assertion on the time: it is for reading (-s), and a machine that runs tests is never quiet."""
-    backends = [backend(f"pool{n}", (1, 1.0 + n), (8, 4.0), (64, 20.0)) for n in range(4)]
-    policy, hints = FastestLive(), RequestHints(5)
-    started = time.perf_counter()
-    for _ in range(1000):
-        choices = policy.rank(backends, hints)
-    print(f"\nranking 4 backends: {(time.perf_counter() - started) * 1e3:.1f} us")
-    assert len(choices) == 4
 
 
 def test_on_gpus_fp16_comes_first_as_long_as_nothing_was_measured() -> None:

@@ -22,6 +22,7 @@ from enginehouse.config import Catalog, ModelConfig, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.latency import LatencyTable
 from enginehouse.manifest import Manifest, SignatureRecord
+from enginehouse.reports import BackendStatus, Reports
 from enginehouse.served import ServedModels
 
 POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine="openvino-cpu")}
@@ -107,11 +108,15 @@ async def turns() -> None:
 
 async def serving(cluster: Cluster, store: Path, version: str = "1") -> ServedModels:
     """Version 1 warm on one pool."""
-    models = ServedModels(POOLS, {})
+    models = ServedModels(Reports(POOLS, None, "here"))
     cluster.report("ort", {"m@1": "ready"})
     models.apply(catalog(store, version))
     await until(lambda: answers(models) == version)
     return models
+
+
+def vino(models: ServedModels) -> BackendStatus:
+    return models._reports.backends(models.get("m"))[1]
 
 
 def answers(models: ServedModels) -> str | None:
@@ -122,7 +127,7 @@ def answers(models: ServedModels) -> str | None:
 
 
 async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, store: Path) -> None:
-    models = ServedModels(POOLS, {})
+    models = ServedModels(Reports(POOLS, None, "here"))
     models.apply(catalog(store, "1"))
     await turns()
     with pytest.raises(NoBackend, match="'m@1' is not warm yet: ort: cold; vino: cold"):
@@ -231,7 +236,7 @@ async def test_a_manifest_that_appears_later_is_found(
 
 
 async def test_one_unreadable_store_does_not_hold_up_other_models(cluster: Cluster, store: Path) -> None:
-    models = ServedModels(POOLS, {})
+    models = ServedModels(Reports(POOLS, None, "here"))
     cluster.report("ort", {"m@1": "ready"})
     gone = ModelConfig(name="gone", version="1")
     models.apply(Catalog(store=str(store), models=(gone, ModelConfig(name="m", version="1"))))
@@ -273,7 +278,7 @@ async def test_live_backends_carry_what_the_policy_needs(cluster: Cluster, store
     publish(store, "1", latency=(measured,))
     cluster.report("vino", {"m@1": "ready"}, {"m@1": "loading"})
     models = await serving(cluster, store)
-    ort, vino = models.live(models.get("m"))
+    ort, vino = models._reports.live(models.get("m"))
     assert (ort.pool, ort.numerics, ort.replicas, ort.table) == ("ort", "full", 1, measured)
     assert (vino.pool, vino.numerics, vino.replicas, vino.table) == ("vino", "int8", 1, None)
 
@@ -283,7 +288,7 @@ async def test_an_engine_that_the_build_did_not_measure_has_the_times_of_its_rep
 ) -> None:
     models = await serving(cluster, store)
     cluster.report("ort", {"m@1": "ready"}, measured=[(1, 2.0), (32, 8.0)])
-    (backend,) = models.live(models.get("m"))
+    (backend,) = models._reports.live(models.get("m"))
     assert backend.table is not None
     assert [backend.table.predict_ms(rows) for rows in (1, 32, 64)] == [2.0, 8.0, 16.0]
 
@@ -293,25 +298,25 @@ async def test_why_a_backend_is_not_live_is_told(cluster: Cluster, store: Path) 
     states = {}
     for replicas in ([{"m@1": "unavailable"}], [{"m@1": "failed"}], [{"m@1": "loading"}], [{}], []):
         cluster.report("vino", *replicas)  # type: ignore[arg-type]
-        status = models.backends(models.get("m"))[1]
+        status = vino(models)
         states[status.state] = status.reason
     assert states == {"unavailable": "why unavailable", "failing": "why failed", "loading": "", "cold": ""}
     cluster.accelerators = set()
-    await until(lambda: models.backends(models.get("m"))[1].state == "no-hardware")
-    assert "no live node has the label enginehouse.io/accelerator=cpu" in models.backends(models.get("m"))[1].reason
+    await until(lambda: vino(models).state == "no-hardware")
+    assert "no live node has the label enginehouse.io/accelerator=cpu" in vino(models).reason
     assert [pool["nodes"] for pool in models.status()["pools"]] == [0, 0]
 
 
 async def test_a_replica_that_is_warm_outweighs_one_that_failed(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     cluster.report("ort", {"m@1": "failed"}, {"m@1": "ready"})
-    assert [backend.replicas for backend in models.live(models.get("m"))] == [1]
+    assert [backend.replicas for backend in models._reports.live(models.get("m"))] == [1]
 
 
 async def test_losing_every_replica_is_told_as_failed_and_heals(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     cluster.report("ort")
-    assert models.live(models.get("m")) == []
+    assert models._reports.live(models.get("m")) == []
     assert models.status()["models"][0]["state"] == "failed"
     cluster.report("ort", {"m@1": "ready"})
     assert models.status()["models"][0]["state"] == "ready"

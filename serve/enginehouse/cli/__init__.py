@@ -1,4 +1,4 @@
-"""The command line: build, inspect, serve, models, status, infer, score, bench, doctor."""
+"""The command line: build, inspect, serve, models, status, explain, infer, score, bench, doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from enginehouse.cli import bench, build, console, doctor, infer, inspect, models, score, serve, status
+from enginehouse.cli import bench, build, console, doctor, explain, infer, inspect, models, score, serve, status
 from enginehouse.errors import EnginehouseError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(inspect.inspect)
 app.command()(serve.serve)
 app.add_typer(models.app, name="models")
 app.command()(status.status)
+app.command()(explain.explain)
 app.command()(infer.infer)
 app.command()(score.score)
 app.command()(bench.bench)

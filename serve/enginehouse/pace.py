@@ -1,0 +1,60 @@
+"""Pace: how the engines of a model compute lately, held against what was measured when it was built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+#: Weight of the newest call.
+NEWEST = 0.1
+#: Seconds until half of what is known is forgotten: a backend that was slow once is not asked, and so has to be given
+#: another chance.
+HALF_LIFE_S = 20.0
+#: An engine is taken to deviate from the others by so much at most: more is chance, or a call that was held up.
+MOST = 4.0
+
+
+class Pace:
+    """Times of calls over those of the latency table, for the engines of one model on one kind of hardware.
+
+    Two parts, because only the engines in use are heard of: what all of them share (a busy or another machine than the
+    one that the table was made on), and what each deviates from that at so many rows, by powers of two.
+    """
+
+    def __init__(self) -> None:
+        self._shared = _Average()
+        self._own: dict[tuple[str, int], _Average] = {}
+
+    def note(self, pool: str, rows: int, ratio: float, now: float) -> None:
+        """A call of `rows` rows to `pool` took `ratio` times what the table says."""
+        self._shared.note(ratio, now)
+        key = pool, rows.bit_length()
+        own = self._own.get(key)
+        if own is None:
+            own = self._own[key] = _Average()
+        own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
+
+    def of(self, pool: str, now: float) -> Mapping[int, float]:
+        """The pace of `pool` by the bit length of the rows; under 0 for rows that it was not seen with."""
+        shared = self._shared.at(now)
+        pace = {bits: shared * own.at(now) for (name, bits), own in self._own.items() if name == pool}
+        pace[0] = shared
+        return pace
+
+
+class _Average:
+    """Exponentially weighted, and back at 1 when nothing is heard."""
+
+    __slots__ = ("_at", "_value")
+
+    def __init__(self) -> None:
+        self._value = 1.0
+        self._at = 0.0
+
+    def note(self, value: float, now: float) -> None:
+        before = self.at(now)
+        self._value = before + NEWEST * (value - before)
+        self._at = now
+
+    def at(self, now: float) -> float:
+        return 1.0 + (self._value - 1.0) * math.exp2((self._at - now) / HALF_LIFE_S)

@@ -1,0 +1,161 @@
+"""One backend as a router sees it: its failures, its pace, its queue, and requests that may have crashed a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from tests.unit.test_policy import artifact, backend, manifest, table
+
+from enginehouse import backends
+from enginehouse.backends import FAILURES, Backend, Backends, Sender
+from enginehouse.config import ModelConfig
+from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
+from enginehouse.policy import USUAL, BackendState
+from enginehouse.reports import Served
+from enginehouse.tensors import Answer, Tensors, Timing
+
+X = {"x": np.zeros((1, 4), np.float32)}
+TIMES = (1, 2.0), (8, 8.0)
+
+
+def served(**settings: object) -> Served:
+    described = manifest([artifact("a", "onnx")], table(*TIMES))
+    config = ModelConfig.model_validate({"name": "m", "version": "1", **settings})
+    return Served(config, described, described.signature.signature())
+
+
+class Pool:
+    """Answers after `compute_ms`, or raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.calls = self.under_way = self.most = 0
+        self.compute_ms = 2.0
+
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
+        self.calls += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0.001)
+        self.under_way -= 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return {"y": np.zeros((rows, 4), np.float32)}, Timing(0.0, self.compute_ms, rows)
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+@pytest.fixture
+def known(pool: Pool) -> Backends:
+    def call(_: Backend) -> Sender:
+        return pool
+
+    return Backends(call, routers=2)
+
+
+def look(known: Backends, model: Served, **changes: object) -> BackendState:
+    live = [backend("p", *TIMES)._replace(**changes)]  # type: ignore[arg-type]
+    (state,) = known.states(model, live)
+    return state
+
+
+async def ask(known: Backends, model: Served, error: type[Exception] | None = None, budget_s: float = 10) -> None:
+    one = known.get(model, look(known, model))
+    if error is None:
+        await one.infer(X, 1, time.monotonic() + budget_s, USUAL)
+    else:
+        with pytest.raises(error):
+            await one.infer(X, 1, time.monotonic() + budget_s, USUAL)
+
+
+FAILING: list[Callable[[], Exception]] = [
+    lambda: EngineUnavailable("p", "gone"),
+    lambda: InferenceFailed("broken"),
+    # It had all the time that could be asked for.
+    lambda: DeadlineExceeded("no answer"),
+]
+
+
+@pytest.mark.parametrize("error", FAILING)
+async def test_after_several_failures_it_fails_until_one_request_is_answered(
+    known: Backends, pool: Pool, error: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "PROBE_S", 0.05)
+    model = served()
+    pool.errors = [error() for _ in range(FAILURES + 1)]
+    for _ in range(FAILURES):
+        assert not look(known, model).fails
+        await ask(known, model, type(pool.errors[0]))
+    assert look(known, model).fails.startswith(f"{FAILURES} calls in a row failed, at last: ")
+    await asyncio.sleep(0.06)
+    # Half open: one may try, and while it does the others go elsewhere.
+    assert not look(known, model).fails
+    await ask(known, model, type(pool.errors[0]))
+    assert look(known, model).fails
+    await asyncio.sleep(0.06)
+    await ask(known, model)
+    assert not look(known, model).fails
+
+
+async def test_being_late_and_one_bad_request_among_others_are_no_failures(known: Backends, pool: Pool) -> None:
+    model = served()
+    pool.errors = [DeadlineExceeded("late") for _ in range(2 * FAILURES)]
+    for _ in range(2 * FAILURES):
+        await ask(known, model, DeadlineExceeded, budget_s=0.5)
+    assert not look(known, model).fails
+    one = known.get(model, look(known, model))
+    pool.errors = []
+    first = asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, USUAL))
+    await asyncio.sleep(0)
+    pool.errors = [InferenceFailed("of four"), InferenceFailed("of two"), InferenceFailed("it was this one")]
+    others = [asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, USUAL)) for _ in range(4)]
+    pool.errors.insert(0, InferenceFailed("the first, alone"))
+    outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+    assert sum(isinstance(outcome, InferenceFailed) for outcome in outcomes) == 2
+    assert not look(known, model).fails
+
+
+async def test_what_calls_take_corrects_what_was_measured(known: Backends, pool: Pool) -> None:
+    model = served()
+    assert look(known, model).compute_ms(1, None) == 2.0
+    pool.compute_ms = 6.0
+    for _ in range(100):
+        await ask(known, model)
+    assert look(known, model).compute_ms(1, None) == pytest.approx(6.0, rel=0.05)
+
+
+async def test_what_waits_is_counted_and_travels_as_far_as_is_worth_it(known: Backends, pool: Pool) -> None:
+    model = served(max_batch_size=4)
+    state = look(known, model, replicas=1)
+    assert (state.queued_rows, state.batch_rows) == (0, 4)
+    one = known.get(model, state)
+    tasks = [asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, USUAL)) for _ in range(6)]
+    await asyncio.sleep(0)
+    assert look(known, model).queued_rows == 5
+    await asyncio.gather(*tasks)
+    assert pool.calls == 3
+    # A new entry of the catalog is another `served`.
+    assert look(known, served(max_batch_size=2)).batch_rows == 2
+
+
+async def test_suspects_are_sent_one_at_a_time(known: Backends, pool: Pool) -> None:
+    model = served()
+    one = known.get(model, look(known, model))
+    await asyncio.gather(*(one.infer_alone(X, 1, time.monotonic() + 10) for _ in range(5)))
+    assert (pool.calls, pool.most) == (5, 1)
+
+
+async def test_those_that_nobody_asks_for_are_forgotten(known: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "FORGET_AFTER_S", 0.0)
+    old, new = served(), served(version="2")
+    await ask(known, old)
+    await ask(known, new)
+    assert [key for key in known._backends] == [("p", "m@2")]
+    await ask(known, old)

@@ -1,0 +1,58 @@
+"""What a caller asks beside the answer: where it is read from, in which unit, and what is no hint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from enginehouse.errors import InvalidInput
+from enginehouse.hints import NO_HINTS, Hints, headers_of
+from enginehouse.policy import USUAL
+
+
+@pytest.mark.parametrize(
+    ("header", "parameters", "seconds"),
+    [
+        (None, {}, None),
+        ("250", {}, 0.25),
+        (None, {"deadline-ms": 250}, 0.25),
+        # Triton's, in microseconds; 0 is none.
+        (None, {"timeout": 250_000}, 0.25),
+        (None, {"timeout": 0}, None),
+        ("100", {"deadline-ms": 250, "timeout": 1}, 0.1),
+        (None, {"deadline-ms": 250, "timeout": 1}, 0.25),
+        (None, {"deadline-ms": 0}, 0.0),
+        (None, {"deadline-ms": -5}, -0.005),
+    ],
+)
+def test_the_deadline_is_read_in_its_unit(header: str | None, parameters: Any, seconds: float | None) -> None:
+    headers = {"enginehouse-deadline-ms": header} if header else {}
+    assert Hints.of(headers, parameters).deadline_s == seconds
+
+
+def test_hints_come_from_headers_or_parameters() -> None:
+    raw = [(b"host", b"x"), (b"enginehouse-priority", b"2"), (b"enginehouse-min-precision", b"fp16")]
+    assert Hints.of(headers_of(raw), {"backend": "gpu", "priority": 7}) == Hints(None, 2, "gpu", "fp16")
+    assert Hints.of({}, {"priority": 7, "min-precision": "fp32"}) == Hints(None, 7, None, "fp32")
+    assert Hints.of({}, {"binary_data_output": True}) == NO_HINTS
+    # Triton's usual priority.
+    assert Hints.of({}, {"priority": 0}).priority == USUAL
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"deadline-ms": "soon"}, "deadline-ms 'soon' is not a number"),
+        ({"deadline-ms": []}, "is not a number"),
+        ({"deadline-ms": float("nan")}, "is not a time"),
+        ({"priority": 10}, "priority 10 is not one of 1"),
+        ({"priority": 1.5}, "priority 1.5 is not one of 1"),
+        ({"priority": "high"}, "priority 'high' is not a number"),
+        ({"backend": 3}, "'backend' is 3; it must be a string"),
+        ({"min-precision": "fp8"}, "'fp8' is not one of fp32, fp16, bf16, int8"),
+    ],
+)
+def test_what_is_no_hint_is_told(parameters: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        Hints.of({}, parameters)

@@ -1,0 +1,44 @@
+"""How slow engines are lately: what all share, what each has of its own, and that it is forgotten."""
+
+from __future__ import annotations
+
+import pytest
+
+from enginehouse.pace import HALF_LIFE_S, Pace
+
+
+def test_nothing_heard_is_as_measured() -> None:
+    assert Pace().of("p", 5.0) == {0: 1.0}
+
+
+def test_what_is_heard_again_and_again_is_believed() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.note("p", 8, 3.0, 1.0)
+    assert pace.of("p", 1.0)[4] == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_busy_machine_makes_the_engines_that_nobody_asks_slow_too() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.note("asked", 1, 2.0, 1.0)
+    assert pace.of("idle", 1.0) == {0: pytest.approx(2.0, rel=0.05)}
+
+
+def test_one_engine_that_is_slower_than_the_others_stays_so_at_its_rows() -> None:
+    pace = Pace()
+    for _ in range(200):
+        pace.note("fast", 1, 1.0, 1.0)
+        pace.note("slow", 1, 3.0, 1.0)
+    fast, slow = pace.of("fast", 1.0), pace.of("slow", 1.0)
+    assert slow[1] / fast[1] == pytest.approx(3.0, rel=0.15)
+    assert slow[1] == pytest.approx(3.0, rel=0.15)
+
+
+def test_what_is_no_longer_heard_is_forgotten() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.note("p", 1, 3.0, 1.0)
+    once = pace.of("p", 1.0)[0]
+    assert pace.of("p", 1.0 + HALF_LIFE_S)[0] == pytest.approx(1 + (once - 1) / 2)
+    assert pace.of("p", 1.0 + 50 * HALF_LIFE_S)[1] == pytest.approx(1.0)
