@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,15 @@ from ray import serve
 
 from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed
 from enginehouse.manifest import Artifact, EngineKind, Manifest
 from enginehouse.pace import NEWEST
 from enginehouse.tensors import Answer, Tensors, Timing, split, stack
 
 #: A request of more rows than this many full batches goes through the queue in several slices.
 SLICE_BATCHES = 8
+#: An engine is stuck when a call takes so many seconds, and so many times what its rows took lately.
+STUCK_S, STUCK = 10.0, 10.0
 #: Seconds that the event loop has to say that a call begins.
 TELL_S = 1.0
 
@@ -69,6 +72,9 @@ class LoadedModel:
         self.busy_s = 0.0
         self._pending_rows = 0
         self._row_ms = 0.0
+        # When the call began that the engine computes, and when it counts as stuck.
+        self._since: float | None = None
+        self._stuck_after_s = STUCK_S
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
@@ -93,7 +99,12 @@ class LoadedModel:
         return self._pending_rows * self._row_ms
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
-        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output."""
+        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
+
+        Raises DeadlineExceeded, InferenceFailed, or EngineUnavailable while the engine is stuck in a call.
+        """
+        if self._since is not None and (busy_s := time.monotonic() - self._since) > self._stuck_after_s:
+            raise EngineUnavailable(self.kind, f"it has been computing one call for {busy_s:.0f} s")
         self._pending_rows += rows
         try:
             return await self._infer(requests, rows, budget_s)
@@ -176,6 +187,9 @@ class LoadedModel:
         started = time.monotonic()
         try:
             inputs = stack([request for item in items for request in item.requests])
+            # Of the first call nobody knows.
+            usual_s = self._row_ms * sum(rows) / 1e3 or math.inf
+            self._since, self._stuck_after_s = started, max(STUCK_S, STUCK * usual_s)
             with self._flag:
                 outputs = self._infer_in_pieces(inputs, sum(rows))
         except Exception as error:
@@ -185,6 +199,8 @@ class LoadedModel:
                 return [InferenceFailed(f"{self.kind}: {type(error).__name__}: {error}")]
             # One request broke the batch; its neighbours still get their answers.
             return [self._compute([item])[0] for item in items]
+        finally:
+            self._since = None
         taken = time.monotonic() - started
         self.busy_s += taken
         compute_ms = taken * 1e3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from enginehouse.latency import LatencyTable
@@ -64,8 +63,7 @@ class BackendState(NamedTuple):
         return self.table.predict_ms(rows, size) * pace
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """What a request asks of its backend.
 
     Its rows, and which numerics may answer; optionally one pool by name, and the least exact precision. `size` is its
@@ -85,9 +83,9 @@ class Demand:
 class Choice(NamedTuple):
     """A backend for a request: why not (empty: it may be tried), and what is predicted.
 
-    `wait_ms` and `compute_ms` with the hop, if there is one, make `predicted_ms` (inf: never measured). `cost` is in
-    milliseconds of a replica of price 1 per row. One whose hardware a faster engine computes on is `behind` that: its
-    work would only take the hardware's time from it.
+    `wait_ms` and `compute_ms` with the hop, if there is one, make `predicted_ms` (inf: never measured). `slowness` is
+    in milliseconds a row when all that waits in the router comes along, `cost` that times the price. One whose hardware
+    a faster engine computes on is `behind` that: its work would only take the hardware's time from it.
     """
 
     backend: BackendState
@@ -96,6 +94,7 @@ class Choice(NamedTuple):
     compute_ms: float = math.inf
     predicted_ms: float = math.inf
     cost: float = math.inf
+    slowness: float = math.inf
     behind: str = ""
 
 
@@ -113,7 +112,7 @@ class FastestInTime:
     """
 
     def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]:
-        crowd = max((backend.queued_rows for backend in backends), default=0)
+        crowd = max([backend.queued_rows for backend in backends], default=0)
         fit: list[Choice] = []
         out: list[Choice] = []
         for backend in backends:
@@ -122,13 +121,13 @@ class FastestInTime:
             else:
                 fit.append(_predict(backend, demand, crowd))
         if len(fit) > 1:
-            fit = [_placed(choice, fit) for choice in fit]
+            fit = _placed(fit)
             fit.sort(key=_cheapest if demand.stated else _soonest)
-        if all(_is_late(choice, demand) for choice in fit if not choice.behind):
-            return [*(_refused(choice, demand) for choice in fit), *out]
         late = [choice for choice in fit if _is_late(choice, demand)]
         if not late:
-            return [*fit, *out]
+            return [*fit, *out] if out else fit
+        if all(choice in late for choice in fit if not choice.behind):
+            return [*(_refused(choice, demand) for choice in fit), *out]
         return [*(choice for choice in fit if choice not in late), *(_refused(choice, demand) for choice in late), *out]
 
 
@@ -156,29 +155,31 @@ def _predict(backend: BackendState, demand: Demand, crowd: int) -> Choice:
     # As many as would come together if all that wait in this router came here.
     crowded = min(most, crowd + demand.rows)
     busy_ms = compute_ms if crowded == together else backend.compute_ms(crowded, demand.size)
-    cost = (busy_ms + hop_ms) * backend.price / crowded
-    return Choice(backend, "", wait_ms, compute_ms, wait_ms + compute_ms + hop_ms, cost)
+    slowness = (busy_ms + hop_ms) / crowded
+    return Choice(backend, "", wait_ms, compute_ms, wait_ms + compute_ms + hop_ms, slowness * backend.price, slowness)
 
 
-def _placed(choice: Choice, others: Sequence[Choice]) -> Choice:
-    """`choice` behind the fastest engine that computes on all nodes that it has, if that is another one."""
-    mine = choice.backend
-    accelerator = ACCELERATOR_OF[mine.engine]
-    faster = [
-        other
-        for other in others
-        if not other.backend.fails
-        and mine.nodes <= other.backend.nodes
-        and accelerator == ACCELERATOR_OF[other.backend.engine]
-        and _slowness(other) < _slowness(choice)
-    ]
-    if not faster or not mine.nodes:
-        return choice
-    return choice._replace(behind=min(faster, key=_slowness).backend.pool)
+def _placed(choices: list[Choice]) -> list[Choice]:
+    """Each behind the fastest engine that computes on all nodes that it has, if that is another one."""
+    by_speed = sorted(choices, key=_slowness)
+    for place, choice in enumerate(by_speed):
+        mine = choice.backend
+        for other in by_speed[:place]:
+            theirs = other.backend
+            if (
+                mine.nodes
+                and mine.nodes <= theirs.nodes
+                and not theirs.fails
+                and other.slowness < choice.slowness
+                and ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine]
+            ):
+                by_speed[place] = choice._replace(behind=theirs.pool)
+                break
+    return by_speed
 
 
 def _slowness(choice: Choice) -> float:
-    return choice.cost / choice.backend.price
+    return choice.slowness
 
 
 def _is_late(choice: Choice, demand: Demand) -> bool:
