@@ -148,7 +148,8 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             max_replicas=pool.max_replicas,
             upscale_delay_s=pool.upscale_delay_s,
             downscale_delay_s=pool.downscale_delay_s,
-            downscale_to_zero_delay_s=0,
+            # At once when the hardware is gone.
+            downscale_to_zero_delay_s=0 if pool.min_replicas else pool.downscale_delay_s,
             # Demand is reported to the controller only to be decided upon.
             metrics_interval_s=1 if pool.min_replicas < pool.max_replicas else 10,
             look_back_period_s=5 if pool.min_replicas < pool.max_replicas else 30,

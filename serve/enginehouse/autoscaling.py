@@ -1,7 +1,8 @@
 """How many replicas a pool has: none without its hardware, else as many as keep its engines busy but not overrun.
 
-Routers merge requests into few calls, so the number of calls under way, which Serve scales by, says nothing about
-demand. What replicas report is the share of time that they compute.
+Routers merge requests into few calls and hold others back, so the number of calls under way, which Serve scales by,
+says nothing about demand. Replicas report seconds of an engine a second: those that they compute, and those that were
+asked of routers, by the latency table as calls take lately.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from ray.serve.config import AutoscalingContext
 
 from enginehouse import availability
 
-#: What a replica's `record_autoscaling_stats` calls the share.
-BUSY = "busy"
+#: What a replica's `record_autoscaling_stats` calls the share of the time that it computes, and its part of what was
+#: asked for. The former is what work really takes; the latter goes on rising when the engines cannot do more.
+BUSY, DEMAND = "busy", "demand"
+#: A replica is given up when the others would still be this much below the target: a load at the border would otherwise
+#: have it come and go.
+SPARE = 0.9
 
 
 class HardwareAndLoad:
     """Serve's autoscaling policy of a pool; runs in the Serve controller, which adds the delays of the configuration.
 
-    Without it a pool whose nodes are missing would keep the application DEPLOYING, and from zero only a request would
-    wake it.
+    Without it a pool whose nodes are missing would keep the application DEPLOYING. A pool that rests at zero comes up
+    when a router calls its `wake`.
     """
 
     def __init__(self, nodes: list[str], min_replicas: int, max_replicas: int, target_busy: float) -> None:
@@ -31,14 +36,23 @@ class HardwareAndLoad:
     def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
         if availability.nodes_with(self._nodes) == 0:
             return 0, context.policy_state
-        if context.current_num_replicas == 0 or self._min == self._max:
+        if self._min == self._max:
             return self._min, context.policy_state
-        busy = sum((context.aggregated_metrics or {}).get(BUSY, {}).values())
-        return self.wanted(busy), context.policy_state
+        is_called = int(context.total_num_requests > 0)
+        if context.current_num_replicas == 0:
+            return max(self._min, is_called), context.policy_state
+        metrics = context.aggregated_metrics or {}
+        seconds = max(sum(metrics.get(name, {}).values()) for name in (BUSY, DEMAND))
+        return max(is_called, self.wanted(seconds, context.target_num_replicas)), context.policy_state
 
-    def wanted(self, busy: float) -> int:
-        """Replicas to have when those there are compute `busy` seconds a second in all.
+    def wanted(self, seconds: float, now: int) -> int:
+        """Replicas to have when there are to be `now` and the load is so many seconds of an engine a second."""
+        more, fewer = (self._bounded(math.ceil(seconds / target - 1e-9)) for target in self._targets)
+        return more if more > now else min(now, fewer)
 
-        Fully busy ones ask for a quarter more, and at least for one.
-        """
-        return min(self._max, max(self._min, math.ceil(busy / self._target_busy - 1e-9)))
+    @property
+    def _targets(self) -> tuple[float, float]:
+        return self._target_busy, self._target_busy * SPARE
+
+    def _bounded(self, count: int) -> int:
+        return min(self._max, max(self._min, count))

@@ -50,9 +50,20 @@ class Backend:
         self._pace = pace
         # For requests that may have crashed a replica: one at a time.
         self._suspects = asyncio.Lock()
+        self._demand_ms = 0.0
         self._failures = 0
         self._error = ""
         self._probe_at = 0.0
+
+    def ask(self, rows: int) -> None:
+        """Count a request of so many rows, answered or not, as demand: what it takes of an engine in full batches."""
+        most = max(rows, self.queue.max_rows)
+        self._demand_ms += self.expected_ms(most) * rows / most
+
+    def take_demand_ms(self) -> float:
+        """Milliseconds of an engine that were asked for since the last time."""
+        demand_ms, self._demand_ms = self._demand_ms, 0.0
+        return demand_ms
 
     def update(self, served: Served, state: BackendState, routers: int, now: float) -> BackendState:
         """Take what is known of it by now; returns that with what this router knows, but for the rows that wait."""

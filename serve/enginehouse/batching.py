@@ -18,13 +18,14 @@ from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed
 from enginehouse.manifest import Artifact, EngineKind, Manifest
-from enginehouse.pace import NEWEST
 from enginehouse.tensors import Answer, Tensors, Timing, split, stack
 
 #: A request of more rows than this many full batches goes through the queue in several slices.
 SLICE_BATCHES = 8
 #: An engine is stuck when a call takes so many seconds, and so many times what its rows took lately.
 STUCK_S, STUCK = 10.0, 10.0
+#: Weight of the newest call in how long a row takes.
+NEWEST = 0.1
 #: Seconds that the event loop has to say that a call begins.
 TELL_S = 1.0
 

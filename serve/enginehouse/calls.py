@@ -14,16 +14,24 @@ from enginehouse.tensors import Answer, Tensors
 
 
 class PoolCall:
-    """What sends requests to `pool` for one model; see `Pool.infer`. So many rows are expected to take `expected_ms`.
+    """What sends requests to `pool` for one model; see `Pool.infer`. So many rows are expected to take `expected_ms`,
+    and `take_demand_ms` is what the replicas are told of the demand.
 
     Raises EngineUnavailable, ReplicaLost for what was lost with a replica, Overloaded when all refuse more calls,
     DeadlineExceeded, InferenceFailed or RequestTooLarge.
     """
 
-    def __init__(self, pool: str, model_id: str, expected_ms: Callable[[int], float] = lambda _: 0.0) -> None:
+    def __init__(
+        self,
+        pool: str,
+        model_id: str,
+        expected_ms: Callable[[int], float] = lambda _: 0.0,
+        take_demand_ms: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._pool = pool
         self._model_id = model_id
         self._expected_ms = expected_ms
+        self._take_demand_ms = take_demand_ms
 
     async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
         if budget_s <= 0:
@@ -42,6 +50,7 @@ class PoolCall:
         try:
             async with asyncio.timeout(budget_s):
                 expected_ms = self._expected_ms(rows)
-                return await channel.infer(self._model_id, requests, rows, budget_s, expected_ms, alone)
+                demand_ms = round(self._take_demand_ms(), 3)
+                return await channel.infer(self._model_id, requests, rows, budget_s, expected_ms, alone, demand_ms)
         except TimeoutError:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None

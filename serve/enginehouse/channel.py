@@ -106,10 +106,12 @@ class Channel(Connection):
         budget_s: float,
         expected_ms: float = 0.0,
         alone: bool = False,
+        demand_ms: float = 0.0,
     ) -> Answer:
         """Answer requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
 
-        What is `alone` shares no batch, and when it is lost in the engine, the error says so.
+        What is `alone` shares no batch, and when it is lost in the engine, the error says so. `demand_ms` is what the
+        router was asked for since the last call to any replica of the pool.
         Raises what the pool raises, EngineUnavailable, ReplicaLost or Overloaded.
         """
         metas, buffers = await wire.encode_aside(requests)
@@ -126,7 +128,7 @@ class Channel(Connection):
             self.heard = time.monotonic()
             self._look_again(self.heard)
         try:
-            self.send(Kind.CALL, number, [model_id, rows, budget_s, alone, metas], buffers)
+            self.send(Kind.CALL, number, [model_id, rows, budget_s, alone, demand_ms, metas], buffers)
             message = await answer
         finally:
             del self._calls[number]

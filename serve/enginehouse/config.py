@@ -46,14 +46,15 @@ class PoolConfig(_Config):
     `num_cpus` and `num_gpus` are for placement only; `threads` is what an engine computes with (default: the node's
     physical cores over the engine replicas it can hold).
     With the hardware in the cluster there are `min_replicas` to `max_replicas`, as many as compute for `target_busy` of
-    the time, after the delays. Without the hardware there is none.
+    the time, after the delays; a pool with none at least is woken by the first request that wants it. Without the
+    hardware there is none.
     `models` reserves the pool for the models named. `price` is what a second of a replica costs beside those of other
     pools: a request that states a deadline is answered by the cheapest backend that makes it.
     """
 
     engine: EngineKind
     nodes: tuple[Accelerator, ...] = ()
-    min_replicas: int = Field(default=1, ge=1)
+    min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=0.5, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)

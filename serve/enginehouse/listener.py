@@ -42,6 +42,8 @@ class Listener:
         self.infer_alone = infer_alone
         self.max_calls = max_calls
         self.backlog_ms = backlog_ms
+        #: What routers were asked for, so far: milliseconds of an engine.
+        self.demand_ms = 0.0
         self.is_going = False
         self.calls: set[asyncio.Task[None]] = set()
         self.served: set[Served] = set()
@@ -159,7 +161,8 @@ class Served(Connection):
 
     async def _answer(self, message: Message) -> None:
         try:
-            model_id, rows, budget_s, alone, metas = message.content
+            model_id, rows, budget_s, alone, demand_ms, metas = message.content
+            self._listener.demand_ms += demand_ms
             inputs = await wire.decode_aside(metas, message.tensors)
             if alone and self._listener.infer_alone:
                 begun = functools.partial(self.send, Kind.BEGUN, message.call)

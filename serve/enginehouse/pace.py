@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-#: Weight of the newest call.
-NEWEST = 0.1
+#: Weight of the newest call in what all engines share, and in what one has of its own. The latter is smaller, or
+#: a machine that gets busy would at first look like an engine that got slow.
+SHARED, OWN = 0.3, 0.05
 #: Seconds until half of what is known is forgotten: a backend that was slow once is not asked, and so has to be given
 #: another chance.
 HALF_LIFE_S = 20.0
@@ -22,7 +23,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._shared = _Average()
+        self._shared = _Average(SHARED)
         self._own: dict[tuple[str, int], _Average] = {}
 
     def note(self, pool: str, rows: int, ratio: float, now: float) -> None:
@@ -31,7 +32,7 @@ class Pace:
         key = pool, rows.bit_length()
         own = self._own.get(key)
         if own is None:
-            own = self._own[key] = _Average()
+            own = self._own[key] = _Average(OWN)
         own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
 
     def of(self, pool: str, now: float) -> Mapping[int, float]:
@@ -43,17 +44,18 @@ class Pace:
 
 
 class _Average:
-    """Exponentially weighted, and back at 1 when nothing is heard."""
+    """Exponentially weighted by calls and by time, and back at 1 when nothing is heard."""
 
-    __slots__ = ("_at", "_value")
+    __slots__ = ("_at", "_newest", "_value")
 
-    def __init__(self) -> None:
+    def __init__(self, newest: float) -> None:
+        self._newest = newest
         self._value = 1.0
-        self._at = 0.0
+        self._at = -math.inf
 
     def note(self, value: float, now: float) -> None:
-        before = self.at(now)
-        self._value = before + NEWEST * (value - before)
+        kept = (1 - self._newest) * math.exp2((self._at - now) / HALF_LIFE_S)
+        self._value = kept * self._value + (1 - kept) * value
         self._at = now
 
     def at(self, now: float) -> float:

@@ -68,7 +68,8 @@ class Demand(NamedTuple):
 
     Its rows, and which numerics may answer; optionally one pool by name, and the least exact precision. `size` is its
     extent along the model's cost axis, None where the model has none. `budget_ms` is what is left until its deadline:
-    one that the caller has `stated` lets the cheapest backend answer that makes it.
+    one that the caller has `stated` lets the cheapest backend answer that makes it, and is held against the whole time;
+    the default only against the wait.
     """
 
     rows: int
@@ -183,12 +184,12 @@ def _slowness(choice: Choice) -> float:
 
 
 def _is_late(choice: Choice, demand: Demand) -> bool:
+    wait_ms = choice.wait_ms * MARGIN
+    if not demand.stated:
+        # The default bounds the queue. How long the engine may take is not its business.
+        return wait_ms > demand.budget_ms
     # Of an engine that was never measured nobody can say so.
-    return choice.compute_ms < math.inf and choice.predicted_ms + _vague_ms(choice) > demand.budget_ms
-
-
-def _vague_ms(choice: Choice) -> float:
-    return choice.wait_ms * (MARGIN - 1)
+    return choice.compute_ms < math.inf and wait_ms + choice.predicted_ms - choice.wait_ms > demand.budget_ms
 
 
 def _refused(choice: Choice, demand: Demand) -> Choice:

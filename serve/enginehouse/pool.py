@@ -6,13 +6,14 @@ task beside it. Requests arrive through the replica's listener, whose address ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 from enginehouse import availability, memory
-from enginehouse.autoscaling import BUSY
+from enginehouse.autoscaling import BUSY, DEMAND
 from enginehouse.channel import Address
 from enginehouse.config import Catalog, PoolConfig
 from enginehouse.hosting import HostedModels
@@ -35,6 +36,7 @@ class Pool:
         threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
         self._address: Address | None = None
         self._node = availability.this_node()
+        self._demand = (time.monotonic(), 0.0)
         self._hosted = HostedModels(
             name,
             (pool.engine,),
@@ -57,8 +59,13 @@ class Pool:
         return {"models": dict(self._hosted.reports), "address": self._address, "node": self._node}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Share of the time since the last call that this replica computed; the controller scales by it."""
-        return {BUSY: self._hosted.busy_share()}
+        """How busy this replica was since the last call, and what was asked for; the controller scales by it."""
+        now, demand_s = time.monotonic(), self._listener.demand_ms / 1e3
+        (then, before), self._demand = self._demand, (now, demand_s)
+        return {BUSY: self._hosted.busy_share(), DEMAND: (demand_s - before) / max(now - then, 1e-3)}
+
+    async def wake(self) -> None:
+        """Does nothing: that somebody calls is what brings a pool without replicas up."""
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the task that loads models has died."""

@@ -15,8 +15,8 @@ from enginehouse.availability import ModelReport, ModelState
 from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, ModelConfig, PoolConfig
 from enginehouse.hosting import HostedModels
 from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import EngineKind, Manifest
-from enginehouse.policy import BackendState
+from enginehouse.manifest import Artifact, EngineKind, Manifest
+from enginehouse.policy import BackendState, choose_artifact
 from enginehouse.tensors import Signature
 
 logger = logging.getLogger("ray.serve")
@@ -27,8 +27,9 @@ LIVE_FOR_S = 0.005
 #: Before the engine kind: the backend of a model that the router hosts itself.
 RESIDENT = "resident-"
 
-#: `cold`: the hardware is there and no replica runs (yet); `unavailable`: the bundle has nothing for this engine.
-BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "no-hardware"]
+#: `cold`: the hardware is there and no replica runs (yet); `resting`: none has to run, the first request that wants it
+#: wakes it; `unavailable`: the bundle has nothing for this engine.
+BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "resting", "no-hardware"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class Reports:
         #: Live nodes with the hardware of each pool.
         self._nodes: dict[str, int] = {}
         self._live: dict[str, _Live] = {}
+        # What replicas of pools that may rest timed themselves.
+        self._measured: dict[tuple[str, str], LatencyTable] = {}
 
     def pools(self) -> list[dict[str, Any]]:
         """The pools as plain data."""
@@ -90,7 +93,7 @@ class Reports:
         """The model version on every pool, from the reports of their replicas, and in this process if it is to be."""
         model_id = served.config.id
         resident = [self._resident(model_id)] if served.config.resident else []
-        return [*resident, *(self._backend(name, pool, model_id) for name, pool in self._pools.items())]
+        return [*resident, *(self._backend(name, pool, served) for name, pool in self._pools.items())]
 
     def live(self, served: Served, fresh: bool = False) -> list[BackendState]:
         """The backends that can answer now, as the policy wants them. On the path of every request: no RPC.
@@ -103,6 +106,30 @@ class Reports:
             known = _Live(served, now + LIVE_FOR_S, self._live_now(served))
             self._live[served.config.id] = known
         return known.backends
+
+    def resting(self, served: Served) -> list[BackendState]:
+        """The backends that could be woken, as they would be."""
+        states = []
+        for name, pool in self._pools.items():
+            if pool.min_replicas or not self._nodes.get(name) or availability.replicas(APP_NAME, name):
+                continue
+            if choice := self._choice(name, served):
+                engine, artifact = choice
+                table = served.manifest.latency_of(engine, artifact.name)
+                table = table or self._measured.get((name, served.config.id))
+                precision, numerics = artifact.precision, artifact.numerics_class
+                states.append(
+                    BackendState(name, engine, artifact.name, precision, numerics, 1, table, price=pool.price)
+                )
+        return states
+
+    def is_coming(self, served: Served) -> bool:
+        """Whether a backend rests, or has been woken and loads."""
+        return any(
+            self._backend(name, pool, served).state in ("resting", "loading")
+            for name, pool in self._pools.items()
+            if not pool.min_replicas
+        )
 
     def forget(self) -> None:
         """Look anew, whatever was said."""
@@ -125,6 +152,8 @@ class Reports:
                 wait_ms = min(replica.channel.wait_ms(now) for replica in warm)
                 state = _state(name, served, warm[0].reports[model_id], len(warm), nodes, wait_ms)
                 states.append(state._replace(price=pool_config.price))
+                if state.table is not None and not pool_config.min_replicas:
+                    self._measured[name, model_id] = state.table
         return states
 
     async def count_nodes(self) -> None:
@@ -136,7 +165,8 @@ class Reports:
                 # Ray's control plane is restarting, say: requests do not need the count, so the last one stands.
                 logger.warning("the nodes of pool %s could not be counted: %s", name, error)
 
-    def _backend(self, name: str, pool: PoolConfig, model_id: str) -> BackendStatus:
+    def _backend(self, name: str, pool: PoolConfig, served: Served) -> BackendStatus:
+        model_id = served.config.id
         replicas = availability.replicas(APP_NAME, name)
         ready = _reports(name, model_id, "ready")
         state: BackendKind
@@ -149,8 +179,12 @@ class Reports:
             state, shown = "unavailable", unavailable[0]
         elif replicas:
             state = "loading"
+        elif not self._nodes.get(name):
+            state = "no-hardware"
+        elif pool.min_replicas:
+            state = "cold"
         else:
-            state = "cold" if self._nodes.get(name) else "no-hardware"
+            state = "resting" if self._choice(name, served) else "unavailable"
         reason = (
             f"no live node has the label {ACCELERATOR_LABEL}={'|'.join(pool.nodes)} (ray start --labels)"
             if state == "no-hardware"
@@ -166,6 +200,13 @@ class Reports:
             precision=shown["precision"] if shown else "",
             reason=shown["reason"] if shown else reason,
         )
+
+    def _choice(self, name: str, served: Served) -> tuple[EngineKind, Artifact] | None:
+        """What the pool would load of the model."""
+        pool = self._pools[name]
+        if pool.models is not None and served.config.name not in pool.models:
+            return None
+        return choose_artifact(served.manifest, (pool.engine,), served.config.numerics)
 
     def _resident_report(self, model_id: str) -> ModelReport | None:
         return self._residents.reports.get(model_id) if self._residents else None

@@ -37,9 +37,12 @@ from enginehouse.reports import RESIDENT, Reports, Served
 from enginehouse.served import ServedModels
 from enginehouse.tensors import Answer as Computed
 from enginehouse.tensors import Tensors, Timing, nbytes
+from enginehouse.waking import Waker
 
 #: Pause before the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
+#: How often it is looked whether a pool that rests would be better for a model.
+WAKE_PERIOD_S = 1.0
 #: Replicas that are lost within this time of each other may have been lost for one reason, such as their node.
 ONE_EVENT_S = 0.25
 
@@ -116,13 +119,17 @@ class Router:
         self.models = ServedModels(self._reports)
         self._backends = Backends(self._sender, config.router.num_replicas)
         self.admission = Admission(config.router.max_ongoing_requests, config.router.max_ongoing_bytes)
+        self._waker = Waker(handles)
+        self._may_rest = any(not pool.min_replicas for pool in config.pools.values())
+        self._wake_at: dict[str, float] = {}
         for handle in self._handles.values():
             availability.watch(handle)
 
     def is_ready(self, model: str, version: str | None = None) -> bool:
-        """Whether a request for `model` would find a live backend now. Raises ModelNotFound."""
+        """Whether a request for `model` would find a backend now, or wake one. Raises ModelNotFound."""
         try:
-            return bool(self._reports.live(self.models.get(model, version)))
+            served = self.models.get(model, version)
+            return bool(self._reports.live(served) or self._reports.resting(served))
         except NoBackend:
             return False
 
@@ -199,11 +206,15 @@ class Router:
         while True:
             choices = self._rank(served, demand, fresh=attempts > 0)
             ranked = [choice for choice in choices if not choice.reason]
-            if not ranked and not attempts:
-                raise self._refusal(served, choices, demand)
+            if not attempts:
+                self._wake(served, demand, ranked[:1])
+                if not ranked and (self._is_late(choices) or not self._reports.is_coming(served)):
+                    raise self._refusal(served, choices, demand)
             for choice in ranked:
                 attempts += 1
                 backend = self._backends.get(served, choice.backend)
+                if attempts == 1:
+                    backend.ask(demand.rows)
                 began = time.monotonic()
                 has_others = len(ranked) > 1 or choice.backend.replicas > 1
                 # Only while somebody else may have an answer is one given up before the deadline.
@@ -235,7 +246,7 @@ class Router:
         pool, model_id = backend.state.pool, backend.served.config.id
         if backend.state.resident:
             return functools.partial(self._call_resident, pool, model_id)
-        return PoolCall(pool, model_id, backend.expected_ms)
+        return PoolCall(pool, model_id, backend.expected_ms, backend.take_demand_ms)
 
     async def _call_resident(
         self,
@@ -251,11 +262,34 @@ class Router:
             raise EngineUnavailable(pool, f"{model_id} is no longer loaded")
         return await loaded.infer(requests, rows, budget_s)
 
+    def _wake(self, served: Served, demand: Demand, best: Sequence[Choice]) -> None:
+        """Wake what rests and would be better than the best that lives; looked at once a second for each model."""
+        now = time.monotonic()
+        if not self._may_rest or now < self._wake_at.get(served.config.id, 0.0):
+            return
+        self._wake_at[served.config.id] = now + WAKE_PERIOD_S
+        live = [choice.backend for choice in best]
+        resting = self._reports.resting(served)
+        ranked = self._policy.rank([*live, *resting], demand._replace(budget_ms=math.inf))
+        usable = [choice.backend for choice in ranked if not choice.reason]
+        # One that was never measured comes last, and is measured when it comes up.
+        unknown = [backend for backend in usable if backend.table is None and backend not in live]
+        for backend in [*usable[:1], *unknown]:
+            if backend not in live:
+                self._waker.wake(backend.pool)
+                return
+
+    @staticmethod
+    def _is_late(choices: Sequence[Choice]) -> bool:
+        return any(choice.reason and choice.predicted_ms < math.inf for choice in choices)
+
     def _refusal(self, served: Served, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
         late = [choice for choice in choices if choice.predicted_ms < math.inf]
         if not late:
             return NoBackend(self._nothing_live(served, choices))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
+        # Refused is not unwanted: more replicas would have answered it.
+        self._backends.get(served, soonest.backend).ask(demand.rows)
         told = "; ".join(f"{choice.backend.pool} {choice.reason}" for choice in late)
         what = f"the deadline of {demand.budget_ms:.4g} ms would pass: {told}"
         if soonest.predicted_ms - soonest.wait_ms > demand.budget_ms:

@@ -83,10 +83,10 @@ class ServedModels:
         backends = self._reports.backends(shown) if shown else []
         problem = self._unreadable.get(model.id, "")
         states = {backend.state for backend in backends}
-        hopeless = "failing" in states and not states & {"live", "loading", "cold"}
+        hopeless = "failing" in states and not states & {"live", "loading", "cold", "resting"}
         state: State = "loading"
         if serving is not None and serving.config == model:
-            state = "ready" if self._reports.live(serving, fresh=True) else "failed"
+            state = "ready" if states & {"live", "resting"} else "failed"
         elif problem or hopeless:
             state = "failed"
         return {
@@ -143,7 +143,8 @@ class ServedModels:
 
     def _is_warm(self, served: Served, current: Served | None) -> bool:
         backends = self._reports.backends(served)
-        if not any(backend.ready for backend in backends):
+        states = {backend.state for backend in backends}
+        if "live" not in states and ("resting" not in states or "loading" in states):
             return False
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S

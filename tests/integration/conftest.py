@@ -134,7 +134,7 @@ def house(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> House:
     return house
 
 
-def deploy_app(cluster: Cluster, catalog: Catalog) -> None:
+def deploy_app(cluster: Cluster, catalog: Catalog, app: AppConfig = APP) -> None:
     """Deploy and wait until the Router answers."""
     from ray import serve
 
@@ -143,7 +143,7 @@ def deploy_app(cluster: Cluster, catalog: Catalog) -> None:
 
     # All nodes have one machine's ports: one proxy for them all.
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": cluster.http_port})
-    deploy.deploy(APP, catalog, "127.0.0.1", cluster.http_port)
+    deploy.deploy(app, catalog, "127.0.0.1", cluster.http_port)
 
     def answers() -> bool:
         try:

@@ -47,7 +47,9 @@ class Report:
 
 
 @contextlib.contextmanager
-def load(name: str, call: Callable[[], Call], factors: Collection[float], callers: int = 2) -> Iterator[Report]:
+def load(
+    name: str, call: Callable[[], Call], factors: Collection[float], callers: int = 2, pause_s: float = PAUSE_S
+) -> Iterator[Report]:
     """Keep `callers` busy while the context lasts; each answer must be its input times one of `factors`."""
     report, stop, lock = Report(name), threading.Event(), threading.Lock()
 
@@ -69,7 +71,7 @@ def load(name: str, call: Callable[[], Call], factors: Collection[float], caller
                     report.factors[factor] += 1
                 if problem is not None:
                     report.problems.append(problem)
-            time.sleep(PAUSE_S)
+            time.sleep(pause_s)
 
     threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(callers)]
     for thread in threads:
@@ -84,11 +86,12 @@ def load(name: str, call: Callable[[], Call], factors: Collection[float], caller
     assert not any(thread.is_alive() for thread in threads), f"{name}: a request hangs"
 
 
-def by_http(url: str, model: str) -> Callable[[], Call]:
-    """Callers over HTTP, each with a connection of its own."""
+def by_http(url: str, model: str, backend: str | None = None) -> Callable[[], Call]:
+    """Callers over HTTP, each with a connection of its own, of any backend or one."""
+    headers = {"enginehouse-backend": backend} if backend else {}
 
     def caller() -> Call:
-        client = httpx.Client(base_url=f"http://{url}", timeout=45)
+        client = httpx.Client(base_url=f"http://{url}", timeout=45, headers=headers)
 
         def send(x: np.ndarray) -> tuple[np.ndarray, str]:
             answer = client.post(f"/v2/models/{model}/infer", json=body(x))

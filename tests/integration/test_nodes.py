@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import ray
 from tests.integration.bundles import WIDTH
 from tests.integration.cluster import Node, wait_for
-from tests.integration.conftest import House, deploy_app
+from tests.integration.conftest import House
 from tests.integration.load import body, by_http, load
 
 from enginehouse.config import ACCELERATOR_LABEL
@@ -109,37 +108,3 @@ def test_without_any_backend_the_refusal_is_quick_and_says_why(whole: House) -> 
     restore(whole)
     wait_for(whole.healthy, 30, "HTTP")
     np.testing.assert_array_equal(by_http(whole.url, "scale")()(X)[0], X * 2)
-
-
-def test_a_pool_without_hardware_is_held_at_zero_until_a_node_joins(whole: House) -> None:
-    from ray import serve
-
-    from enginehouse import deploy
-
-    whole.cluster.kill(whole.gpu)
-    wait_dead(whole.gpu)
-    deploy.undeploy()
-    wait_for(lambda: "enginehouse" not in serve.status().applications, 60, "undeployed")
-    deploy_app(whole.cluster, whole.catalog)
-    whole.wait_live("scale", "cpu-pool")
-
-    def running() -> Any:
-        # The Router answers before the controller has looked at it.
-        application = serve.status().applications["enginehouse"]
-        return application if application.status == "RUNNING" else None
-
-    application = wait_for(running, 30, "the application runs")
-    assert sum(application.deployments["gpu-pool"].replica_states.values()) == 0
-    entry = next(backend for backend in whole.model("scale")["backends"] if backend["pool"] == "gpu-pool")
-    assert entry["state"] == "no-hardware"
-    assert f"{ACCELERATOR_LABEL}=gpu" in entry["reason"]
-    shown = whole.cluster.cli("status")
-    assert "no-hardware" in shown.stdout, shown.stderr
-    assert f"{ACCELERATOR_LABEL}=gpu" in shown.stdout
-    wait_for(whole.healthy, 30, "HTTP")
-    assert by_http(whole.url, "scale")()(X)[1] == "cpu-pool"
-    joined = time.monotonic()
-    whole.gpu = whole.cluster.add("gpu")
-    whole.wait_live("scale", "gpu-pool")
-    print(f"the pool serves {time.monotonic() - joined:.1f} s after its node was started")
-    assert by_http(whole.url, "scale")()(X)[1] == "gpu-pool"

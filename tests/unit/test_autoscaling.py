@@ -1,26 +1,80 @@
-"""Replicas follow how busy the engines are."""
+"""Replicas follow what the engines do and what they are asked for."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from enginehouse.autoscaling import HardwareAndLoad
+from enginehouse import autoscaling, availability
+from enginehouse.autoscaling import BUSY, DEMAND, HardwareAndLoad
 
 POOL = HardwareAndLoad(["cpu"], min_replicas=1, max_replicas=4, target_busy=0.8)
+RESTS = HardwareAndLoad(["cpu"], min_replicas=0, max_replicas=4, target_busy=0.8)
 
 
 @pytest.mark.parametrize(
-    ("busy", "wanted"),
+    ("seconds", "now", "wanted"),
     [
-        (0.0, 1),
-        (0.8, 1),
-        (1.0, 2),
-        (1.6, 2),
-        # All are fully busy: one more, as far as it goes.
-        (2.0, 3),
-        (3.0, 4),
-        (4.0, 4),
+        (0.0, 1, 1),
+        (0.8, 1, 1),
+        (1.0, 1, 2),
+        (1.6, 2, 2),
+        (2.0, 2, 3),
+        (3.2, 1, 4),
+        (9.0, 1, 4),
+        # Fewer only when those are well below the target.
+        (0.79, 2, 2),
+        (0.7, 2, 1),
+        (0.0, 4, 1),
     ],
 )
-def test_there_are_as_many_as_the_work_takes_at_the_target(busy: float, wanted: int) -> None:
-    assert POOL.wanted(busy) == wanted
+def test_there_are_as_many_as_the_work_takes_at_the_target(seconds: float, now: int, wanted: int) -> None:
+    assert POOL.wanted(seconds, now) == wanted
+
+
+def test_a_load_at_the_border_does_not_have_replicas_come_and_go() -> None:
+    seen, now = [], 1
+    for load in (1.58, 1.62, 1.59, 1.61, 1.58, 1.62):
+        now = POOL.wanted(load, now)
+        seen.append(now)
+    assert seen == [2, 3, 3, 3, 3, 3]
+
+
+def context(replicas: int, calls: float = 0, **metrics: dict[str, float]) -> Any:
+    return SimpleNamespace(
+        current_num_replicas=replicas,
+        target_num_replicas=replicas,
+        total_num_requests=calls,
+        aggregated_metrics=metrics,
+        policy_state={},
+    )
+
+
+def decided(pool: HardwareAndLoad, *arguments: Any, **metrics: dict[str, float]) -> int | float:
+    return pool(context(*arguments, **metrics))[0]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    count = [1]
+    monkeypatch.setattr(availability, "nodes_with", lambda nodes: count[0])
+    assert autoscaling.availability is availability
+    return count
+
+
+def test_what_is_asked_for_counts_when_the_engines_cannot_do_more(nodes: list[int]) -> None:
+    assert decided(POOL, 1, **{BUSY: {"a": 1.0}, DEMAND: {"a": 2.9}}) == 4
+    assert decided(POOL, 2, **{BUSY: {"a": 0.9, "b": 0.6}, DEMAND: {"a": 0.2, "b": 0.1}}) == 2
+    nodes[0] = 0
+    assert decided(POOL, 2, **{BUSY: {"a": 1.0}}) == 0
+
+
+def test_a_pool_that_may_rest_does_so_until_it_is_called(nodes: list[int]) -> None:
+    assert decided(RESTS, 0) == 0
+    assert decided(RESTS, 0, 1) == 1
+    assert decided(RESTS, 1, 1, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 1
+    assert decided(RESTS, 1, 0, **{BUSY: {"a": 0.01}, DEMAND: {"a": 0.0}}) == 1
+    assert decided(RESTS, 1, 0, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 0
+    assert decided(POOL, 0) == 1

@@ -119,20 +119,27 @@ def test_engines_of_the_same_nodes_compete_by_speed_and_not_by_their_queues() ->
     assert ranked(slow, fast._replace(fails="3 calls in a row failed")) == ["slow", "fast"]
     assert ranked(slow._replace(engine="onnxruntime-cuda"), fast) == ["slow", "fast"]
     # Behind the fastest one, its queue is no way to make a deadline either.
-    assert ranked(slow, fast, budget_ms=30.0) == []
-    assert ranked(slow, fast, budget_ms=100.0) == ["fast", "slow"]
+    assert ranked(slow, fast, budget_ms=30.0, stated=True) == []
+    assert ranked(slow, fast, budget_ms=100.0, stated=True) == ["fast", "slow"]
 
 
 def test_what_cannot_be_in_time_is_not_tried() -> None:
     quick, slow = backend("quick", (1, 2.0)), backend("slow", (1, 9.0))
-    assert ranked(quick, slow, budget_ms=5.0) == ["quick"]
-    assert ranked(quick, slow, budget_ms=1.0) == []
-    assert reasons(quick, slow, budget_ms=1.0) == {"quick": "takes 2.4 ms", "slow": "takes 9.4 ms"}
+    assert ranked(quick, slow, budget_ms=5.0, stated=True) == ["quick"]
+    assert ranked(quick, slow, budget_ms=1.0, stated=True) == []
+    assert reasons(quick, slow, budget_ms=1.0, stated=True) == {"quick": "takes 2.4 ms", "slow": "takes 9.4 ms"}
     busy = quick._replace(wait_ms=10.0)
     # What waits is taken for a quarter longer than predicted.
-    assert ranked(busy, budget_ms=10 * MARGIN + 2 + HOP_MS + 0.01) == ["quick"]
-    assert reasons(busy, budget_ms=12.0) == {"quick": "takes 2.4 ms after a wait of 10 ms"}
-    assert ranked(backend("unknown"), budget_ms=1.0) == ["unknown"]
+    assert ranked(busy, budget_ms=10 * MARGIN + 2 + HOP_MS + 0.01, stated=True) == ["quick"]
+    assert reasons(busy, budget_ms=12.0, stated=True) == {"quick": "takes 2.4 ms after a wait of 10 ms"}
+    assert ranked(backend("unknown"), budget_ms=1.0, stated=True) == ["unknown"]
+
+
+def test_the_default_deadline_bounds_the_queue_and_not_the_engine() -> None:
+    slow = backend("slow", (1, 100.0))
+    assert ranked(slow, budget_ms=50.0) == ["slow"]
+    assert ranked(slow._replace(wait_ms=39.0), budget_ms=50.0) == ["slow"]
+    assert ranked(slow._replace(wait_ms=41.0), budget_ms=50.0) == []
 
 
 def test_with_a_stated_deadline_the_cheapest_that_makes_it_answers() -> None:

@@ -34,7 +34,9 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of an engine; default: cores over engines.")
     ] = None,
-    min_replicas: Annotated[int, typer.Option(min=1, help="Fewest replicas of a pool, where its hardware is.")] = 1,
+    min_replicas: Annotated[
+        int, typer.Option(min=0, help="Fewest replicas of a pool, where its hardware is; 0: it rests when idle.")
+    ] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas of a pool; it scales by load.")] = 1,
     resident: Annotated[
         str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")

@@ -1,0 +1,38 @@
+"""Waking: a pool that rests at zero replicas is brought up by a call of its own, never with a user's request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from ray.serve.handle import DeploymentHandle
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds that a pool has to come up before it is called again.
+WAKE_S = 60.0
+
+
+class Waker:
+    """Calls pools that rest; their handles by name. One call at a time to each."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._handles = handles
+        self._calls: dict[str, asyncio.Task[None]] = {}
+
+    def wake(self, pool: str) -> None:
+        """Have `pool` come up, if that is not on its way; returns at once."""
+        if pool not in self._calls:
+            logger.info("waking %s", pool)
+            self._calls[pool] = asyncio.create_task(self._call(pool))
+
+    async def _call(self, pool: str) -> None:
+        try:
+            async with asyncio.timeout(WAKE_S):
+                await self._handles[pool].wake.remote()
+        except Exception as error:
+            # It is called again when the next request wants it.
+            logger.warning("%s was called and did not come up: %s", pool, error or type(error).__name__)
+        finally:
+            del self._calls[pool]
