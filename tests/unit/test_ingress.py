@@ -101,7 +101,7 @@ async def test_bodies_count_while_they_arrive_and_no_longer() -> None:
             (b"x" * 41, {}),
             (gzip.compress(b"x" * 41), {"content_encoding": "gzip"}),
         ):
-            with pytest.raises(Overloaded, match="try again later"):
+            with pytest.raises(Overloaded, match="0 MiB are under way; try again in 1 s"):
                 await read(sent, **headers)
         with Admitted(admission), pytest.raises(Overloaded, match="2 requests are under way"):
             await read(b"")

@@ -1,129 +1,20 @@
-"""Which version answers: a new one takes over when it is warm, and a bad one leaves the old one in place.
-
-What Ray broadcasts about replicas is plain data, so a table stands in for it here; everything else is real.
-"""
+"""Which version answers: a new one takes over when it is warm, and a bad one leaves the old one in place."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.unit.test_policy import TENSOR, artifact, table
+from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until
 
-from enginehouse import availability, served
-from enginehouse.availability import ModelState, Replica
+from enginehouse import served
+from enginehouse.availability import ModelState
 from enginehouse.bundle import MANIFEST
-from enginehouse.channel import Channel
-from enginehouse.config import Catalog, ModelConfig, PoolConfig
+from enginehouse.config import Catalog, ModelConfig
 from enginehouse.errors import ModelNotFound, NoBackend
-from enginehouse.latency import LatencyTable
-from enginehouse.manifest import Manifest, SignatureRecord
-from enginehouse.reports import BackendStatus, Reports
+from enginehouse.reports import Reports
 from enginehouse.served import ServedModels
-
-POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine="openvino-cpu")}
-
-
-@dataclass
-class Cluster:
-    """What the replicas of each pool report, and which accelerators there are."""
-
-    replicas: dict[str, list[Replica]] = field(default_factory=dict)
-    accelerators: set[str] = field(default_factory=lambda: {"cpu"})
-
-    def report(self, pool: str, *replicas: dict[str, ModelState], measured: Sequence[tuple[int, float]] = ()) -> None:
-        self.replicas[pool] = [
-            Replica(
-                id=f"{pool}-{number}",
-                reports={
-                    model: {
-                        "state": state,
-                        "reason": "" if state in ("ready", "loading") else f"why {state}",
-                        "engine": POOLS[pool].engine if state == "ready" else "",
-                        "artifact": {"ort": "onnx-fp32", "vino": "openvino-int8"}[pool] if state == "ready" else "",
-                        "precision": "fp32" if state == "ready" else "",
-                        "measured": list(measured),
-                    }
-                    for model, state in models.items()
-                },
-                address={"host": "", "port": 0, "key": ""},
-                channel=Channel(pool),
-            )
-            for number, models in enumerate(replicas)
-        ]
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    cluster = Cluster()
-    monkeypatch.setattr(availability, "replicas", lambda app, pool: cluster.replicas.get(pool, []))
-    monkeypatch.setattr(availability, "nodes_with", lambda nodes: len(cluster.accelerators & set(nodes)))
-    monkeypatch.setattr(served, "PERIOD_S", 0.005)
-    monkeypatch.setattr(served, "COUNT_NODES_S", 0.0)
-    return cluster
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    for version in ("1", "2"):
-        publish(tmp_path, version)
-    return tmp_path
-
-
-def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -> None:
-    manifest = Manifest(
-        name="m",
-        version=version,
-        created="2026-01-01T00:00:00Z",
-        source="tests",
-        signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
-        max_batch=8,
-        artifacts=(artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")),
-        latency=latency,
-    )
-    folder = store / "m" / version
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
-
-
-def catalog(store: Path, version: str, **settings: object) -> Catalog:
-    return Catalog.parse({"store": str(store), "models": [{"name": "m", "version": version, **settings}]})
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it did not come true"
-        await asyncio.sleep(0.002)
-
-
-async def turns() -> None:
-    """Long enough for the keeper to have looked several times."""
-    await asyncio.sleep(0.05)
-
-
-async def serving(cluster: Cluster, store: Path, version: str = "1") -> ServedModels:
-    """Version 1 warm on one pool."""
-    models = ServedModels(Reports(POOLS, None, "here"))
-    cluster.report("ort", {"m@1": "ready"})
-    models.apply(catalog(store, version))
-    await until(lambda: answers(models) == version)
-    return models
-
-
-def vino(models: ServedModels) -> BackendStatus:
-    return models._reports.backends(models.get("m"))[1]
-
-
-def answers(models: ServedModels) -> str | None:
-    try:
-        return models.get("m").config.version
-    except (NoBackend, ModelNotFound):
-        return None
 
 
 async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, store: Path) -> None:
@@ -271,46 +162,6 @@ async def test_going_back_while_the_new_version_loads_keeps_the_old_one(cluster:
     await turns()
     assert answers(models) == "1"
     assert models.status()["models"][0]["state"] == "ready"
-
-
-async def test_live_backends_carry_what_the_policy_needs(cluster: Cluster, store: Path) -> None:
-    measured = table((1, 2.0), artifact="onnx-fp32")
-    publish(store, "1", latency=(measured,))
-    cluster.report("vino", {"m@1": "ready"}, {"m@1": "loading"})
-    models = await serving(cluster, store)
-    ort, vino = models._reports.live(models.get("m"))
-    assert (ort.pool, ort.numerics, ort.replicas, ort.table) == ("ort", "full", 1, measured)
-    assert (vino.pool, vino.numerics, vino.replicas, vino.table) == ("vino", "int8", 1, None)
-
-
-async def test_an_engine_that_the_build_did_not_measure_has_the_times_of_its_replica(
-    cluster: Cluster, store: Path
-) -> None:
-    models = await serving(cluster, store)
-    cluster.report("ort", {"m@1": "ready"}, measured=[(1, 2.0), (32, 8.0)])
-    (backend,) = models._reports.live(models.get("m"))
-    assert backend.table is not None
-    assert [backend.table.predict_ms(rows) for rows in (1, 32, 64)] == [2.0, 8.0, 16.0]
-
-
-async def test_why_a_backend_is_not_live_is_told(cluster: Cluster, store: Path) -> None:
-    models = await serving(cluster, store)
-    states = {}
-    for replicas in ([{"m@1": "unavailable"}], [{"m@1": "failed"}], [{"m@1": "loading"}], [{}], []):
-        cluster.report("vino", *replicas)  # type: ignore[arg-type]
-        status = vino(models)
-        states[status.state] = status.reason
-    assert states == {"unavailable": "why unavailable", "failing": "why failed", "loading": "", "cold": ""}
-    cluster.accelerators = set()
-    await until(lambda: vino(models).state == "no-hardware")
-    assert "no live node has the label enginehouse.io/accelerator=cpu" in vino(models).reason
-    assert [pool["nodes"] for pool in models.status()["pools"]] == [0, 0]
-
-
-async def test_a_replica_that_is_warm_outweighs_one_that_failed(cluster: Cluster, store: Path) -> None:
-    models = await serving(cluster, store)
-    cluster.report("ort", {"m@1": "failed"}, {"m@1": "ready"})
-    assert [backend.replicas for backend in models._reports.live(models.get("m"))] == [1]
 
 
 async def test_losing_every_replica_is_told_as_failed_and_heals(cluster: Cluster, store: Path) -> None:

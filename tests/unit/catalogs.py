@@ -1,0 +1,107 @@
+"""A catalog and what replicas report of its models.
+
+What Ray broadcasts about replicas is plain data, so a table stands in for it here; everything else is real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.unit.test_policy import TENSOR, artifact
+
+from enginehouse.availability import ModelState, Replica
+from enginehouse.bundle import MANIFEST
+from enginehouse.channel import Channel
+from enginehouse.config import Catalog, PoolConfig
+from enginehouse.errors import ModelNotFound, NoBackend
+from enginehouse.latency import LatencyTable
+from enginehouse.manifest import Manifest, SignatureRecord
+from enginehouse.reports import BackendStatus, Reports
+from enginehouse.served import ServedModels
+
+POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine="openvino-cpu")}
+
+
+@dataclass
+class Cluster:
+    """What the replicas of each pool report, and which accelerators there are."""
+
+    replicas: dict[str, list[Replica]] = field(default_factory=dict)
+    accelerators: set[str] = field(default_factory=lambda: {"cpu"})
+
+    def report(self, pool: str, *replicas: dict[str, ModelState], measured: Sequence[tuple[int, float]] = ()) -> None:
+        self.replicas[pool] = [
+            Replica(
+                id=f"{pool}-{number}",
+                reports={
+                    model: {
+                        "state": state,
+                        "reason": "" if state in ("ready", "loading") else f"why {state}",
+                        "engine": POOLS[pool].engine if state == "ready" else "",
+                        "artifact": {"ort": "onnx-fp32", "vino": "openvino-int8"}[pool] if state == "ready" else "",
+                        "precision": "fp32" if state == "ready" else "",
+                        "measured": list(measured),
+                    }
+                    for model, state in models.items()
+                },
+                address={"host": "", "port": 0, "key": ""},
+                channel=Channel(pool),
+            )
+            for number, models in enumerate(replicas)
+        ]
+
+
+def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -> None:
+    manifest = Manifest(
+        name="m",
+        version=version,
+        created="2026-01-01T00:00:00Z",
+        source="tests",
+        signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
+        max_batch=8,
+        artifacts=(artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")),
+        latency=latency,
+    )
+    folder = store / "m" / version
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+
+
+def catalog(store: Path, version: str, **settings: object) -> Catalog:
+    return Catalog.parse({"store": str(store), "models": [{"name": "m", "version": version, **settings}]})
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come true"
+        await asyncio.sleep(0.002)
+
+
+async def turns() -> None:
+    """Long enough for the keeper to have looked several times."""
+    await asyncio.sleep(0.05)
+
+
+async def serving(cluster: Cluster, store: Path, version: str = "1") -> ServedModels:
+    """Version 1 warm on one pool."""
+    models = ServedModels(Reports(POOLS, None, "here"))
+    cluster.report("ort", {"m@1": "ready"})
+    models.apply(catalog(store, version))
+    await until(lambda: answers(models) == version)
+    return models
+
+
+def vino(models: ServedModels) -> BackendStatus:
+    return models._reports.backends(models.get("m"))[1]
+
+
+def answers(models: ServedModels) -> str | None:
+    try:
+        return models.get("m").config.version
+    except (NoBackend, ModelNotFound):
+        return None
