@@ -11,15 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-ENGINEHOUSE = str(Path(sys.executable).parent / "enginehouse")
-START_TIMEOUT_S = 180
+from benchmarks.served import served
+
 #: What Ray's own processes have in their command line, and what to call them.
 _SERVICES = {
     "gcs_server": "GCS",
@@ -61,7 +54,7 @@ class Idle:
 
 def measure(store: Path, port: int, environment: str, settle_s: float, seconds: float) -> Idle:
     """Start a cluster under `environment` ("A=1 B=2"), let it settle, and watch it for `seconds`."""
-    with _served(store, port, dict(pair.split("=", 1) for pair in environment.split())) as (process, first_answer_s):
+    with served(store, port, dict(pair.split("=", 1) for pair in environment.split())) as (process, first_answer_s):
         idle = Idle(environment, first_answer_s, _start_cpu_s(process))
         time.sleep(settle_s)
         everyone = {member: _cpu_s(member) for member in [process, *process.children(recursive=True)]}
@@ -77,43 +70,6 @@ def measure(store: Path, port: int, environment: str, settle_s: float, seconds: 
                 idle.cpu_percent[kind] = idle.cpu_percent.get(kind, 0.0) + percent
                 idle.pss_mib[kind] = idle.pss_mib.get(kind, 0.0) + pss
         return idle
-
-
-@contextlib.contextmanager
-def _served(store: Path, port: int, changes: dict[str, str]) -> Iterator[tuple[psutil.Process, float]]:
-    # Ray's sockets lie deep in it and must stay short.
-    folder = tempfile.mkdtemp(prefix="idle-", dir="/tmp")
-    began = time.monotonic()
-    server = subprocess.Popen(
-        [ENGINEHOUSE, "serve", str(store), "--port", str(port)],
-        env=os.environ | {"RAY_TMPDIR": folder} | changes,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield psutil.Process(server.pid), _first_answer(server, port) - began
-    finally:
-        server.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.communicate(timeout=60)
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _first_answer(server: subprocess.Popen[bytes], port: int) -> float:
-    give_up = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < give_up:
-        if server.poll() is not None:
-            raise SystemExit(f"`enginehouse serve` ended:\n{server.communicate()[1].decode()}")
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1),
-        ):
-            return time.monotonic()
-        time.sleep(0.1)
-    raise SystemExit(f"no answer within {START_TIMEOUT_S} s")
 
 
 def _start_cpu_s(process: psutil.Process) -> dict[str, float]:
