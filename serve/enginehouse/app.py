@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from enginehouse import availability, ingress, memory, router
+from enginehouse import availability, ingress, memory, mirror, router
 from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
 from enginehouse.hints import Hints
@@ -26,6 +26,8 @@ from enginehouse.hosting import HostedModels
 from enginehouse.manifest import ACCELERATOR_OF, Precision
 from enginehouse.policy import USUAL
 from enginehouse.pool import Pool
+from enginehouse.reports import Reports
+from enginehouse.served import ServedModels
 
 
 @serve.ingress(ingress.http)
@@ -46,7 +48,9 @@ class Router:
             router=True,
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
-        self.core = router.Router(self.config, pools, self._residents)
+        reports = Reports(self.config.pools, self._residents, availability.this_node())
+        self.models = ServedModels(reports)
+        self.core = router.Router(self.config, self.models, reports, pools, self._residents)
 
     async def enginehouse_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: an inference request, handed over by shortcut.py."""
@@ -55,12 +59,12 @@ class Router:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""
         catalog = Catalog.parse(user_config)
-        self.core.models.apply(catalog)
+        self.models.apply(catalog)
         self._residents.follow(catalog)
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""
-        self.core.models.check_health()
+        self.models.check_health()
         self._residents.check_health()
 
     async def infer(
@@ -100,7 +104,11 @@ class Router:
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, and why a backend is not live."""
-        return self.core.models.status()
+        return self.models.status()
+
+    async def served(self, tag: str) -> dict[str, Any]:
+        """For routers in other processes: what this one serves, once that is not what `tag` stands for."""
+        return await mirror.tell(self.config, self.models.serving, tag)
 
 
 def _builtin(error: EnginehouseError) -> Exception:

@@ -167,6 +167,12 @@ def this_node() -> str:
     return node
 
 
+def job() -> str:
+    """Id of the Ray job of this process, empty while there is none. The public way to ask would start a Ray then."""
+    worker = ray._private.worker.global_worker
+    return worker.current_job_id.hex() if worker.connected else ""
+
+
 def threads_per_engine(num_cpus: float, engines_per_node: int) -> int:
     """Physical cores of this node over the CPU engines that it may come to hold, each of which takes `num_cpus`."""
     me = this_node()

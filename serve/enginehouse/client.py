@@ -1,7 +1,8 @@
-"""Client: inference from another Ray job, with this package's own errors."""
+"""Client: inference from another Ray job, routed in its own process, with this package's own errors."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Unpack
 
 import grpc
@@ -11,7 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from enginehouse import deploy
+from enginehouse import deploy, embedded
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, RequestTooLarge
 from enginehouse.hints import Hints, HintsByName
 from enginehouse.tensors import Tensors
@@ -24,13 +25,17 @@ UNSTATED_S = 30.0
 
 
 class Client:
-    """Calls the Router of the cluster that this process is connected to.
+    """Inference on the cluster that this process is connected to.
 
-    A job without this package uses `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
+    Requests are routed in this process, straight to the replicas; while that is not possible, for instance because it
+    reaches none, they go through the deployed routers, a hop more. `deadline_s`, `priority`, `backend` and
+    `min_precision` of a request are those of `Hints`. A job without this package uses
+    `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_embedded: bool = True) -> None:
         self._handle: DeploymentHandle = deploy.router_handle()
+        self._router = embedded.of_this_process(deploy.router_handle) if is_embedded else None
 
     def infer(
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
@@ -43,16 +48,24 @@ class Client:
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """As `infer`, with who answered: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
-        return self._wait(
-            self._handle.answer.remote(model, dict(inputs), Hints(**hints), version), hints.get("deadline_s")
-        )
+        asked = Hints(**hints)
+        if self._router and self._router.is_up:
+            answer = self._router.run(self._router.answer(model, inputs, asked, version)).result()
+            if answer is not None:
+                return answer
+        return self._wait(self._handle.answer.remote(model, dict(inputs), asked, version), asked.deadline_s)
 
     async def answer_async(
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """`answer` for callers that run an event loop."""
+        asked = Hints(**hints)
+        if self._router and self._router.is_up:
+            work = self._router.run(self._router.answer(model, inputs, asked, version))
+            if (answer := await asyncio.wrap_future(work)) is not None:
+                return answer
         try:
-            result: dict[str, Any] = await self._handle.answer.remote(model, dict(inputs), Hints(**hints), version)
+            result: dict[str, Any] = await self._handle.answer.remote(model, dict(inputs), asked, version)
         except Exception as error:
             raise translate(error) from None
         return result

@@ -25,6 +25,7 @@ from enginehouse.config import AppConfig
 from enginehouse.errors import EnginehouseError, Overloaded
 from enginehouse.hints import PREFIX, Hints, headers_of
 from enginehouse.router import Router
+from enginehouse.served import ServedModels
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,6 +40,7 @@ class Replica(Protocol):
 
     core: Router
     config: AppConfig
+    models: ServedModels
 
 
 def _replica() -> Replica:
@@ -56,7 +58,7 @@ async def live(_: Request) -> Response:
 
 async def ready(_: Request) -> Response:
     """200 once every model of the catalog answers (Triton's strict readiness), else 400."""
-    models = _replica().core.models.status()["models"]
+    models = _replica().models.status()["models"]
     waiting = [model["name"] for model in models if not _replica().core.is_ready(model["name"])]
     if waiting:
         return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
@@ -177,7 +179,7 @@ async def _answer(
 
 async def index(_: Request) -> Response:
     """The models by name, version and state, as Triton's repository index gives them."""
-    models = _replica().core.models.status()["models"]
+    models = _replica().models.status()["models"]
     return _json(
         [
             {

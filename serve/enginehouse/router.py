@@ -32,9 +32,9 @@ from enginehouse.errors import (
 from enginehouse.hints import NO_HINTS, Hints
 from enginehouse.hosting import HostedModels
 from enginehouse.metrics import RequestMetrics
+from enginehouse.mirror import Models
 from enginehouse.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.reports import RESIDENT, Reports, Served
-from enginehouse.served import ServedModels
 from enginehouse.tensors import Answer as Computed
 from enginehouse.tensors import Tensors, Timing, nbytes
 from enginehouse.waking import Waker
@@ -100,12 +100,15 @@ class Explained(NamedTuple):
 class Router:
     """Gets every request answered on the best live backend, or refused, within its deadline.
 
-    `handles` maps the name of each pool to the handle of its deployment; `residents` are engines of this process.
+    `models` says which version answers, `reports` on which backends. `handles` maps the name of each pool to the handle
+    of its deployment; `residents` are engines of this process.
     """
 
     def __init__(
         self,
         config: AppConfig,
+        models: Models,
+        reports: Reports,
         handles: Mapping[str, DeploymentHandle],
         residents: HostedModels | None = None,
         policy: Policy | None = None,
@@ -115,8 +118,8 @@ class Router:
         self._config = config
         self._metrics = RequestMetrics()
         self._policy: Policy = policy or FastestInTime()
-        self._reports = Reports(config.pools, residents, availability.this_node())
-        self.models = ServedModels(self._reports)
+        self._reports = reports
+        self.models = models
         self._backends = Backends(self._sender, config.router.num_replicas)
         self.admission = Admission(config.router.max_ongoing_requests, config.router.max_ongoing_bytes)
         self._waker = Waker(handles)

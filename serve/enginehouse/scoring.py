@@ -17,6 +17,7 @@ from ray.data.extensions import ArrowTensorArray
 
 from enginehouse.client import Client
 from enginehouse.errors import CapacityError, ConfigError, EnginehouseError, InferenceFailed, InvalidInput
+from enginehouse.policy import LAST
 from enginehouse.tensors import Signature, Tensors
 
 #: Logical CPUs of one scoring actor, and of one reading or writing task. Ray Data's own default of a whole CPU for
@@ -105,7 +106,7 @@ class _Scorer:
     async def _answer(self, inputs: Tensors) -> dict[str, Any]:
         for attempt in range(_TRIES):
             try:
-                return await self._client.answer_async(self._model, inputs, deadline_s=60)
+                return await self._client.answer_async(self._model, inputs, deadline_s=60, priority=LAST)
             except CapacityError:
                 if attempt == _TRIES - 1:
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -68,6 +69,10 @@ class ServedModels:
         if wanted is not None and served is None and version in (None, wanted.version):
             raise NoBackend(f"model {wanted.id!r} is not warm yet: {self._why_not(wanted)}")
         raise ModelNotFound(model, version, tuple(sorted(served.config.id for served in self._serving.values())))
+
+    def serving(self) -> Mapping[str, Served]:
+        """Every version that answers, by model."""
+        return self._serving
 
     def status(self) -> dict[str, Any]:
         """Models, versions, pools, backends and reasons, as plain data."""

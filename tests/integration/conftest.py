@@ -53,7 +53,7 @@ class House:
     def status(self) -> dict[str, Any]:
         from enginehouse.client import Client
 
-        return Client().status()
+        return Client(is_embedded=False).status()
 
     def model(self, name: str) -> dict[str, Any]:
         return next(entry for entry in self.status()["models"] if entry["name"] == name)
@@ -147,7 +147,7 @@ def deploy_app(cluster: Cluster, catalog: Catalog, app: AppConfig = APP) -> None
 
     def answers() -> bool:
         try:
-            return bool(Client().status())
+            return bool(Client(is_embedded=False).status())
         except Exception:
             return False
 

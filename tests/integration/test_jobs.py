@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.integration.bundles import WIDTH
+from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 
 from enginehouse.config import SERVING_ENV
 from enginehouse.errors import DeadlineExceeded, InvalidInput, ModelNotFound
+from enginehouse.hints import NO_HINTS
 
 #: A job of somebody who has never heard of this package: importing it fails as where it is not installed.
 STRANGER = """
@@ -107,6 +110,43 @@ def test_the_client_raises_our_own_errors(house: House) -> None:
         client.infer("scale", {"x": x}, version="99")
     with pytest.raises(DeadlineExceeded):
         client.infer("scale", {"x": x}, deadline_s=1e-6)
+
+
+def test_the_client_routes_in_its_own_process_and_by_the_routers_when_it_cannot(house: House) -> None:
+    from enginehouse.client import Client
+
+    client = Client()
+    x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
+    embedded = client._router
+    assert embedded is not None
+    assert Client()._router is embedded
+
+    def own() -> bool:
+        return embedded.run(embedded.answer("scale", {"x": x}, NO_HINTS, None)).result(10) is not None
+
+    wait_for(own, 20, "it knows what is served and where")
+    deployed, client._handle = client._handle, None  # type: ignore[assignment]
+    took = []
+    for _ in range(200):
+        began = time.monotonic()
+        answer = client.answer("scale", {"x": x}, priority=3, deadline_s=5)
+        took.append(time.monotonic() - began)
+        np.testing.assert_array_equal(answer["outputs"]["y"], x * 2)
+    took_deployed = []
+    other = Client(is_embedded=False)
+    for _ in range(50):
+        began = time.monotonic()
+        other.answer("scale", {"x": x})
+        took_deployed.append(time.monotonic() - began)
+    print(f"p50 {np.median(took) * 1e3:.2f} ms here, {np.median(took_deployed) * 1e3:.2f} ms by the deployed routers")
+    with pytest.raises(InvalidInput, match="'x'"):
+        client.infer("scale", {"x": x.astype(np.float64)})
+    client._handle = deployed
+    # A new model is known here as soon as the routers have it, and until then by them.
+    house.publish("fresh", "1", 11)
+    house.add("fresh", "1")
+    np.testing.assert_array_equal(client.infer("fresh", {"x": x})["y"], x * 11)
+    house.remove("fresh")
 
 
 def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:

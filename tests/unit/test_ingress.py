@@ -23,7 +23,9 @@ from enginehouse import body as request_body
 from enginehouse.admission import Admission, Admitted
 from enginehouse.config import AppConfig, Catalog, RouterConfig
 from enginehouse.errors import InvalidInput, Overloaded, RequestTooLarge
+from enginehouse.reports import Reports
 from enginehouse.router import Router
+from enginehouse.served import ServedModels
 
 LIMIT = 10_000
 TEXT = b'{"inputs": []}'
@@ -162,9 +164,11 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     """The routes over a real router that serves nothing yet: one model is wanted and its bundle is not there."""
     monkeypatch.setattr(availability, "nodes_with", lambda _: 1)
     config = AppConfig(router=RouterConfig(max_body_bytes=LIMIT))
-    core = Router(config, {})
-    monkeypatch.setattr(ingress, "_replica", lambda: SimpleNamespace(core=core, config=config))
-    core.models.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
+    reports = Reports(config.pools, None, "here")
+    models = ServedModels(reports)
+    core = Router(config, models, reports, {})
+    monkeypatch.setattr(ingress, "_replica", lambda: SimpleNamespace(core=core, config=config, models=models))
+    models.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
     async with AsyncClient(transport=ASGITransport(ingress.http), base_url="http://here") as client:
         yield client
 

@@ -18,8 +18,12 @@ NAMES = [
     # availability.watch
     ("ray.serve.handle", "DeploymentHandle.is_initialized"),
     ("ray.serve.handle", "DeploymentHandle._init"),
+    # availability.job
+    ("ray._private.worker", "Worker.connected"),
+    ("ray._private.worker", "Worker.current_job_id"),
     # autoscaling
     ("ray.serve.config", "AutoscalingContext.aggregated_metrics"),
+    ("ray.serve.config", "AutoscalingContext.total_num_requests"),
     # deploy
     ("ray.serve.context", "_get_global_client"),
     ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),

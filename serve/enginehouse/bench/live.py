@@ -51,7 +51,7 @@ def look(address: str, model: str, version: str | None) -> Target:
         from enginehouse import availability, deploy
         from enginehouse.client import Client
 
-        status = Client().status()
+        status = Client(is_embedded=False).status()
         app = deploy.live_app()
         host, port = deploy.http_address()
         threads = {

@@ -32,7 +32,7 @@ def explain(
     with cluster.connected(address):
         from enginehouse.client import Client
 
-        document = Client().explain(
+        document = Client(is_embedded=False).explain(
             name,
             rows,
             size,

@@ -119,7 +119,7 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
     settled = 0
     while time.monotonic() < give_up and not (stop and stop.is_set()):
         try:
-            document = Client().status()
+            document = Client(is_embedded=False).status()
         except EnginehouseError as error:
             missing = str(error)
         except Exception as error:

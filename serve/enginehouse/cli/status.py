@@ -20,7 +20,7 @@ def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="P
     with cluster.connected(address):
         from enginehouse.client import Client
 
-        document = Client().status()
+        document = Client(is_embedded=False).status()
     if json:
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
     else:

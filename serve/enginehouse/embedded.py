@@ -1,0 +1,116 @@
+"""The router in another process than the deployed ones: for clients, which save the hop to those."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from enginehouse import availability
+from enginehouse.config import APP_NAME, AppConfig
+from enginehouse.errors import EngineUnavailable, ModelNotFound, NoBackend
+from enginehouse.hints import Hints
+from enginehouse.mirror import Mirror
+from enginehouse.reports import Reports
+from enginehouse.router import Router
+from enginehouse.tensors import Tensors
+
+logger = logging.getLogger("ray.serve")
+
+#: How often replicas without a connection are connected to.
+CONNECT_S = 0.1
+#: How long a router that could not be asked is left alone.
+RETRY_S = 1.0
+
+T = TypeVar("T")
+
+
+class EmbeddedRouter:
+    """A router with an event loop of its own, which follows what the deployed ones serve; `find` gives their handle.
+
+    Until it is ready, and where it does not know a model or reaches no replica, it has no answer: the deployed routers
+    are to be asked then. It ends with the connection to Ray.
+    """
+
+    def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
+        self.job = availability.job()
+        self._find = find
+        self._router: Router | None = None
+        self._loop = asyncio.new_event_loop()
+        # It has to end with the process, whatever it waits for.
+        threading.Thread(target=self._loop.run_forever, name="enginehouse-router", daemon=True).start()
+        self.is_up = True
+        self.run(self._keep())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Have the router's event loop do something."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any] | None:
+        """As the deployed router's `answer`; None where that is to be asked."""
+        if self._router is None:
+            return None
+        try:
+            answer = await self._router.infer(model, inputs, hints, version)
+        except (ModelNotFound, NoBackend, EngineUnavailable):
+            return None
+        return {"outputs": answer.outputs, **answer.origin()}
+
+    async def _keep(self) -> None:
+        following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
+        while not following.done() and not connecting.done() and availability.job() == self.job:
+            await asyncio.wait([following, connecting], timeout=RETRY_S, return_when=asyncio.FIRST_COMPLETED)
+        self.is_up, self._router = False, None
+        # A call that Ray no longer knows is left as it is: to cancel it would start a new Ray.
+        following._log_destroy_pending = False  # type: ignore[attr-defined]
+        others = asyncio.all_tasks() - {asyncio.current_task(), following}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._loop.stop()
+
+    async def _follow(self) -> None:
+        mirror, args, reports = Mirror(), None, Reports({}, None, "")
+        # Of this event loop: a handle belongs to the one that it is first used in.
+        handle: Any = None
+        # What belongs to a connection that has ended would start a new Ray when it is used.
+        while availability.job() == self.job:
+            try:
+                if handle is None:
+                    handle = await asyncio.to_thread(self._find)
+                told = await handle.served.remote(mirror.tag)
+                if told["args"] != args:
+                    args, mirror = told["args"], Mirror()
+                    config = AppConfig.parse(args)
+                    reports = Reports(config.pools, None, availability.this_node())
+                    handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
+                    self._router = Router(config, mirror, reports, handles)
+                mirror.take(told)
+                await reports.count_nodes()
+            except Exception as error:
+                # The router that was asked is gone, say; another one knows as well.
+                logger.info("what is served could not be asked: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _connect(self) -> None:
+        while True:
+            availability.connect()
+            await asyncio.sleep(CONNECT_S)
+
+
+_lock = threading.Lock()
+_routers: list[EmbeddedRouter] = []
+
+
+def of_this_process(find: Callable[[], DeploymentHandle]) -> EmbeddedRouter:
+    """The one for the Ray job that this process is part of: what replicas there are is known once a process."""
+    with _lock:
+        if not _routers or _routers[-1].job != availability.job():
+            _routers[:] = [EmbeddedRouter(find)]
+        return _routers[-1]
