@@ -168,6 +168,7 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
                     "min_replicas": pool.min_replicas,
                     "max_replicas": pool.max_replicas,
                     "target_busy": pool.target_busy,
+                    "starts_nodes": pool.starts_nodes,
                 },
             ),
         ),

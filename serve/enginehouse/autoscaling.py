@@ -25,21 +25,25 @@ SPARE = 0.9
 class HardwareAndLoad:
     """Serve's autoscaling policy of a pool; runs in the Serve controller, which adds the delays of the configuration.
 
-    Without it a pool whose nodes are missing would keep the application DEPLOYING. A pool that rests at zero comes up
-    when a router calls its `wake`.
+    Without it a pool whose nodes are missing would keep the application DEPLOYING; one that `starts_nodes` may. A pool
+    that rests at zero comes up when a router calls its `wake`.
     """
 
-    def __init__(self, nodes: list[str], min_replicas: int, max_replicas: int, target_busy: float) -> None:
-        self._nodes = nodes
+    def __init__(
+        self, nodes: list[str], min_replicas: int, max_replicas: int, target_busy: float, starts_nodes: bool = False
+    ) -> None:
+        self._nodes, self._starts_nodes = nodes, starts_nodes
         self._min, self._max, self._target_busy = min_replicas, max_replicas, target_busy
 
     def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
-        if availability.nodes_with(self._nodes) == 0:
+        is_called = int(context.total_num_requests > 0)
+        is_here = availability.nodes_with(self._nodes) > 0
+        if not is_here and not self._starts_nodes:
             return 0, context.policy_state
         if self._min == self._max:
             return self._min, context.policy_state
-        is_called = int(context.total_num_requests > 0)
-        if context.current_num_replicas == 0:
+        if context.current_num_replicas == 0 or not is_here:
+            # A replica that waits for its node is what Ray's cluster autoscaler goes by.
             return max(self._min, is_called), context.policy_state
         metrics = context.aggregated_metrics or {}
         seconds = max(sum(metrics.get(name, {}).values()) for name in (BUSY, DEMAND))

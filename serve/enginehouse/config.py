@@ -49,7 +49,8 @@ class PoolConfig(_Config):
     the time, after the delays; a pool with none at least is woken by the first request that wants it. Without the
     hardware there is none.
     `models` reserves the pool for the models named. `price` is what a second of a replica costs beside those of other
-    pools: a request that states a deadline is answered by the cheapest backend that makes it.
+    pools: a request that states a deadline is answered by the cheapest backend that makes it. `starts_nodes` has Ray's
+    cluster autoscaler start a node with the hardware when the pool is wanted and none lives.
     """
 
     engine: EngineKind
@@ -66,6 +67,7 @@ class PoolConfig(_Config):
     unload_after_s: float = Field(default=10, ge=0)
     models: tuple[str, ...] | None = None
     price: float = Field(default=1.0, gt=0)
+    starts_nodes: bool = False
 
     @model_validator(mode="before")
     @classmethod

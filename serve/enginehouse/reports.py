@@ -111,7 +111,7 @@ class Reports:
         """The backends that could be woken, as they would be."""
         states = []
         for name, pool in self._pools.items():
-            if pool.min_replicas or not self._nodes.get(name) or availability.replicas(APP_NAME, name):
+            if pool.min_replicas or not self._may_run(name) or availability.replicas(APP_NAME, name):
                 continue
             if choice := self._choice(name, served):
                 engine, artifact = choice
@@ -179,7 +179,7 @@ class Reports:
             state, shown = "unavailable", unavailable[0]
         elif replicas:
             state = "loading"
-        elif not self._nodes.get(name):
+        elif not self._may_run(name):
             state = "no-hardware"
         elif pool.min_replicas:
             state = "cold"
@@ -200,6 +200,9 @@ class Reports:
             precision=shown["precision"] if shown else "",
             reason=shown["reason"] if shown else reason,
         )
+
+    def _may_run(self, name: str) -> bool:
+        return bool(self._nodes.get(name)) or self._pools[name].starts_nodes
 
     def _choice(self, name: str, served: Served) -> tuple[EngineKind, Artifact] | None:
         """What the pool would load of the model."""

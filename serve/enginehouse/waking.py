@@ -10,8 +10,8 @@ from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds that a pool has to come up before it is called again.
-WAKE_S = 60.0
+#: Seconds that a pool has to come up before it is called again: its node may have to be started.
+WAKE_S = 600.0
 
 
 class Waker:

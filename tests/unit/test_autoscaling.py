@@ -78,3 +78,9 @@ def test_a_pool_that_may_rest_does_so_until_it_is_called(nodes: list[int]) -> No
     assert decided(RESTS, 1, 0, **{BUSY: {"a": 0.01}, DEMAND: {"a": 0.0}}) == 1
     assert decided(RESTS, 1, 0, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 0
     assert decided(POOL, 0) == 1
+
+
+def test_a_pool_that_starts_nodes_wants_a_replica_for_ray_to_start_one(nodes: list[int]) -> None:
+    starts = HardwareAndLoad(["gpu"], min_replicas=0, max_replicas=4, target_busy=0.8, starts_nodes=True)
+    nodes[0] = 0
+    assert (decided(starts, 0), decided(starts, 0, 1), decided(RESTS, 0, 1)) == (0, 1, 0)
