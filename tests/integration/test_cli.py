@@ -29,6 +29,16 @@ def test_models_list(house: House) -> None:
     assert set(house.cluster.cli("models", "list").stdout.split()) == {"scale@1", "other@1"}
 
 
+def test_explain_shows_how_a_request_would_be_routed(house: House) -> None:
+    shown = house.cluster.cli("explain", "scale", "--rows", "2")
+    assert shown.returncode == 0, shown.stderr
+    first, second = (line.split() for line in shown.stdout.splitlines() if "-pool" in line)
+    assert (first[:2], second[:2]) == (["1", "gpu-pool"], ["2", "cpu-pool"]), shown.stdout
+    late = json.loads(house.cluster.cli("explain", "scale", "--deadline-ms", "0.01", "--json").stdout)
+    assert [entry["may_answer"] for entry in late["backends"]] == [False, False]
+    assert all(entry["reason"].startswith("takes ") for entry in late["backends"])
+
+
 def test_infer_prints_outputs_and_who_answered(house: House, tmp_path: Path) -> None:
     url = f"http://{house.url}"
     result = house.cluster.cli("infer", "scale", '{"x": [[1, 2, 3, 4]]}', "--url", url)

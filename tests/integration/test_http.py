@@ -141,6 +141,9 @@ HOSTILE = {
     "deadline that is no number": (GOOD, {"enginehouse-deadline-ms": "soon"}, 400, "soon"),
     "deadline that is no time": (GOOD, {"enginehouse-deadline-ms": "nan"}, 400, "nan"),
     "unknown backend": (GOOD, {"enginehouse-backend": "moon"}, 400, "moon"),
+    "deadline that no engine makes": (GOOD, {"enginehouse-deadline-ms": "0.01"}, 504, "gpu-pool takes 0."),
+    "priority that is none": (GOOD, {"enginehouse-priority": "10"}, 400, "priority 10"),
+    "precision that is none": (GOOD, {"enginehouse-min-precision": "fp8"}, 400, "'fp8'"),
     "deadline that has passed": (GOOD, {"enginehouse-deadline-ms": "-1"}, 504, "-1"),
 }
 
