@@ -72,7 +72,8 @@ class Backend:
         self.served = served
         self.seen_at = now
         rows, pace = self.queue.max_rows, self._pace.of(state.pool, now)
-        self.state = state = state._replace(batch_rows=rows, pace=pace, fails=self._fails(now))
+        drain_ms = self.queue.drain_ms(now)
+        self.state = state = state._replace(batch_rows=rows, drain_ms=drain_ms, pace=pace, fails=self._fails(now))
         full_ms = self.expected_ms(rows)
         self.queue.slots = _slots(served, state, rows, full_ms, routers)
         self.queue.hold_s = HOLD_S + full_ms / 1e3

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from enginehouse.tensors import Answer, Tensors, nbytes, split
 
 #: Seconds for which a call keeps others from being sent.
 HOLD_S = 0.25
+
+#: Weight of the newest interval in how fast a queue drains, and seconds for which that is known.
+NEWEST, KNOWN_S = 0.2, 2.0
 
 #: One call: the requests of a group, their rows, and the seconds that they have left.
 Call = Callable[[Sequence[Tensors], int, float], Awaitable[Answer]]
@@ -56,6 +60,11 @@ class Coalescer:
         self.max_rows = max_rows
         #: Rows of the requests that wait.
         self.waiting_rows = 0
+        # When the last group left, whether others had to stay behind, and how long each row took to get its turn since.
+        self._left_at = 0.0
+        self._stayed = False
+        self._row_ms = 0.0
+        self._row_known_at = -math.inf
         self._call = call
         self._max_bytes = max_bytes
         self._under_way = 0
@@ -67,6 +76,13 @@ class Coalescer:
     def is_idle(self) -> bool:
         """Whether nothing waits and no call is under way."""
         return not self._waiting and not self._under_way
+
+    def drain_ms(self, now: float) -> float:
+        """Milliseconds until a row that waits has its turn, for each before it; 0 when there was no queue lately.
+
+        Other routers' requests and whatever else the replicas do are in it.
+        """
+        return self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Answer:
         """Answer one request by `deadline`, of `time.monotonic`. Raises what the call does and DeadlineExceeded."""
@@ -115,10 +131,21 @@ class Coalescer:
             group = self._next_group()
             if not group:
                 return
+            self._note_leaving(sum(item.rows for item in group))
             # In a context of its own: Serve would count the call as one of whoever's request this runs in.
             task = asyncio.create_task(self._send(group, self._slot()), context=contextvars.Context())
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
+
+    def _note_leaving(self, rows: int) -> None:
+        now = time.monotonic()
+        if self._stayed:
+            row_ms = (now - self._left_at) * 1e3 / rows
+            known = now - self._row_known_at < KNOWN_S
+            self._row_ms += (row_ms - self._row_ms) * (NEWEST if known else 1.0)
+            self._row_known_at = now
+        self._left_at = now
+        self._stayed = self.waiting_rows > 0
 
     def _next_group(self) -> list[_Waiting]:
         """The first request and, in order, those that fit beside it; abandoned and late ones are dropped."""

@@ -34,8 +34,9 @@ class BackendState(NamedTuple):
     engine is in the router's own process. `price` is what a second of a replica costs beside those of other pools.
 
     `wait_ms` is how long the freest replica is busy with what it was sent. In the router `queued_rows` wait to be sent,
-    `batch_rows` at a time. `pace` is what calls take lately over what the table says, by the bit length of their rows;
-    under 0 for any other. One that `fails` is tried when no other is left.
+    `batch_rows` at a time, and lately each took `drain_ms` (0: there was no queue). `pace` is what calls take lately over
+    what the table says, by the bit length of their rows; under 0 for any other. One that `fails` is tried when no other
+    is left.
     """
 
     pool: str
@@ -51,6 +52,7 @@ class BackendState(NamedTuple):
     wait_ms: float = 0.0
     queued_rows: int = 0
     batch_rows: int = 1
+    drain_ms: float = 0.0
     pace: Mapping[int, float] = {}
     fails: str = ""
 
@@ -149,7 +151,9 @@ def _predict(backend: BackendState, demand: Demand, crowd: int) -> Choice:
     together = min(most, backend.queued_rows + demand.rows)
     compute_ms = backend.compute_ms(together, demand.size)
     wait_ms = backend.wait_ms
-    if backend.queued_rows and backend.table:
+    if backend.queued_rows and backend.drain_ms:
+        wait_ms += backend.queued_rows * backend.drain_ms
+    elif backend.queued_rows and backend.table:
         full_ms = backend.compute_ms(backend.batch_rows, demand.size)
         wait_ms += backend.queued_rows / backend.batch_rows * full_ms / backend.replicas
     hop_ms = 0.0 if backend.resident else HOP_MS

@@ -121,6 +121,20 @@ async def test_what_would_be_late_is_not_sent() -> None:
     assert coalescer.waiting_rows == 0
 
 
+async def test_how_fast_the_queue_drains_is_seen_while_there_is_one() -> None:
+    async def call(requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        await asyncio.sleep(0.02)
+        return {"y": stack(requests)["x"]}, Timing(0.0, 1.0, rows)
+
+    coalescer = Coalescer(call, max_rows=2, max_bytes=1 << 20)
+    await asyncio.gather(*(send(coalescer, row(number)) for number in range(3)))
+    assert coalescer.drain_ms(time.monotonic()) == 0
+    # One leaves at once, then pairs: each row waits 10 ms for each before it.
+    await asyncio.gather(*(send(coalescer, row(number)) for number in range(13)))
+    assert coalescer.drain_ms(time.monotonic()) == pytest.approx(10, rel=0.3)
+    assert coalescer.drain_ms(time.monotonic() + 10) == 0
+
+
 async def test_requests_are_not_copied_together_on_the_way() -> None:
     backend = Backend()
     coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)

@@ -98,6 +98,9 @@ def test_what_waits_for_a_backend_is_part_of_its_time() -> None:
     (choice,) = choices(queued)
     assert (choice.wait_ms, choice.compute_ms) == (10.0, 8.0)
     assert choice.predicted_ms == 18.0 + HOP_MS
+    # Other routers send as well, so that it is slower than that.
+    (choice,) = choices(queued._replace(drain_ms=3.0))
+    assert choice.wait_ms == 30.0
 
 
 def test_a_backend_is_as_slow_as_it_has_been_lately() -> None:
