@@ -34,9 +34,9 @@ class BackendState(NamedTuple):
     engine is in the router's own process. `price` is what a second of a replica costs beside those of other pools.
 
     `wait_ms` is how long the freest replica is busy with what it was sent. In the router `queued_rows` wait to be sent,
-    `batch_rows` at a time, and lately each took `drain_ms` (0: there was no queue). `pace` is what calls take lately over
-    what the table says, by the bit length of their rows; under 0 for any other. One that `fails` is tried when no other
-    is left.
+    `batch_rows` at a time, and lately each took `drain_ms` (0: there was no queue). `pace` is what calls take lately
+    over what the table says, by the bit length of their rows; under 0 for any other. One that `fails` is tried when no
+    other is left.
     """
 
     pool: str
