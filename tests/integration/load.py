@@ -113,13 +113,13 @@ def value(answer: httpx.Response) -> np.ndarray:
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
-def by_handle(model: str) -> Callable[[], Call]:
-    """Callers through the Python handle, from this process."""
+def by_handle(model: str, is_embedded: bool = True) -> Callable[[], Call]:
+    """Callers through the Python client, from this process: routed here, or by the deployed routers."""
 
     def caller() -> Call:
         from enginehouse.client import Client
 
-        client = Client()
+        client = Client(is_embedded)
 
         def send(x: np.ndarray) -> tuple[np.ndarray, str]:
             answer = client.answer(model, {"x": x})

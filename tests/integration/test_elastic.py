@@ -90,14 +90,6 @@ def test_a_pool_that_rests_is_woken_while_another_answers_and_takes_over_when_it
         wait_for(lambda: report.backends["gpu-pool"] > 20, 60, "the GPU pool takes over")
         print(f"took over after {time.monotonic() - began:.1f} s")
         assert report.backends["cpu-pool"], "meanwhile the CPU pool answered"
-        # A node that is lost gives its traffic back at once.
-        elastic.cluster.kill(elastic.gpu)
-        answered = report.backends["cpu-pool"]
-        wait_for(lambda: report.backends["cpu-pool"] > answered + 20, 10, "the CPU pool has it back")
-        wait_dead(elastic.gpu)
-        elastic.gpu = elastic.cluster.add("gpu")
-        answered = report.backends["gpu-pool"]
-        wait_for(lambda: report.backends["gpu-pool"] > answered + 20, 60, "the GPU pool takes over again")
     assert report.problems == []
     wait_for(lambda: elastic.state("scale", "gpu-pool") == "resting", 60, "nobody asks any more")
 
@@ -131,14 +123,14 @@ def test_replicas_follow_a_load_that_rises_and_falls(elastic: House) -> None:
             time.sleep(0.5)
 
     with load("busy", by_http(elastic.url, "busy", backend="cpu-pool"), [5], callers=1, pause_s=0.1) as low:
-        watch(8)
+        watch(4)
     with load("busy", by_http(elastic.url, "busy", backend="cpu-pool"), [5], callers=4, pause_s=0.1) as high:
         seen.append(-1)
-        watch(20)
+        watch(14)
     at_most = seen[-1]
     with load("busy", by_http(elastic.url, "busy", backend="cpu-pool"), [5], callers=1, pause_s=0.1) as after:
         seen.append(-1)
-        watch(15)
+        watch(10)
     print(seen, low, high, after, sep="\n")
     assert (low.problems, high.problems, after.problems) == ([], [], [])
     assert at_most > 1

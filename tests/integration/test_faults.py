@@ -71,7 +71,7 @@ def test_a_killed_controller_loses_nothing(house: House) -> None:
     before = {name: house.cluster.replicas(name) for name in ("Router", "gpu-pool", "cpu-pool")}
     with (
         load("scale by HTTP", by_http(house.url, "scale"), [2]) as http,
-        load("other by handle", by_handle("other"), [7]) as handle,
+        load("other by handle", by_handle("other", is_embedded=False), [7]) as handle,
     ):
         time.sleep(1)
         os.kill(victim, signal.SIGKILL)

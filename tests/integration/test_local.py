@@ -38,7 +38,7 @@ def _loaded(process: psutil.Process, library: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("end", [_ctrl_c, _terminate], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("end", [_ctrl_c, pytest.param(_terminate, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"])
 def test_serve_answers_and_ends_with_everything_it_started(
     tmp_path: Path, request: pytest.FixtureRequest, end: Callable[[subprocess.Popen[str]], None]
 ) -> None:

@@ -35,7 +35,7 @@ def test_a_resident_model_answers_in_the_router_and_its_pools_stand_by(restored:
     before = {name: house.cluster.replicas(name) for name in ("Router", "gpu-pool", "cpu-pool")}
     with (
         load("scale by HTTP", by_http(house.url, "scale"), [2, 3], callers=3) as http,
-        load("scale by handle", by_handle("scale"), [2, 3], callers=3) as handle,
+        load("scale by handle", by_handle("scale", is_embedded=False), [2, 3], callers=3) as handle,
     ):
         house.add("scale", "1", resident=True)
         resident = "resident-onnxruntime-cpu"
@@ -59,7 +59,7 @@ def test_a_model_that_crashed_its_router_is_left_to_the_pools(house: House) -> N
         wait_for(lambda: answered_by(house, "heavy") == {"resident-onnxruntime-cpu"}, 60, "both routers host it")
         routers = house.cluster.replicas("Router")
         # Some are lost with the router that they were in: this is about what comes after.
-        callers = [threading.Thread(target=lost, args=(house,)) for _ in range(4)]
+        callers = [threading.Thread(target=lost, args=(house,)) for _ in range(8)]
         for caller in callers:
             caller.start()
         wait_for(lambda: all(busy(pid) for pid in routers), 20, "both routers compute")
@@ -88,7 +88,9 @@ def answered_by(house: House, model: str) -> set[str]:
 
 def lost(house: House) -> None:
     try:
-        httpx.post(f"http://{house.url}/v2/models/heavy/infer", json=body(X), timeout=30)
+        # Else they would go where nobody waits.
+        headers = {"enginehouse-backend": "resident-onnxruntime-cpu"}
+        httpx.post(f"http://{house.url}/v2/models/heavy/infer", json=body(X), headers=headers, timeout=30)
     except httpx.HTTPError:
         return
 

@@ -38,7 +38,7 @@ def test_the_same_again_is_the_same_bundle_at_once(recipe: Path) -> None:
     assert seconds < 2
 
 
-@pytest.mark.parametrize("changed", ["samples", "model"])
+@pytest.mark.parametrize("changed", [pytest.param("samples", marks=pytest.mark.slow), "model"])
 def test_a_change_of_content_is_a_new_version(recipe: Path, linear: Path, changed: str) -> None:
     rerun(recipe)
     if changed == "samples":
@@ -65,6 +65,7 @@ def test_one_precision_more_converts_and_verifies_only_that(recipe: Path) -> Non
     assert {table.artifact for table in bundle.manifest.latency} >= {"onnx-fp32", "onnx-int8", "openvino-fp16"}
 
 
+@pytest.mark.slow
 def test_fresh_repeats_everything(recipe: Path) -> None:
     rerun(recipe)
     progress = Recorder()
@@ -94,7 +95,7 @@ def test_a_converter_that_is_killed_is_one_line_and_tried_again_next_time(recipe
     assert (outcomes["convert openvino-fp16"], outcomes["convert openvino-fp32"]) == ("done", "cached")
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("by", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_build_leaves_nothing_in_the_store_and_the_next_goes_on(recipe: Path, by: signal.Signals) -> None:
     with Driver(recipe) as driver:
         driver.until("verify onnx-fp32", "started")
