@@ -14,6 +14,7 @@ import json
 import math
 import subprocess
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +32,8 @@ from enginehouse.store import Store
 
 CAPACITY_S = 10
 #: Requests a second that one connection is asked for at most: it waits for an answer before it sends the next.
-PER_CONNECTION = 2.0
+PER_CONNECTION = 2
+GROUPS = 20
 console = Console(highlight=False)
 
 
@@ -57,28 +59,27 @@ class Overload:
     memory_most: float
 
 
-def load(url: str, body: Path, headers: dict[str, str], seconds: float, connections: int, rate: float) -> np.ndarray:
-    """What h2load saw: an array of [status, milliseconds]; `rate` 0 is as fast as the answers come."""
+def load(url: str, body: Path, headers: dict[str, str], seconds: int, connections: int, rate: int) -> np.ndarray:
+    """What h2load saw: an array of [status, milliseconds]; `rate` is of each connection, 0 as fast as answers come.
+
+    With a rate all connections of one h2load send at the same moment, so several share the load, one after the other.
+    """
+    groups = GROUPS if rate else 1
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        command = [
-            "h2load",
-            "--h1",
-            "-c",
-            str(connections),
-            "-D",
-            str(seconds),
-            "-d",
-            str(body),
-            "--log-file",
-            str(log),
-        ]
-        if rate:
-            command += [f"--rps={rate / connections:.4f}"]
-        for name, value in headers.items():
-            command += ["-H", f"{name}: {value}"]
-        subprocess.run([*command, url], check=True, capture_output=True)
-        seen = np.loadtxt(log, ndmin=2)
+        running = []
+        for group in range(groups):
+            log = str(Path(folder) / f"log{group}")
+            command = ["h2load", "--h1", "-c", str(math.ceil(connections / groups)), "-D", str(seconds)]
+            command += ["-d", str(body), "--log-file", log, *([f"--rps={rate}"] if rate else [])]
+            for name, value in headers.items():
+                command += ["-H", f"{name}: {value}"]
+            running.append(subprocess.Popen([*command, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+            time.sleep(1 / rate / groups if rate else 0)
+        for one in running:
+            said = one.communicate()[0]
+            if one.returncode:
+                raise SystemExit(f"h2load: {said.decode()}")
+        seen = np.concatenate([np.loadtxt(log, ndmin=2) for log in Path(folder).iterdir()])
     return np.column_stack([seen[:, 1], seen[:, 2] / 1e3])
 
 
@@ -101,7 +102,9 @@ def measure(store: Path, model: str, port: int, times: float, seconds: float, de
         seen = []
         # In parts, to see the memory in between.
         for _ in range(parts := max(1, round(seconds / 10))):
-            seen.append(load(url, body, limited, seconds / parts, math.ceil(rate / PER_CONNECTION), rate))
+            seen.append(
+                load(url, body, limited, round(seconds / parts), math.ceil(rate / PER_CONNECTION), PER_CONNECTION)
+            )
             watched.append(memory(process))
     status, time_ms = np.concatenate(seen).T
     answered, refused = time_ms[status == 200], time_ms[(status == 429) | (status == 504)]
