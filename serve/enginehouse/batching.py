@@ -16,7 +16,7 @@ from ray import serve
 
 from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded
 from enginehouse.manifest import Artifact, EngineKind, Manifest
 from enginehouse.tensors import Answer, Tensors, Timing, split, stack
 
@@ -102,10 +102,15 @@ class LoadedModel:
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
 
-        Raises DeadlineExceeded, InferenceFailed, or EngineUnavailable while the engine is stuck in a call.
+        Raises Overloaded at once for what would not be in time, DeadlineExceeded, InferenceFailed, or EngineUnavailable
+        while the engine is stuck in a call.
         """
         if self._since is not None and (busy_s := time.monotonic() - self._since) > self._stuck_after_s:
             raise EngineUnavailable(self.kind, f"it has been computing one call for {busy_s:.0f} s")
+        if self._pending_rows and self.backlog_ms + rows * self._row_ms > budget_s * 1e3:
+            raise Overloaded(
+                f"{self.kind} is busy for {self.backlog_ms:.3g} ms with what others sent", self.backlog_ms / 1e3
+            )
         self._pending_rows += rows
         try:
             return await self._infer(requests, rows, budget_s)

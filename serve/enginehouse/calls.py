@@ -46,11 +46,20 @@ class PoolCall:
         if not free:
             raise Overloaded(f"{self._pool}: its replicas take no more calls")
         now = time.monotonic()
-        channel = min(free, key=lambda channel: (channel.wait_ms(now), random.random()))
+        free.sort(key=lambda channel: (channel.wait_ms(now), random.random()))
         try:
             async with asyncio.timeout(budget_s):
-                expected_ms = self._expected_ms(rows)
-                demand_ms = round(self._take_demand_ms(), 3)
-                return await channel.infer(self._model_id, requests, rows, budget_s, expected_ms, alone, demand_ms)
+                for place, channel in enumerate(free, 1):
+                    left_s = budget_s - (time.monotonic() - now)
+                    expected_ms, demand_ms = self._expected_ms(rows), round(self._take_demand_ms(), 3)
+                    try:
+                        return await channel.infer(
+                            self._model_id, requests, rows, left_s, expected_ms, alone, demand_ms
+                        )
+                    except Overloaded:
+                        # Others have sent it more than was known here.
+                        if place == len(free):
+                            raise
         except TimeoutError:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
+        raise AssertionError("unreachable")

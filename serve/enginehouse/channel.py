@@ -62,6 +62,8 @@ class Channel(Connection):
         self._sent_ms = 0.0
         self._others_ms = 0.0
         self._told_at = 0.0
+        # When a call was last given up that the replica had not said a word since.
+        self._ran_out_at = 0.0
         self._let_in: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._looked = 0.0
@@ -91,8 +93,16 @@ class Channel(Connection):
         return time.monotonic() < self._full_until
 
     def wait_ms(self, now: float) -> float:
-        """Predicted time until the replica is done with what it was sent, by this router and as it said by others."""
-        return self._sent_ms + max(0.0, self._others_ms - (now - self._told_at) * 1e3)
+        """Predicted time until the replica is done with what it was sent, by this router and as it said by others.
+
+        One that let a call run out of time without a sign of life may be gone: it comes last.
+        """
+        silence_ms = SILENT_S * 1e3 if self._is_doubted else 0.0
+        return self._sent_ms + max(0.0, self._others_ms - (now - self._told_at) * 1e3) + silence_ms
+
+    @property
+    def _is_doubted(self) -> bool:
+        return self._ran_out_at > self.heard
 
     def close(self) -> None:
         """Give the connection up; calls under way fail."""
@@ -127,6 +137,7 @@ class Channel(Connection):
             # Silence counts from the first call.
             self.heard = time.monotonic()
             self._look_again(self.heard)
+        sent_at = time.monotonic()
         try:
             self.send(Kind.CALL, number, [model_id, rows, budget_s, alone, demand_ms, metas], buffers)
             message = await answer
@@ -136,15 +147,22 @@ class Channel(Connection):
             self._sent_ms = self._sent_ms - expected_ms if self._calls else 0.0
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
+                if self.heard < sent_at:
+                    self._ran_out_at = time.monotonic()
         if message.kind == Kind.FAILURE:
-            raise _error(*message.content)
+            name, arguments, backlog_ms = message.content
+            self._told(backlog_ms)
+            raise _error(name, arguments)
         try:
             timing, made, backlog_ms = message.content
-            self._told_at = time.monotonic()
-            self._others_ms = max(0.0, backlog_ms - self._sent_ms)
+            self._told(backlog_ms)
             return await wire.decode_aside(made, message.tensors), Timing(**timing)
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
+
+    def _told(self, backlog_ms: float) -> None:
+        self._told_at = time.monotonic()
+        self._others_ms = max(0.0, backlog_ms - self._sent_ms)
 
     def received(self, message: Message) -> None:
         match message.kind:
@@ -200,7 +218,7 @@ class Channel(Connection):
         self._watch = asyncio.get_running_loop().call_later(PING_S, self._look)
 
     def _look(self) -> None:
-        if not self._calls:
+        if not self._calls and not self._is_doubted:
             self._watch = None
             return
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -23,7 +24,7 @@ from enginehouse.tensors import Tensors
 
 logger = logging.getLogger("ray.serve")
 
-#: How often replicas without a connection are connected to.
+#: How often replicas without a connection are connected to, and it is looked whether Ray is still there.
 CONNECT_S = 0.1
 #: How long a router that could not be asked is left alone.
 RETRY_S = 1.0
@@ -42,6 +43,7 @@ class EmbeddedRouter:
         self.job = availability.job()
         self._find = find
         self._router: Router | None = None
+        self._handles: list[DeploymentHandle] = []
         self._loop = asyncio.new_event_loop()
         # It has to end with the process, whatever it waits for.
         threading.Thread(target=self._loop.run_forever, name="enginehouse-router", daemon=True).start()
@@ -65,8 +67,9 @@ class EmbeddedRouter:
     async def _keep(self) -> None:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
         while not following.done() and not connecting.done() and availability.job() == self.job:
-            await asyncio.wait([following, connecting], timeout=RETRY_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([following, connecting], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
         self.is_up, self._router = False, None
+        await self._let_go()
         # A call that Ray no longer knows is left as it is: to cancel it would start a new Ray.
         following._log_destroy_pending = False  # type: ignore[attr-defined]
         others = asyncio.all_tasks() - {asyncio.current_task(), following}
@@ -90,6 +93,8 @@ class EmbeddedRouter:
                     config = AppConfig.parse(args)
                     reports = Reports(config.pools, None, availability.this_node())
                     handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
+                    await self._let_go()
+                    self._handles = list(handles.values())
                     self._router = Router(config, mirror, reports, handles)
                 mirror.take(told)
                 await reports.count_nodes()
@@ -97,6 +102,13 @@ class EmbeddedRouter:
                 # The router that was asked is gone, say; another one knows as well.
                 logger.info("what is served could not be asked: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+    async def _let_go(self) -> None:
+        """Have Serve stop pushing the handles' metrics: without a Ray it would start one for that (Ray Serve 2.60)."""
+        for handle in self._handles:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(handle.shutdown_async(), RETRY_S)
+        self._handles = []
 
     async def _connect(self) -> None:
         while True:

@@ -178,7 +178,8 @@ class Served(Connection):
             self.send(Kind.ANSWER, message.call, [timing, made, round(self._listener.backlog_ms(), 3)], buffers)
 
     def _fail(self, call: int, error: EnginehouseError) -> None:
-        self.send(Kind.FAILURE, call, [type(error).__name__, [_plain(argument) for argument in error.args]])
+        arguments = [_plain(argument) for argument in error.args]
+        self.send(Kind.FAILURE, call, [type(error).__name__, arguments, round(self._listener.backlog_ms(), 3)])
 
 
 def _plain(argument: object) -> object:

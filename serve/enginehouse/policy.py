@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -125,7 +126,7 @@ class FastestInTime:
                 fit.append(_predict(backend, demand, crowd))
         if len(fit) > 1:
             fit = _placed(fit)
-            fit.sort(key=_cheapest if demand.stated else _soonest)
+            fit.sort(key=functools.partial(_cheapest, demand.budget_ms) if demand.stated else _soonest)
         late = [choice for choice in fit if _is_late(choice, demand)]
         if not late:
             return [*fit, *out] if out else fit
@@ -212,8 +213,11 @@ def _soonest(choice: Choice) -> tuple[bool, bool, float, bool]:
     return bool(backend.fails), bool(choice.behind), choice.predicted_ms, not backend.resident
 
 
-def _cheapest(choice: Choice) -> tuple[bool, bool, float, float]:
-    return bool(choice.backend.fails), bool(choice.behind), choice.cost, choice.predicted_ms
+def _cheapest(budget_ms: float, choice: Choice) -> tuple[bool, bool, float, float]:
+    # The longer the wait is beside the budget, the dearer: or requests that have time would fill the cheapest backend's
+    # queue up to their deadline, and leave none of it to those that have not (benchmarks/replay).
+    left = max(1e-6, 1 - choice.wait_ms * MARGIN / budget_ms)
+    return bool(choice.backend.fails), bool(choice.behind), choice.cost / left, choice.predicted_ms
 
 
 def choose_artifact(

@@ -213,6 +213,7 @@ class Router:
                 self._wake(served, demand, ranked[:1])
                 if not ranked and (self._is_late(choices) or not self._reports.is_coming(served)):
                     raise self._refusal(served, choices, demand)
+            refused: Overloaded | None = None
             for choice in ranked:
                 attempts += 1
                 backend = self._backends.get(served, choice.backend)
@@ -233,7 +234,10 @@ class Router:
                     if error.stage == ALONE and time.monotonic() - lost_at > ONE_EVENT_S:
                         raise _poisonous(error) from None
                     lost_at = min(lost_at, time.monotonic())
-                except (EngineUnavailable, ModelNotFound, NoBackend, Overloaded) as error:
+                except Overloaded as error:
+                    failures.append(f"{choice.backend.pool}: {error}")
+                    refused = error
+                except (EngineUnavailable, ModelNotFound, NoBackend) as error:
                     failures.append(f"{choice.backend.pool}: {error}")
                 except DeadlineExceeded as error:
                     if until == deadline:
@@ -241,6 +245,9 @@ class Router:
                     failures.append(f"{choice.backend.pool}: {error}")
                 else:
                     return Answer(outputs, served, choice, timing, attempts)
+            if refused is not None and demand.stated:
+                # Whoever states a deadline hears at once that it will not be met.
+                raise refused
             await asyncio.sleep(BACKOFF_S)
             # It was taken on; whether it is late by now will show.
             demand = demand._replace(budget_ms=math.inf)

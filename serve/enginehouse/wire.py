@@ -15,7 +15,7 @@ A message is a header, JSON and tensors:
                                          <─     PROOF [HMAC of the nonce with the replica's key, another nonce]
     WELCOME [HMAC of that]               ─>
                                          <─     CALL [model id, rows, seconds left, alone, demand, tensors]      CANCEL
-    ANSWER [timing, tensors, backlog in ms] | FAILURE [error] | FULL  ─>
+    ANSWER [timing, tensors, backlog in ms] | FAILURE [error, backlog] | FULL  ─>
     BEGUN                                ─>     the engine computes the call, which is to be `alone` in it
     PONG                                 ─> <─  PING, while calls are under way
     GOING                                ─>     no more calls, please: the replica ends when those it has are answered

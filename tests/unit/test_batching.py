@@ -18,11 +18,12 @@ from ray.serve._private.config import DeploymentConfig
 from tests.conformance.conftest import MAX_ROWS, write_bundle
 from tests.conformance.models import BY_NAME, Case
 
+from enginehouse import batching
 from enginehouse.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _parts
 from enginehouse.bundle import Bundle
 from enginehouse.config import ModelConfig
 from enginehouse.engines import load_engine
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded
 from enginehouse.store import Store
 from enginehouse.tensors import Signature, Tensors, TensorSpec
 
@@ -218,3 +219,69 @@ def test_parts_keep_the_order_and_the_limit_and_are_as_few_as_that_allows(rows: 
     assert all(size <= limit or len(part) == 1 for size, part in zip(sizes, parts, strict=True))
     for size, after in zip(sizes, parts[1:], strict=False):
         assert size + rows[after[0]] > limit
+
+
+class Slow:
+    """Doubles after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.signature = LOOKUP.signature
+
+    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        time.sleep(self.seconds)
+        return {"y": inputs["x"].astype(np.float32)}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+async def test_what_would_not_be_in_time_is_refused_at_once(load: Load) -> None:
+    model = load(LOOKUP)
+    model.engine = Slow(0.05)  # type: ignore[assignment]
+    x = [{"x": np.zeros((1, 2), np.int64)}]
+    await model.infer(x, 1, 10)
+    assert model.backlog_ms == 0
+    # Alone it may try, whatever its rows took before; behind others it would be late.
+    tasks = [asyncio.create_task(model.infer(x, 1, 10)) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    assert model.backlog_ms == pytest.approx(200, rel=0.3)
+    with pytest.raises(Overloaded, match="is busy for"):
+        await model.infer(x, 1, 0.1)
+    await asyncio.gather(*tasks)
+    await model.infer(x, 1, 0.1)
+
+
+async def test_an_engine_that_is_stuck_refuses_others_and_comes_back(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "STUCK_S", 0.1)
+    model = load(LOOKUP)
+    model.engine = slow = Slow(0.001)  # type: ignore[assignment]
+    x = [{"x": np.zeros((1, 2), np.int64)}]
+    await model.infer(x, 1, 10)
+    slow.seconds = 0.4
+    stuck = asyncio.create_task(model.infer(x, 1, 10))
+    await asyncio.sleep(0.2)
+    with pytest.raises(EngineUnavailable, match="has been computing one call for"):
+        await model.infer(x, 1, 10)
+    await stuck
+    await model.infer(x, 1, 10)
+
+
+async def test_alone_in_the_engine_is_told_before_it_computes(load: Load) -> None:
+    model = load(LOOKUP)
+    order: list[str] = []
+    infer = model.engine.infer
+
+    def watched(inputs: Tensors) -> dict[str, np.ndarray]:
+        order.append("computes")
+        return infer(inputs)
+
+    model.engine = SimpleNamespace(infer=watched, signature=LOOKUP.signature, close=model.engine.close)  # type: ignore[assignment]
+    x = {"x": np.array([[3, 4]])}
+    outputs, timing = await model.infer_alone([x], 1, 10, lambda: order.append("told"))
+    assert (order, timing.batch_rows) == (["told", "computes"], 1)
+    np.testing.assert_array_equal(outputs["y"], TABLE[x["x"]])
+    with pytest.raises(InferenceFailed):
+        await model.infer_alone([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)

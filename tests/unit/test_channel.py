@@ -211,6 +211,9 @@ def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
                     await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
             assert begun.is_set()
             await cancelled.wait()
+            # It may be gone, and comes last until it has said something.
+            assert channel.wait_ms(time.monotonic()) == channels.SILENT_S * 1e3
+            await asyncio.sleep(2 * channels.PING_S)
             assert channel.wait_ms(time.monotonic()) == 0
             await asyncio.sleep(0.05)
             assert not listener.calls

@@ -151,6 +151,10 @@ def test_with_a_stated_deadline_the_cheapest_that_makes_it_answers() -> None:
     assert ranked(gpu, cpu, budget_ms=50.0) == ["gpu", "cpu"]
     assert ranked(gpu, cpu, budget_ms=50.0, stated=True) == ["cpu", "gpu"]
     assert ranked(gpu, cpu, budget_ms=5.0, stated=True) == ["gpu"]
+    # A queue that takes much of the time makes a backend dearer, or the patient would fill it up for the others.
+    busy = cpu._replace(wait_ms=24.0)
+    assert ranked(gpu, busy, budget_ms=50.0, stated=True) == ["cpu", "gpu"]
+    assert ranked(gpu, busy._replace(wait_ms=25.0), budget_ms=50.0, stated=True) == ["gpu", "cpu"]
 
 
 def test_a_request_may_refuse_what_is_less_exact() -> None:
