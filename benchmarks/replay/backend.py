@@ -178,6 +178,7 @@ class Backend:
         """It is no longer waited for, nor is anything learned from it; who has time left goes on elsewhere."""
         if not self._is_over(call):
             return
+        call.channel.ran_out(self.clock.now)
         elsewhere = [attempt for attempt in call.attempts if attempt.until < attempt.request.deadline]
         if elsewhere:
             if call.deadline - call.began >= attempt_s(call.expected_ms):

@@ -46,7 +46,8 @@ class PoolCall:
         if not free:
             raise Overloaded(f"{self._pool}: its replicas take no more calls")
         now = time.monotonic()
-        free.sort(key=lambda channel: (channel.wait_ms(now), random.random()))
+        model_id = self._model_id
+        free.sort(key=lambda channel: (channel.wait_ms(now, model_id), channel.load_ms(now), random.random()))
         try:
             async with asyncio.timeout(budget_s):
                 for place, channel in enumerate(free, 1):

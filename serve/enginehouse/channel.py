@@ -12,7 +12,9 @@ import hmac
 import itertools
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from enginehouse import errors, wire
@@ -41,6 +43,18 @@ class Address(TypedDict):
     key: str
 
 
+@dataclass(slots=True)
+class _Load:
+    """What one model has to do on the replica: what was sent and not answered, and what others sent by `told_at`."""
+
+    sent_ms: float = 0.0
+    others_ms: float = 0.0
+    told_at: float = 0.0
+
+    def wait_ms(self, now: float) -> float:
+        return self.sent_ms + max(0.0, self.others_ms - (now - self.told_at) * 1e3)
+
+
 class Channel(Connection):
     """The router's end. `pool` is what errors name."""
 
@@ -58,10 +72,7 @@ class Channel(Connection):
         self._begun: set[int] = set()
         self._nonce = secrets.token_bytes(16)
         self._full_until = 0.0
-        # What was sent and not answered takes the replica so long; what others sent, so long from `_told_at` on.
-        self._sent_ms = 0.0
-        self._others_ms = 0.0
-        self._told_at = 0.0
+        self._loads: defaultdict[str, _Load] = defaultdict(_Load)
         # When a call was last given up that the replica had not said a word since.
         self._ran_out_at = 0.0
         self._let_in: asyncio.Future[None] | None = None
@@ -92,13 +103,19 @@ class Channel(Connection):
         """Whether the replica has just refused a call."""
         return time.monotonic() < self._full_until
 
-    def wait_ms(self, now: float) -> float:
-        """Predicted time until the replica is done with what it was sent, by this router and as it said by others.
+    def wait_ms(self, now: float, model_id: str) -> float:
+        """Predicted time until the replica is done with what it was sent for a model, by whomever.
 
-        One that let a call run out of time without a sign of life may be gone: it comes last.
+        Models do not wait for each other: what they cost each other is in how long their calls take. A replica that let
+        a call run out of time without a sign of life may be gone: it comes last.
         """
+        load = self._loads.get(model_id)
         silence_ms = SILENT_S * 1e3 if self._is_doubted else 0.0
-        return self._sent_ms + max(0.0, self._others_ms - (now - self._told_at) * 1e3) + silence_ms
+        return silence_ms + (load.wait_ms(now) if load else 0.0)
+
+    def load_ms(self, now: float) -> float:
+        """The same for all models together."""
+        return sum(load.wait_ms(now) for load in self._loads.values())
 
     @property
     def _is_doubted(self) -> bool:
@@ -132,7 +149,8 @@ class Channel(Connection):
         number = next(self._numbers)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
-        self._sent_ms += expected_ms
+        load = self._loads[model_id]
+        load.sent_ms += expected_ms
         if self._watch is None:
             # Silence counts from the first call.
             self.heard = time.monotonic()
@@ -144,25 +162,21 @@ class Channel(Connection):
         finally:
             del self._calls[number]
             self._begun.discard(number)
-            self._sent_ms = self._sent_ms - expected_ms if self._calls else 0.0
+            load.sent_ms = load.sent_ms - expected_ms if self._calls else 0.0
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
                 if self.heard < sent_at:
                     self._ran_out_at = time.monotonic()
         if message.kind == Kind.FAILURE:
             name, arguments, backlog_ms = message.content
-            self._told(backlog_ms)
+            _told(load, backlog_ms)
             raise _error(name, arguments)
         try:
             timing, made, backlog_ms = message.content
-            self._told(backlog_ms)
+            _told(load, backlog_ms)
             return await wire.decode_aside(made, message.tensors), Timing(**timing)
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
-
-    def _told(self, backlog_ms: float) -> None:
-        self._told_at = time.monotonic()
-        self._others_ms = max(0.0, backlog_ms - self._sent_ms)
 
     def received(self, message: Message) -> None:
         match message.kind:
@@ -233,6 +247,11 @@ class Channel(Connection):
         if silent_s > PING_S / 2:
             self.send(Kind.PING)
         self._look_again(now)
+
+
+def _told(load: _Load, backlog_ms: float) -> None:
+    load.told_at = time.monotonic()
+    load.others_ms = max(0.0, backlog_ms - load.sent_ms)
 
 
 def _error(name: str, arguments: list[object]) -> EnginehouseError:

@@ -76,10 +76,10 @@ class HostedModels:
         (then, before), self._busy = self._busy, (now, busy_s)
         return max(0.0, busy_s - before) / max(now - then, 1e-3)
 
-    @property
-    def backlog_ms(self) -> float:
-        """Predicted time until all engines are done with what they have; they share the threads."""
-        return sum(model.backlog_ms for model in self.models.values())
+    def backlog_ms(self, model_id: str) -> float:
+        """Predicted time until the engine of a model is done with what it has."""
+        loaded = self.models.get(model_id)
+        return loaded.backlog_ms if loaded else 0.0
 
     def check_health(self) -> None:
         """Raise when the task that loads models has died."""

@@ -26,7 +26,7 @@ InferAlone = Callable[[str, Sequence[Tensors], int, float, Callable[[], None]], 
 class Listener:
     """Takes calls from everybody who knows its key: `infer` answers `max_calls` of them at a time, the rest fails.
 
-    Every answer says how long the replica will be busy with what it still has.
+    Every answer says how long the model will be busy with what it still has.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Listener:
         infer: Infer,
         max_calls: int,
         infer_alone: InferAlone | None = None,
-        backlog_ms: Callable[[], float] = lambda: 0.0,
+        backlog_ms: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
         self.pool = pool
         self.infer = infer
@@ -160,8 +160,8 @@ class Served(Connection):
             self.end(f"{type(error).__name__}: {error}")
 
     async def _answer(self, message: Message) -> None:
+        model_id, rows, budget_s, alone, demand_ms, metas = message.content
         try:
-            model_id, rows, budget_s, alone, demand_ms, metas = message.content
             self._listener.demand_ms += demand_ms
             inputs = await wire.decode_aside(metas, message.tensors)
             if alone and self._listener.infer_alone:
@@ -171,15 +171,20 @@ class Served(Connection):
                 outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
             made, buffers = await wire.encode_aside([outputs])
         except EnginehouseError as error:
-            self._fail(message.call, error)
+            self._fail(message.call, model_id, error)
         except Exception as error:
-            self._fail(message.call, InferenceFailed(f"{self._listener.pool}: {type(error).__name__}: {error}"))
+            self._fail(
+                message.call, model_id, InferenceFailed(f"{self._listener.pool}: {type(error).__name__}: {error}")
+            )
         else:
-            self.send(Kind.ANSWER, message.call, [timing, made, round(self._listener.backlog_ms(), 3)], buffers)
+            self.send(Kind.ANSWER, message.call, [timing, made, self._backlog_ms(model_id)], buffers)
 
-    def _fail(self, call: int, error: EnginehouseError) -> None:
+    def _fail(self, call: int, model_id: str, error: EnginehouseError) -> None:
         arguments = [_plain(argument) for argument in error.args]
-        self.send(Kind.FAILURE, call, [type(error).__name__, arguments, round(self._listener.backlog_ms(), 3)])
+        self.send(Kind.FAILURE, call, [type(error).__name__, arguments, self._backlog_ms(model_id)])
+
+    def _backlog_ms(self, model_id: str) -> float:
+        return round(self._listener.backlog_ms(model_id), 3)
 
 
 def _plain(argument: object) -> object:

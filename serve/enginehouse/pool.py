@@ -45,7 +45,7 @@ class Pool:
             pool.unload_after_s,
         )
         self._listener = Listener(
-            name, self.infer, pool.max_ongoing_requests, self.infer_alone, lambda: self._hosted.backlog_ms
+            name, self.infer, pool.max_ongoing_requests, self.infer_alone, self._hosted.backlog_ms
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

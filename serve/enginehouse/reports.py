@@ -142,14 +142,16 @@ class Reports:
         if self._residents and resident and resident["state"] == "ready":
             pool = f"{RESIDENT}{resident['engine']}"
             states.append(
-                _state(pool, served, resident, 1, {self._node}, self._residents.backlog_ms)._replace(resident=True)
+                _state(pool, served, resident, 1, {self._node}, self._residents.backlog_ms(model_id))._replace(
+                    resident=True
+                )
             )
         now = time.monotonic()
         for name, pool_config in self._pools.items():
             warm = [replica for replica in availability.replicas(APP_NAME, name) if replica.has(model_id)]
             if warm:
                 nodes = {replica.node for replica in warm}
-                wait_ms = min(replica.channel.wait_ms(now) for replica in warm)
+                wait_ms = min(replica.channel.wait_ms(now, model_id) for replica in warm)
                 state = _state(name, served, warm[0].reports[model_id], len(warm), nodes, wait_ms)
                 states.append(state._replace(price=pool_config.price))
                 if state.table is not None and not pool_config.min_replicas:

@@ -98,18 +98,21 @@ def test_how_long_a_replica_is_busy_is_known_from_its_answers(run: Run) -> None:
             return await echo(model, requests, rows, budget_s)
 
         async with connected(held) as (listener, channel):
-            listener.backlog_ms = lambda: 5000.0
+            listener.backlog_ms = lambda _: 5000.0
             x = [{"x": np.zeros(1)}]
             long = asyncio.create_task(channel.infer("m@1", x, 2, 10, expected_ms=3000.0))
             await channel.infer("m@1", x, 1, 10, expected_ms=7.0)
             now = time.monotonic()
             # Of the 5 s it told of, 3 are this router's own; what others sent gets done meanwhile.
-            assert channel.wait_ms(now) == pytest.approx(5000, abs=50)
-            assert channel.wait_ms(now + 1) == pytest.approx(4000, abs=50)
-            assert channel.wait_ms(now + 9) == 3000
-            listener.backlog_ms = lambda: 0.0
+            assert channel.wait_ms(now, "m@1") == pytest.approx(5000, abs=50)
+            assert channel.wait_ms(now + 1, "m@1") == pytest.approx(4000, abs=50)
+            assert channel.wait_ms(now + 9, "m@1") == 3000
+            # Another model does not wait for this one, but of two replicas the one with less to do is taken.
+            assert channel.wait_ms(now, "other@1") == 0
+            assert channel.load_ms(now) == pytest.approx(5000, abs=50)
+            listener.backlog_ms = lambda _: 0.0
             release.set()
             await long
-            assert channel.wait_ms(time.monotonic()) == 0
+            assert channel.wait_ms(time.monotonic(), "m@1") == 0
 
     run(work())

@@ -109,7 +109,7 @@ def test_requests_arrive_stacked_and_calls_do_not_wait_for_each_other(run: Run) 
 
             await asyncio.gather(*(ask(number) for number in range(len(groups))))
             assert order[-1] == 1
-            assert channel.wait_ms(time.monotonic()) == 0
+            assert channel.wait_ms(time.monotonic(), "m@1") == 0
 
     run(work())
 
@@ -212,9 +212,9 @@ def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
             assert begun.is_set()
             await cancelled.wait()
             # It may be gone, and comes last until it has said something.
-            assert channel.wait_ms(time.monotonic()) == channels.SILENT_S * 1e3
+            assert channel.wait_ms(time.monotonic(), "m@1") == channels.SILENT_S * 1e3
             await asyncio.sleep(2 * channels.PING_S)
-            assert channel.wait_ms(time.monotonic()) == 0
+            assert channel.wait_ms(time.monotonic(), "m@1") == 0
             await asyncio.sleep(0.05)
             assert not listener.calls
 
