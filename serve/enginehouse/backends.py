@@ -11,7 +11,7 @@ from enginehouse.coalescing import HOLD_S, Coalescer
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
 from enginehouse.manifest import ACCELERATOR_OF
 from enginehouse.pace import Pace
-from enginehouse.policy import HOP_MS, BackendState
+from enginehouse.policy import HOP_MS, USUAL, BackendState
 from enginehouse.reports import Served
 from enginehouse.tensors import Answer, Tensors, Timing
 
@@ -55,10 +55,10 @@ class Backend:
         self._error = ""
         self._probe_at = 0.0
 
-    def ask(self, rows: int) -> None:
+    def ask(self, rows: int, size: int | None) -> None:
         """Count a request of so many rows, answered or not, as demand: what it takes of an engine in full batches."""
         most = max(rows, self.queue.max_rows)
-        self._demand_ms += self.expected_ms(most) * rows / most
+        self._demand_ms += self.expected_ms(most, size) * rows / most
 
     def take_demand_ms(self) -> float:
         """Milliseconds of an engine that were asked for since the last time."""
@@ -77,12 +77,18 @@ class Backend:
         full_ms = self.expected_ms(rows)
         self.queue.slots = _slots(served, state, rows, full_ms, routers)
         self.queue.hold_s = HOLD_S + full_ms / 1e3
-        self.queue.least_s = self.expected_ms(1) / 1e3
+        self.queue.least_s = (
+            self.expected_ms(1, state.table.sizes[0] if state.table and state.table.sizes else None) / 1e3
+        )
         return state
 
-    def expected_ms(self, rows: int) -> float:
-        """Time of an engine call; 0 where nobody knows."""
-        return self.state.compute_ms(rows, None) if self.state.table else 0.0
+    def expected_ms(self, rows: int, size: int | None = None) -> float:
+        """Time of an engine call, of the largest size if none is given; 0 where nobody knows."""
+        return self.state.compute_ms(rows, size) if self.state.table else 0.0
+
+    def call_ms(self, requests: Sequence[Tensors], rows: int) -> float:
+        """Time of the engine call that these requests are, which are all of one size."""
+        return self.expected_ms(rows, self.served.manifest.size_of(requests[0]))
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
         """Answer one request, in company. Raises what a call to the pool raises."""
@@ -108,7 +114,8 @@ class Backend:
             self._failed(error)
             raise
         except DeadlineExceeded as error:
-            if budget_s >= attempt_s(self.expected_ms(rows)):
+            # What an attempt may take, less what passed on the way here.
+            if budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows)):
                 self._failed(error)
             raise
         self._failures = 0
@@ -143,8 +150,11 @@ class Backends:
         self._paces: dict[tuple[str, str], Pace] = {}
         self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
 
-    def states(self, served: Served, live: Sequence[BackendState]) -> list[BackendState]:
-        """`live` with what this router knows. On the path of every request: most is kept while `live` is the same."""
+    def states(self, served: Served, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
+        """`live` with what this router knows, as a request of this priority finds it.
+
+        On the path of every request: most is kept while `live` is the same.
+        """
         seen = self._seen.get(served.config.id)
         if seen is None or seen[0] is not live:
             now = time.monotonic()
@@ -154,7 +164,7 @@ class Backends:
                 known.append((backend.update(served, state, self._routers, now), backend))
             seen = self._seen[served.config.id] = live, known
         return [
-            state._replace(queued_rows=backend.queue.waiting_rows) if backend.queue.waiting_rows else state
+            state._replace(queued_rows=backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
             for state, backend in seen[1]
         ]
 

@@ -16,7 +16,7 @@ from ray import serve
 
 from enginehouse.config import ModelConfig
 from enginehouse.engines import Engine
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
 from enginehouse.manifest import Artifact, EngineKind, Manifest
 from enginehouse.tensors import Answer, Tensors, Timing, split, stack
 
@@ -99,15 +99,24 @@ class LoadedModel:
         """Predicted time until everything that is here now is computed, by how long rows took lately."""
         return self._pending_rows * self._row_ms
 
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the engine computes one call, when that is far more than its calls take; else 0."""
+        # Read once: the engine's thread sets it.
+        since = self._since
+        busy_s = 0.0 if since is None else time.monotonic() - since
+        return busy_s if busy_s > self._stuck_after_s else 0.0
+
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
         """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
 
-        Raises Overloaded at once for what would not be in time, DeadlineExceeded, InferenceFailed, or EngineUnavailable
-        while the engine is stuck in a call.
+        Raises Overloaded at once for what would not be in time or while the engine is stuck in a call, DeadlineExceeded
+        or InferenceFailed.
         """
-        if self._since is not None and (busy_s := time.monotonic() - self._since) > self._stuck_after_s:
-            raise EngineUnavailable(self.kind, f"it has been computing one call for {busy_s:.0f} s")
-        if self._pending_rows and self.backlog_ms + rows * self._row_ms > budget_s * 1e3:
+        if (stuck_s := self.stuck_s) > 0:
+            # For others of the pool, which have an engine that works.
+            raise Overloaded(f"{self.kind} has been computing one call for {stuck_s:.0f} s", STUCK_S)
+        if self.backlog_ms > budget_s * 1e3:
             raise Overloaded(
                 f"{self.kind} is busy for {self.backlog_ms:.3g} ms with what others sent", self.backlog_ms / 1e3
             )

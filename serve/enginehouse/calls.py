@@ -14,7 +14,7 @@ from enginehouse.tensors import Answer, Tensors
 
 
 class PoolCall:
-    """What sends requests to `pool` for one model; see `Pool.infer`. So many rows are expected to take `expected_ms`,
+    """What sends requests to `pool` for one model; see `Pool.infer`. They are expected to take `expected_ms`,
     and `take_demand_ms` is what the replicas are told of the demand.
 
     Raises EngineUnavailable, ReplicaLost for what was lost with a replica, Overloaded when all refuse more calls,
@@ -25,7 +25,7 @@ class PoolCall:
         self,
         pool: str,
         model_id: str,
-        expected_ms: Callable[[int], float] = lambda _: 0.0,
+        expected_ms: Callable[[Sequence[Tensors], int], float] = lambda _, __: 0.0,
         take_demand_ms: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._pool = pool
@@ -52,7 +52,7 @@ class PoolCall:
             async with asyncio.timeout(budget_s):
                 for place, channel in enumerate(free, 1):
                     left_s = budget_s - (time.monotonic() - now)
-                    expected_ms, demand_ms = self._expected_ms(rows), round(self._take_demand_ms(), 3)
+                    expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
                     try:
                         return await channel.infer(
                             self._model_id, requests, rows, left_s, expected_ms, alone, demand_ms

@@ -167,6 +167,8 @@ class Channel(Connection):
                 self.send(Kind.CANCEL, number)
                 if self.heard < sent_at:
                     self._ran_out_at = time.monotonic()
+                    # If it is there, the doubt lasts as long as the way to it and back.
+                    self.send(Kind.PING)
         if message.kind == Kind.FAILURE:
             name, arguments, backlog_ms = message.content
             _told(load, backlog_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import grpc
@@ -50,25 +51,20 @@ class Client:
         """As `infer`, with who answered: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
         asked = Hints(**hints)
         if self._router and self._router.is_up:
-            answer = self._router.run(self._router.answer(model, inputs, asked, version)).result()
-            if answer is not None:
-                return answer
-        return self._wait(self._handle.answer.remote(model, dict(inputs), asked, version), asked.deadline_s)
+            future = self._router.run(self._router.answer(model, inputs, asked, version))
+            return self._wait(future.result, asked.deadline_s)
+        return self._wait(_result(self._handle.answer.remote(model, dict(inputs), asked, version)), asked.deadline_s)
 
     async def answer_async(
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """`answer` for callers that run an event loop."""
         asked = Hints(**hints)
-        if self._router and self._router.is_up:
-            work = self._router.run(self._router.answer(model, inputs, asked, version))
-            if (answer := await asyncio.wrap_future(work)) is not None:
-                return answer
+        router = self._router or embedded.of_this_process(deploy.router_handle)
         try:
-            result: dict[str, Any] = await self._handle.answer.remote(model, dict(inputs), asked, version)
+            return await asyncio.wrap_future(router.run(router.answer(model, inputs, asked, version)))
         except Exception as error:
             raise translate(error) from None
-        return result
 
     def explain(
         self,
@@ -80,21 +76,24 @@ class Client:
         **hints: Unpack[HintsByName],
     ) -> dict[str, Any]:
         """How a request of `rows` rows would be routed now, by one of the routers; see `Router.explain`."""
-        return self._wait(self._handle.explain.remote(model, rows, size, Hints(**hints), version), None)
+        return self._wait(_result(self._handle.explain.remote(model, rows, size, Hints(**hints), version)), None)
 
     def status(self) -> dict[str, Any]:
         """Models, versions, backends, and why a backend is not live."""
-        return self._wait(self._handle.status.remote(), None)
+        return self._wait(_result(self._handle.status.remote()), None)
 
-    def _wait(self, response: DeploymentResponse, deadline_s: float | None) -> dict[str, Any]:
+    def _wait(self, response: DeploymentResponse | Future[dict[str, Any]], deadline_s: float | None) -> dict[str, Any]:
         give_up_s = (UNSTATED_S if deadline_s is None else deadline_s) + GRACE_S
         try:
-            result: dict[str, Any] = response.result(timeout_s=give_up_s)
+            return result_within(give_up_s)
         except TimeoutError:
             raise DeadlineExceeded(f"the router did not answer within {give_up_s:g} s") from None
         except Exception as error:
             raise translate(error) from None
-        return result
+
+
+def _result(response: DeploymentResponse) -> Callable[[float], dict[str, Any]]:
+    return lambda timeout_s: response.result(timeout_s=timeout_s)
 
 
 def translate(error: Exception) -> EnginehouseError:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from enginehouse.errors import DeadlineExceeded, InferenceFailed, InvalidInput
-from enginehouse.policy import USUAL
+from enginehouse.policy import LAST, USUAL
 from enginehouse.tensors import Answer, Tensors, nbytes, split
 
 #: Seconds for which a call keeps others from being sent.
@@ -38,6 +38,7 @@ class _Waiting:
     shapes: tuple[tuple[str, tuple[int, ...], str], ...]
     arrived: float
     deadline: float
+    priority: int
     answer: asyncio.Future[Answer]
     #: Whether its rows are counted among those that wait.
     counted: bool = True
@@ -60,6 +61,7 @@ class Coalescer:
         self.max_rows = max_rows
         #: Rows of the requests that wait.
         self.waiting_rows = 0
+        self._rows_of = [0] * (LAST + 1)
         # When the last group left, whether others had to stay behind, and how long each row took to get its turn since.
         self._left_at = 0.0
         self._stayed = False
@@ -76,6 +78,10 @@ class Coalescer:
     def is_idle(self) -> bool:
         """Whether nothing waits and no call is under way."""
         return not self._waiting and not self._under_way
+
+    def waiting_before(self, priority: int) -> int:
+        """Rows of those that wait and leave before a request of this priority, or with it."""
+        return sum(self._rows_of[: priority + 1])
 
     def drain_ms(self, now: float) -> float:
         """Milliseconds until a row that waits has its turn, for each before it; 0 when there was no queue lately.
@@ -96,9 +102,10 @@ class Coalescer:
         # By name: two requests may list their inputs in different orders.
         shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, answer)
+        item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, priority, answer)
         heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
         self.waiting_rows += rows
+        self._rows_of[priority] += rows
         try:
             # A caller that gives up cancels the future, and with it the request's place in the queue.
             return await answer
@@ -109,6 +116,7 @@ class Coalescer:
         if item.counted:
             item.counted = False
             self.waiting_rows -= item.rows
+            self._rows_of[item.priority] -= item.rows
 
     def _slot(self) -> Callable[[], None]:
         """Take a slot until the function that is returned is called, or for `hold_s`."""
@@ -130,6 +138,7 @@ class Coalescer:
         while self._under_way < self.slots:
             group = self._next_group()
             if not group:
+                self._stayed = False
                 return
             self._note_leaving(sum(item.rows for item in group))
             # In a context of its own: Serve would count the call as one of whoever's request this runs in.
@@ -157,8 +166,10 @@ class Coalescer:
             entry = heapq.heappop(self._waiting)
             item = entry[-1]
             if item.answer.done():
+                self._leave(item)
                 continue
             if item.deadline < latest:
+                self._leave(item)
                 item.answer.set_exception(DeadlineExceeded("too little time was left when its turn came"))
                 continue
             fits = not group or (

@@ -35,14 +35,15 @@ T = TypeVar("T")
 class EmbeddedRouter:
     """A router with an event loop of its own, which follows what the deployed ones serve; `find` gives their handle.
 
-    Until it is ready, and where it does not know a model or reaches no replica, it has no answer: the deployed routers
-    are to be asked then. It ends with the connection to Ray.
+    Until it is ready, and where it does not know a model or reaches no replica, it has the deployed ones answer. It
+    ends with the connection to Ray.
     """
 
     def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
         self.job = availability.job()
         self._find = find
         self._router: Router | None = None
+        self._handle: Any = None
         self._handles: list[DeploymentHandle] = []
         self._loop = asyncio.new_event_loop()
         # It has to end with the process, whatever it waits for.
@@ -54,15 +55,23 @@ class EmbeddedRouter:
         """Have the router's event loop do something."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any] | None:
-        """As the deployed router's `answer`; None where that is to be asked."""
-        if self._router is None:
-            return None
-        try:
-            answer = await self._router.infer(model, inputs, hints, version)
-        except (ModelNotFound, NoBackend, EngineUnavailable):
-            return None
-        return {"outputs": answer.outputs, **answer.origin()}
+    async def answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any]:
+        """As the deployed router's `answer`. Raises what that raises, too."""
+        # What rests is woken, and waited for, by the deployed ones.
+        if self._router is not None and self._router.reaches(model, version):
+            try:
+                answer = await self._router.infer(model, inputs, hints, version)
+                return {"outputs": answer.outputs, **answer.origin()}
+            except (ModelNotFound, NoBackend, EngineUnavailable) as error:
+                logger.info("asking the deployed routers: %s", error)
+        result: dict[str, Any] = await (await self._deployed()).answer.remote(model, dict(inputs), hints, version)
+        return result
+
+    async def _deployed(self) -> DeploymentHandle:
+        # All calls by it are made on this event loop: a handle belongs to the one that it is first used in.
+        if self._handle is None:
+            self._handle = await asyncio.to_thread(self._find)
+        return self._handle
 
     async def _keep(self) -> None:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
@@ -80,14 +89,10 @@ class EmbeddedRouter:
 
     async def _follow(self) -> None:
         mirror, args, reports = Mirror(), None, Reports({}, None, "")
-        # Of this event loop: a handle belongs to the one that it is first used in.
-        handle: Any = None
         # What belongs to a connection that has ended would start a new Ray when it is used.
         while availability.job() == self.job:
             try:
-                if handle is None:
-                    handle = await asyncio.to_thread(self._find)
-                told = await handle.served.remote(mirror.tag)
+                told = await (await self._deployed()).served.remote(mirror.tag)
                 if told["args"] != args:
                     args, mirror = told["args"], Mirror()
                     config = AppConfig.parse(args)
@@ -98,6 +103,8 @@ class EmbeddedRouter:
                     self._router = Router(config, mirror, reports, handles)
                 mirror.take(told)
                 await reports.count_nodes()
+                # Routers that serve different things answer at once, each in its turn.
+                await asyncio.sleep(CONNECT_S)
             except Exception as error:
                 # The router that was asked is gone, say; another one knows as well.
                 logger.info("what is served could not be asked: %s", error)

@@ -25,6 +25,10 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds until a model that failed to load is tried again: its store may have been out of reach.
 RETRY_AFTER_S = 15.0
+#: Seconds after which a process with an engine that is stuck in a call is replaced.
+STUCK_FOR_GOOD_S = 60.0
+#: Seconds of computing that loading counts for where a pool is scaled.
+LOADING = 0.01
 
 
 class HostedModels:
@@ -74,7 +78,9 @@ class HostedModels:
         """Seconds that the engines computed per second since the last call; above 1 when several did at once."""
         now, busy_s = time.monotonic(), sum(model.busy_s for model in self.models.values())
         (then, before), self._busy = self._busy, (now, busy_s)
-        return max(0.0, busy_s - before) / max(now - then, 1e-3)
+        # What loads is wanted: a pool that may rest must not, before it was of any use.
+        least = LOADING if any(report["state"] == "loading" for report in self.reports.values()) else 0.0
+        return max(least, busy_s - before) / max(now - then, 1e-3)
 
     def backlog_ms(self, model_id: str) -> float:
         """Predicted time until the engine of a model is done with what it has."""
@@ -82,7 +88,10 @@ class HostedModels:
         return loaded.backlog_ms if loaded else 0.0
 
     def check_health(self) -> None:
-        """Raise when the task that loads models has died."""
+        """Raise when the task that loads models has died, or an engine is stuck for good."""
+        for model_id, loaded in self.models.items():
+            if loaded.stuck_s > STUCK_FOR_GOOD_S:
+                raise RuntimeError(f"{model_id}: one call of its engine takes {loaded.stuck_s:.0f} s")
         if self._keeper is not None and self._keeper.done():
             raise RuntimeError("the model keeper stopped") from self._keeper.exception()
 

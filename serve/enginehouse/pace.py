@@ -25,9 +25,15 @@ class Pace:
     def __init__(self) -> None:
         self._shared = _Average(SHARED)
         self._own: dict[tuple[str, int], _Average] = {}
+        self._heard = False
 
     def note(self, pool: str, rows: int, ratio: float, now: float) -> None:
         """A call of `rows` rows to `pool` took `ratio` times what the table says."""
+        # One call says no more than that: a pause of the machine would otherwise make everything late for a minute.
+        known = self._shared.at(now)
+        if self._heard:
+            ratio = min(known * MOST, max(known / MOST, ratio))
+        self._heard = True
         self._shared.note(ratio, now)
         key = pool, rows.bit_length()
         own = self._own.get(key)

@@ -128,6 +128,13 @@ class Router:
         for handle in self._handles.values():
             availability.watch(handle)
 
+    def reaches(self, model: str, version: str | None = None) -> bool:
+        """Whether this process is connected to a replica that has the model."""
+        try:
+            return bool(self._reports.live(self.models.get(model, version)))
+        except (NoBackend, ModelNotFound):
+            return False
+
     def is_ready(self, model: str, version: str | None = None) -> bool:
         """Whether a request for `model` would find a backend now, or wake one. Raises ModelNotFound."""
         try:
@@ -176,7 +183,7 @@ class Router:
         Raises what `infer` raises before it asks a backend.
         """
         served = self.models.get(model, version)
-        choices = self._rank(served, self._demand(served, rows, size, hints), fresh=True)
+        choices = self._rank(served, self._demand(served, rows, size, hints), hints.priority, fresh=True)
         live = {choice.backend.pool for choice in choices}
         out = {status.pool: status.reason or status.state for status in self._reports.backends(served)}
         return Explained(served, choices, {pool: reason for pool, reason in out.items() if pool not in live})
@@ -198,8 +205,8 @@ class Router:
             deadline_s is not None,
         )
 
-    def _rank(self, served: Served, demand: Demand, fresh: bool = False) -> Sequence[Choice]:
-        return self._policy.rank(self._backends.states(served, self._reports.live(served, fresh)), demand)
+    def _rank(self, served: Served, demand: Demand, priority: int, fresh: bool = False) -> Sequence[Choice]:
+        return self._policy.rank(self._backends.states(served, self._reports.live(served, fresh), priority), demand)
 
     async def _until(
         self, deadline: float, served: Served, inputs: Tensors, demand: Demand, priority: int, failures: list[str]
@@ -207,7 +214,7 @@ class Router:
         attempts = 0
         lost_at = math.inf
         while True:
-            choices = self._rank(served, demand, fresh=attempts > 0)
+            choices = self._rank(served, demand, priority, fresh=attempts > 0)
             ranked = [choice for choice in choices if not choice.reason]
             if not attempts:
                 self._wake(served, demand, ranked[:1])
@@ -218,7 +225,7 @@ class Router:
                 attempts += 1
                 backend = self._backends.get(served, choice.backend)
                 if attempts == 1:
-                    backend.ask(demand.rows)
+                    backend.ask(demand.rows, demand.size)
                 began = time.monotonic()
                 has_others = len(ranked) > 1 or choice.backend.replicas > 1
                 # Only while somebody else may have an answer is one given up before the deadline.
@@ -256,7 +263,7 @@ class Router:
         pool, model_id = backend.state.pool, backend.served.config.id
         if backend.state.resident:
             return functools.partial(self._call_resident, pool, model_id)
-        return PoolCall(pool, model_id, backend.expected_ms, backend.take_demand_ms)
+        return PoolCall(pool, model_id, backend.call_ms, backend.take_demand_ms)
 
     async def _call_resident(
         self,
@@ -275,19 +282,22 @@ class Router:
     def _wake(self, served: Served, demand: Demand, best: Sequence[Choice]) -> None:
         """Wake what rests and would be better than the best that lives; looked at once a second for each model."""
         now = time.monotonic()
-        if not self._may_rest or now < self._wake_at.get(served.config.id, 0.0):
+        if not self._may_rest or (best and now < self._wake_at.get(served.config.id, 0.0)):
             return
         self._wake_at[served.config.id] = now + WAKE_PERIOD_S
         live = [choice.backend for choice in best]
         resting = self._reports.resting(served)
-        ranked = self._policy.rank([*live, *resting], demand._replace(budget_ms=math.inf))
+        ranked = self._policy.rank([*live, *resting], demand)
         usable = [choice.backend for choice in ranked if not choice.reason]
         # One that was never measured comes last, and is measured when it comes up.
         unknown = [backend for backend in usable if backend.table is None and backend not in live]
-        for backend in [*usable[:1], *unknown]:
+        # Nor is one waited for alone that was called and does not come up.
+        called = [] if live else [backend for backend in usable[1:] if self._waker.is_slow(usable[0].pool)]
+        for backend in [*usable[:1], *called, *unknown]:
             if backend not in live:
                 self._waker.wake(backend.pool)
-                return
+                if not called:
+                    return
 
     @staticmethod
     def _is_late(choices: Sequence[Choice]) -> bool:
@@ -299,7 +309,7 @@ class Router:
             return NoBackend(self._nothing_live(served, choices))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
         # Refused is not unwanted: more replicas would have answered it.
-        self._backends.get(served, soonest.backend).ask(demand.rows)
+        self._backends.get(served, soonest.backend).ask(demand.rows, demand.size)
         told = "; ".join(f"{choice.backend.pool} {choice.reason}" for choice in late)
         what = f"the deadline of {demand.budget_ms:.4g} ms would pass: {told}"
         if soonest.predicted_ms - soonest.wait_ms > demand.budget_ms:

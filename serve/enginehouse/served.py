@@ -149,7 +149,7 @@ class ServedModels:
     def _is_warm(self, served: Served, current: Served | None) -> bool:
         backends = self._reports.backends(served)
         states = {backend.state for backend in backends}
-        if "live" not in states and ("resting" not in states or "loading" in states):
+        if "live" not in states and ("resting" not in states or states & {"loading", "failing", "cold"}):
             return False
         since = self._warm_since.setdefault(served.config.id, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S

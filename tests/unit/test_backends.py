@@ -66,7 +66,9 @@ def look(known: Backends, model: Served, **changes: object) -> BackendState:
     return state
 
 
-async def ask(known: Backends, model: Served, error: type[Exception] | None = None, budget_s: float = 10) -> None:
+async def ask(
+    known: Backends, model: Served, error: type[Exception] | None = None, budget_s: float = backends.ATTEMPT_S
+) -> None:
     one = known.get(model, look(known, model))
     if error is None:
         await one.infer(X, 1, time.monotonic() + budget_s, USUAL)

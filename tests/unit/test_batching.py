@@ -23,7 +23,7 @@ from enginehouse.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _par
 from enginehouse.bundle import Bundle
 from enginehouse.config import ModelConfig
 from enginehouse.engines import load_engine
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded
+from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
 from enginehouse.store import Store
 from enginehouse.tensors import Signature, Tensors, TensorSpec
 
@@ -263,7 +263,7 @@ async def test_an_engine_that_is_stuck_refuses_others_and_comes_back(
     slow.seconds = 0.4
     stuck = asyncio.create_task(model.infer(x, 1, 10))
     await asyncio.sleep(0.2)
-    with pytest.raises(EngineUnavailable, match="has been computing one call for"):
+    with pytest.raises(Overloaded, match="has been computing one call for"):
         await model.infer(x, 1, 10)
     await stuck
     await model.infer(x, 1, 10)

@@ -72,7 +72,7 @@ def test_a_call_goes_to_the_replica_that_is_free_first_and_ends_in_time(run: Run
 
         async with connected(forever) as (_, busy), connected() as (__, idle):
             known["busy"] = replica("busy", busy)
-            call = PoolCall("pool", "m@1", lambda rows: 5.0 * rows)
+            call = PoolCall("pool", "m@1", lambda _, rows: 5.0 * rows)
             stuck = asyncio.create_task(call(X, 1, 0.5))
             await asyncio.sleep(0.05)
             known["idle"] = replica("idle", idle)

@@ -211,9 +211,8 @@ def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
                     await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
             assert begun.is_set()
             await cancelled.wait()
-            # It may be gone, and comes last until it has said something.
-            assert channel.wait_ms(time.monotonic(), "m@1") == channels.SILENT_S * 1e3
-            await asyncio.sleep(2 * channels.PING_S)
+            # It may have been gone, and came last until it said something, which it was asked for.
+            await asyncio.sleep(0.1)
             assert channel.wait_ms(time.monotonic(), "m@1") == 0
             await asyncio.sleep(0.05)
             assert not listener.calls

@@ -101,6 +101,7 @@ async def test_those_that_wait_leave_by_priority_and_then_by_deadline() -> None:
     ]
     await asyncio.sleep(0)
     assert coalescer.waiting_rows == 5
+    assert [coalescer.waiting_before(priority) for priority in (FIRST, USUAL, LAST)] == [1, 4, 5]
     backend.open.set()
     await asyncio.gather(*tasks)
     assert backend.calls == [[0], [3], [2], [1], [5], [4]]
@@ -133,6 +134,15 @@ async def test_how_fast_the_queue_drains_is_seen_while_there_is_one() -> None:
     await asyncio.gather(*(send(coalescer, row(number)) for number in range(13)))
     assert coalescer.drain_ms(time.monotonic()) == pytest.approx(10, rel=0.3)
     assert coalescer.drain_ms(time.monotonic() + 10) == 0
+    # Those that gave up or were dropped leave no queue behind, and a quiet time is no drain.
+    tasks = [send(coalescer, row(number)) for number in range(5)]
+    await asyncio.sleep(0.03)
+    for task in tasks[3:]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.3)
+    await asyncio.gather(*(send(coalescer, row(number)) for number in range(7)))
+    assert coalescer.drain_ms(time.monotonic()) < 20
 
 
 async def test_requests_are_not_copied_together_on_the_way() -> None:
