@@ -82,7 +82,7 @@ class Client:
         """Models, versions, backends, and why a backend is not live."""
         return self._wait(_result(self._handle.status.remote()), None)
 
-    def _wait(self, response: DeploymentResponse | Future[dict[str, Any]], deadline_s: float | None) -> dict[str, Any]:
+    def _wait(self, result_within: Callable[[float], dict[str, Any]], deadline_s: float | None) -> dict[str, Any]:
         give_up_s = (UNSTATED_S if deadline_s is None else deadline_s) + GRACE_S
         try:
             return result_within(give_up_s)
