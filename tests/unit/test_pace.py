@@ -34,6 +34,18 @@ def test_one_engine_alone_does_not_deviate_from_itself() -> None:
     assert pace.of("p", 1.0)[1] / pace.of("other", 1.0)[0] < 1.2
 
 
+def test_one_call_that_was_held_up_does_not_make_everything_late() -> None:
+    pace = Pace()
+    for _ in range(20):
+        pace.note("p", 1, 1.0, 1.0)
+    pace.note("p", 1, 200.0, 1.0)
+    assert pace.of("p", 1.0)[0] < 2
+    # What stays so is believed after some calls.
+    for _ in range(20):
+        pace.note("p", 1, 200.0, 1.0)
+    assert pace.of("p", 1.0)[0] > 150
+
+
 def test_one_engine_that_is_slower_than_the_others_stays_so_at_its_rows() -> None:
     pace = Pace()
     for _ in range(200):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, until, vino
+from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until, vino
 from tests.unit.test_policy import table
 
 from enginehouse.reports import Reports
@@ -73,3 +73,18 @@ async def test_what_rests_is_what_could_be_woken(cluster: Cluster, store: Path) 
     assert state.compute_ms(1, None) == 3.0
     cluster.accelerators = set()
     await until(lambda: not reports.resting(served))
+
+
+async def test_a_version_that_failed_where_it_should_run_does_not_take_over_because_another_pool_rests(
+    cluster: Cluster, store: Path
+) -> None:
+    pools = POOLS | {"rests": POOLS["ort"].model_copy(update={"min_replicas": 0})}
+    models = ServedModels(Reports(pools, None, "here"))
+    cluster.report("ort", {"m@1": "ready"})
+    models.apply(catalog(store, "1"))
+    await until(lambda: answers(models) == "1")
+    models.apply(catalog(store, "2"))
+    for state in ("loading", "failed"):
+        cluster.report("ort", {"m@1": "ready", "m@2": state})  # type: ignore[dict-item]
+        await turns()
+        assert answers(models) == "1"
