@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from enginehouse import availability, ingress, memory, mirror, router
 from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
-from enginehouse.hints import Hints
+from enginehouse.hints import NO_HINTS, Hints
 from enginehouse.hosting import HostedModels
 from enginehouse.manifest import ACCELERATOR_OF, Precision
 from enginehouse.policy import USUAL
@@ -90,7 +90,7 @@ class Router:
         return answer.outputs
 
     async def answer(
-        self, model: str, inputs: dict[str, np.ndarray], hints: Hints, version: str | None = None
+        self, model: str, inputs: dict[str, np.ndarray], hints: Hints = NO_HINTS, version: str | None = None
     ) -> dict[str, Any]:
         """As `infer` with who answered, for callers that have this package: they get its own errors."""
         answer = await self.core.infer(model, inputs, hints, version)
