@@ -7,9 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
-import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse import availability
@@ -35,8 +33,9 @@ from enginehouse.metrics import RequestMetrics
 from enginehouse.mirror import Models
 from enginehouse.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.reports import RESIDENT, Reports, Served
+from enginehouse.routed import Answer, Explained
 from enginehouse.tensors import Answer as Computed
-from enginehouse.tensors import Tensors, Timing, nbytes
+from enginehouse.tensors import Tensors, nbytes
 from enginehouse.waking import Waker
 
 #: Pause before the ranking is tried again when every backend of a request has failed.
@@ -45,56 +44,6 @@ BACKOFF_S = 0.05
 WAKE_PERIOD_S = 1.0
 #: Replicas that are lost within this time of each other may have been lost for one reason, such as their node.
 ONE_EVENT_S = 0.25
-
-
-class Answer(NamedTuple):
-    """Outputs of one request, and who made them."""
-
-    outputs: dict[str, np.ndarray]
-    served: Served
-    choice: Choice
-    timing: Timing
-    attempts: int
-
-    def origin(self) -> dict[str, Any]:
-        """Who answered, how long it took and was predicted to take, as plain data; the response headers carry it."""
-        predicted_ms = self.choice.predicted_ms
-        return {
-            "version": self.served.config.version,
-            "backend": self.choice.backend.pool,
-            "precision": self.choice.backend.precision,
-            "queue_ms": round(self.timing.queue_ms, 3),
-            "compute_ms": round(self.timing.compute_ms, 3),
-            **({"predicted_ms": round(predicted_ms, 3)} if predicted_ms < math.inf else {}),
-            "attempts": self.attempts,
-        }
-
-
-class Explained(NamedTuple):
-    """How a request for `served` would be routed: the choices of the policy, and why pools are not among them."""
-
-    served: Served
-    choices: Sequence[Choice]
-    out: dict[str, str]
-
-    def document(self) -> dict[str, Any]:
-        """As plain data; times in milliseconds, None where nothing was measured."""
-        backends = [
-            {
-                "pool": choice.backend.pool,
-                "artifact": choice.backend.artifact,
-                "precision": choice.backend.precision,
-                "replicas": choice.backend.replicas,
-                "wait_ms": choice.wait_ms,
-                "compute_ms": _finite(choice.compute_ms),
-                "predicted_ms": _finite(choice.predicted_ms),
-                "cost": _finite(choice.cost),
-                "reason": choice.reason or choice.backend.fails or (choice.behind and f"behind {choice.behind}"),
-                "may_answer": not choice.reason,
-            }
-            for choice in self.choices
-        ]
-        return {"model": self.served.config.id, "backends": backends, "out": self.out}
 
 
 class Router:
@@ -323,10 +272,6 @@ class Router:
             for status in self._reports.backends(served)
         ]
         return f"no live backend for {served.config.id!r} ({'; '.join(parts)})"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _poisonous(error: ReplicaLost) -> InferenceFailed:
