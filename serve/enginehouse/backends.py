@@ -164,7 +164,7 @@ class Backends:
                 known.append((backend.update(served, state, self._routers, now), backend))
             seen = self._seen[served.config.id] = live, known
         return [
-            state._replace(queued_rows=backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
+            state.queued(backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
             for state, backend in seen[1]
         ]
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from enginehouse import availability
+from enginehouse.channel import Channel
 from enginehouse.config import APP_NAME
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
 from enginehouse.tensors import Answer, Tensors
@@ -36,31 +37,45 @@ class PoolCall:
     async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
         if budget_s <= 0:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
-        ready = [
-            replica.channel for replica in availability.replicas(APP_NAME, self._pool) if replica.has(self._model_id)
-        ]
-        if not ready:
-            raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_id} any more")
-        # A refusal is for a moment, and no reason to call the backend dead.
-        free = [channel for channel in ready if not channel.is_full]
-        if not free:
-            raise Overloaded(f"{self._pool}: its replicas take no more calls")
-        now = time.monotonic()
-        model_id = self._model_id
-        free.sort(key=lambda channel: (channel.wait_ms(now, model_id), channel.load_ms(now), random.random()))
+        began = time.monotonic()
+        free = self.free(began)
         try:
             async with asyncio.timeout(budget_s):
-                for place, channel in enumerate(free, 1):
-                    left_s = budget_s - (time.monotonic() - now)
+                while True:
+                    now = time.monotonic()
+                    channel = freest(free, self._model_id, now)
                     expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
                     try:
                         return await channel.infer(
-                            self._model_id, requests, rows, left_s, expected_ms, alone, demand_ms
+                            self._model_id, requests, rows, budget_s - (now - began), expected_ms, alone, demand_ms
                         )
                     except Overloaded:
                         # Others have sent it more than was known here.
-                        if place == len(free):
+                        free.remove(channel)
+                        if not free:
                             raise
         except TimeoutError:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
-        raise AssertionError("unreachable")
+
+    def free(self, now: float) -> list[Channel]:
+        """The replicas that take a call now. Raises EngineUnavailable or Overloaded when there is none."""
+        replicas, model_id = availability.replicas(APP_NAME, self._pool), self._model_id
+        ready = [replica.channel for replica in replicas if replica.has(model_id)]
+        if not ready:
+            raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_id} any more")
+        # A refusal is for a moment, and no reason to call the backend dead.
+        free = [channel for channel in ready if not channel.is_full(now)]
+        if not free:
+            raise Overloaded(f"{self._pool}: its replicas take no more calls")
+        return free
+
+
+def freest(channels: Sequence[Channel], model_id: str, now: float) -> Channel:
+    """The one that will be done with the model first; of equal ones that with the least to do, then any of them."""
+    if len(channels) == 1:
+        return channels[0]
+    waits = [channel.wait_ms(now, model_id) for channel in channels]
+    least = min(waits)
+    equal = [channel for channel, wait_ms in zip(channels, waits, strict=True) if wait_ms == least]
+    start = random.randrange(len(equal))
+    return min(equal[start:] + equal[:start], key=lambda channel: channel.load_ms(now))

@@ -52,7 +52,8 @@ class _Load:
     told_at: float = 0.0
 
     def wait_ms(self, now: float) -> float:
-        return self.sent_ms + max(0.0, self.others_ms - (now - self.told_at) * 1e3)
+        others_ms = self.others_ms - (now - self.told_at) * 1e3
+        return self.sent_ms + others_ms if others_ms > 0 else self.sent_ms
 
 
 class Channel(Connection):
@@ -98,10 +99,9 @@ class Channel(Connection):
             where = f"{address['host']}:{address['port']}"
             raise EngineUnavailable(self._pool, f"no connection to {where}: {str(error) or 'no answer'}") from None
 
-    @property
-    def is_full(self) -> bool:
+    def is_full(self, now: float) -> bool:
         """Whether the replica has just refused a call."""
-        return time.monotonic() < self._full_until
+        return now < self._full_until
 
     def wait_ms(self, now: float, model_id: str) -> float:
         """Predicted time until the replica is done with what it was sent for a model, by whomever.
@@ -110,12 +110,15 @@ class Channel(Connection):
         a call run out of time without a sign of life may be gone: it comes last.
         """
         load = self._loads.get(model_id)
-        silence_ms = SILENT_S * 1e3 if self._is_doubted else 0.0
-        return silence_ms + (load.wait_ms(now) if load else 0.0)
+        wait_ms = load.wait_ms(now) if load else 0.0
+        return wait_ms + SILENT_S * 1e3 if self._is_doubted else wait_ms
 
     def load_ms(self, now: float) -> float:
         """The same for all models together."""
-        return sum(load.wait_ms(now) for load in self._loads.values())
+        busy_ms = 0.0
+        for load in self._loads.values():
+            busy_ms += load.wait_ms(now)
+        return busy_ms
 
     @property
     def _is_doubted(self) -> bool:

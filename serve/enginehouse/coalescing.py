@@ -14,11 +14,11 @@ import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from enginehouse.errors import DeadlineExceeded, InferenceFailed, InvalidInput
 from enginehouse.policy import LAST, USUAL
-from enginehouse.tensors import Answer, Tensors, nbytes, split
+from enginehouse.tensors import Answer, Tensors, Timing, nbytes, split
 
 #: Seconds for which a call keeps others from being sent.
 HOLD_S = 0.25
@@ -215,7 +215,8 @@ class Coalescer:
             for item, part in zip(group, parts, strict=True):
                 if not item.answer.done():
                     waited_ms = (sent - item.arrived) * 1e3
-                    item.answer.set_result((part, replace(timing, queue_ms=timing.queue_ms + waited_ms)))
+                    queue_ms = timing.queue_ms + waited_ms
+                    item.answer.set_result((part, Timing(queue_ms, timing.compute_ms, timing.batch_rows)))
 
 
 def _fail(group: Sequence[_Waiting], error: Exception) -> None:

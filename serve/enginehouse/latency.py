@@ -72,8 +72,8 @@ class LatencyTable(BaseModel):
         """
         curves = self._curves
         if size is None or (len(curves) == 1 and not curves[0].size):
-            return curves[-1].at(rows)
-        return _interpolated(size, self.sizes, [curve.at(rows) for curve in curves])
+            return _interpolated(rows, curves[-1].rows, curves[-1].times)
+        return _interpolated(size, self.sizes, [_interpolated(rows, curve.rows, curve.times) for curve in curves])
 
     def rows_per_s(self, rows: int, size: int | None = None) -> float:
         """Throughput of one engine that runs calls of `rows` rows back to back."""
@@ -108,9 +108,6 @@ class _Curve(NamedTuple):
     size: int
     rows: list[int]
     times: list[float]
-
-    def at(self, rows: int) -> float:
-        return _interpolated(rows, self.rows, self.times)
 
 
 def _interpolated(at: int, known: Sequence[int], times: Sequence[float]) -> float:

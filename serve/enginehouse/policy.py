@@ -34,10 +34,10 @@ class BackendState(NamedTuple):
     `replicas` counts those where the engine is warm, on `nodes`; a backend without any is never chosen. A `resident`
     engine is in the router's own process. `price` is what a second of a replica costs beside those of other pools.
 
-    `wait_ms` is how long the freest replica is busy with what it was sent. In the router `queued_rows` wait to be sent,
-    `batch_rows` at a time, and lately each took `drain_ms` (0: there was no queue). `pace` is what calls take lately
-    over what the table says, by the bit length of their rows; under 0 for any other. One that `fails` is tried when no
-    other is left.
+    `wait_ms` is how long the freest replica is busy with what it was sent. `pace` is what calls take lately over what
+    the table says, by the bit length of their rows; under 0 for any other. One that `fails` is tried when no other is
+    left. In the router `queued_rows` wait to be sent, `batch_rows` at a time, and lately each took `drain_ms` (0: there
+    was no queue).
     """
 
     pool: str
@@ -51,11 +51,16 @@ class BackendState(NamedTuple):
     nodes: frozenset[str] = frozenset()
     price: float = 1.0
     wait_ms: float = 0.0
-    queued_rows: int = 0
-    batch_rows: int = 1
-    drain_ms: float = 0.0
     pace: Mapping[int, float] = {}
     fails: str = ""
+    batch_rows: int = 1
+    drain_ms: float = 0.0
+    queued_rows: int = 0
+
+    def queued(self, rows: int) -> BackendState:
+        """The same while so many rows wait."""
+        # As `_replace` does, in half the time: for every request that finds others before it.
+        return BackendState(*self[:-1], rows)
 
     def compute_ms(self, rows: int, size: int | None) -> float:
         """Predicted time of an engine call, as it goes lately; inf when it was never measured."""
@@ -136,11 +141,11 @@ class FastestInTime:
 
 
 def _unfit(backend: BackendState, demand: Demand) -> str:
-    if demand.pool not in (None, backend.pool):
+    if demand.pool is not None and demand.pool != backend.pool:
         return f"the request asks for {demand.pool}"
     if backend.replicas <= 0:
         return "no replica is warm"
-    if demand.numerics not in ("any", backend.numerics):
+    if demand.numerics != backend.numerics and demand.numerics != "any":
         return f"its {backend.artifact} is not of the numerics class {demand.numerics!r}"
     if EXACTNESS[backend.precision] < EXACTNESS[demand.min_precision]:
         return f"{backend.precision} is less exact than {demand.min_precision}"
@@ -148,21 +153,26 @@ def _unfit(backend: BackendState, demand: Demand) -> str:
 
 
 def _predict(backend: BackendState, demand: Demand, crowd: int) -> Choice:
-    most = max(backend.batch_rows, demand.rows)
-    together = min(most, backend.queued_rows + demand.rows)
-    compute_ms = backend.compute_ms(together, demand.size)
+    rows, size, queued = demand.rows, demand.size, backend.queued_rows
     wait_ms = backend.wait_ms
-    if backend.queued_rows and backend.drain_ms:
-        wait_ms += backend.queued_rows * backend.drain_ms
-    elif backend.queued_rows and backend.table:
-        full_ms = backend.compute_ms(backend.batch_rows, demand.size)
-        wait_ms += backend.queued_rows / backend.batch_rows * full_ms / backend.replicas
-    hop_ms = 0.0 if backend.resident else HOP_MS
-    # As many as would come together if all that wait in this router came here.
-    crowded = min(most, crowd + demand.rows)
-    busy_ms = compute_ms if crowded == together else backend.compute_ms(crowded, demand.size)
-    slowness = (busy_ms + hop_ms) / crowded
-    return Choice(backend, "", wait_ms, compute_ms, wait_ms + compute_ms + hop_ms, slowness * backend.price, slowness)
+    if not crowd:
+        compute_ms = busy_ms = backend.compute_ms(rows, size)
+        crowded = rows
+    else:
+        most = max(backend.batch_rows, rows)
+        together, crowded = min(most, queued + rows), min(most, crowd + rows)
+        compute_ms = backend.compute_ms(together, size)
+        if queued and backend.drain_ms:
+            wait_ms += queued * backend.drain_ms
+        elif queued and backend.table:
+            full = backend.batch_rows
+            full_ms = compute_ms if together == full else backend.compute_ms(full, size)
+            wait_ms += queued / full * full_ms / backend.replicas
+        # As many as would come together if all that wait in this router came here.
+        busy_ms = compute_ms if crowded == together else backend.compute_ms(crowded, size)
+    at_once_ms = compute_ms if backend.resident else compute_ms + HOP_MS
+    slowness = (busy_ms if backend.resident else busy_ms + HOP_MS) / crowded
+    return Choice(backend, "", wait_ms, compute_ms, wait_ms + at_once_ms, slowness * backend.price, slowness)
 
 
 def _placed(choices: list[Choice]) -> list[Choice]:
@@ -170,16 +180,15 @@ def _placed(choices: list[Choice]) -> list[Choice]:
     by_speed = sorted(choices, key=_slowness)
     for place, choice in enumerate(by_speed):
         mine = choice.backend
-        for other in by_speed[:place]:
+        for other in by_speed[:place] if mine.nodes else ():
             theirs = other.backend
             if (
-                mine.nodes
-                and mine.nodes <= theirs.nodes
-                and not theirs.fails
-                and other.slowness < choice.slowness
+                mine.nodes <= theirs.nodes
                 and ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine]
+                and other.slowness < choice.slowness
+                and not theirs.fails
             ):
-                by_speed[place] = choice._replace(behind=theirs.pool)
+                by_speed[place] = Choice(*choice[:-1], theirs.pool)
                 break
     return by_speed
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from tests.unit.connections import Run, connected, echo
+from tests.unit.connections import Run, connected, echo, pool
 
 from enginehouse import availability
 from enginehouse.availability import LiveReplicas, Replica
@@ -16,6 +17,7 @@ from enginehouse.calls import PoolCall
 from enginehouse.channel import FULL_S, Channel
 from enginehouse.config import APP_NAME
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
+from enginehouse.listener import Infer
 from enginehouse.tensors import Answer, Tensors
 
 X = [{"x": np.zeros((1, 2), np.float32)}]
@@ -84,6 +86,61 @@ def test_a_call_goes_to_the_replica_that_is_free_first_and_ends_in_time(run: Run
                 await call(X, 1, 0)
             with pytest.raises(EngineUnavailable, match="none of its replicas has other@1"):
                 await PoolCall("pool", "other@1")(X, 1, 10)
+
+    run(work())
+
+
+def test_of_replicas_that_are_as_free_any_answers_but_one_that_has_other_models_to_do(
+    run: Run, known: dict[str, Replica]
+) -> None:
+    async def work() -> None:
+        release, asked = asyncio.Event(), list[int]()
+
+        def counted(number: int) -> Infer:
+            async def infer(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+                if model == "other@1":
+                    await release.wait()
+                asked.append(number)
+                return await echo(model, requests, rows, budget_s)
+
+            return infer
+
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(4):
+                _, channel = await stack.enter_async_context(connected(counted(number)))
+                known[str(number)] = replica(str(number), channel)
+            other = asyncio.create_task(known["0"].channel.infer("other@1", X, 1, 10, expected_ms=5.0))
+            await asyncio.sleep(0)
+            for _ in range(100):
+                await PoolCall("pool", "m@1")(X, 1, 10)
+            assert set(asked) == {1, 2, 3}
+            release.set()
+            await other
+
+    run(work())
+
+
+def test_what_one_replica_refuses_another_answers(run: Run, known: dict[str, Replica]) -> None:
+    async def work() -> None:
+        release = asyncio.Event()
+
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+            await release.wait()
+            return await echo(model, requests, rows, budget_s)
+
+        async with pool(held, max_calls=1) as (_, address), connected() as (__, free):
+            mine, others = Channel("pool"), Channel("pool")
+            await asyncio.gather(mine.open(address), others.open(address))
+            first = asyncio.create_task(others.infer("m@1", X, 1, 10))
+            await asyncio.sleep(0.05)
+            known["full"], known["free"] = replica("full", mine), replica("free", free)
+            for _ in range(20):
+                await PoolCall("pool", "m@1")(X, 1, 10)
+            assert mine.is_full(time.monotonic())
+            release.set()
+            await first
+            mine.close()
+            others.close()
 
     run(work())
 
