@@ -23,12 +23,16 @@ from enginehouse.policy import HOP_MS, BackendState, Choice
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """A request on its way through the backends that it may try; on the present one `until`."""
+    """A request on its way through the backends that it may try; on the present one `until`.
+
+    One that is `refused` was so by all replicas of one of them.
+    """
 
     request: Request
     choices: Sequence[Choice] = ()
     tried: int = 0
     until: float = math.inf
+    refused: bool = False
 
 
 class Attempts(Protocol):
@@ -59,14 +63,14 @@ class Backend:
     """The queue of requests for one model on one pool, and what is known of how it does.
 
     A request that finds a free slot leaves at once; those that wait leave together, by deadline, in calls that are
-    worth it. `freest` names the replica with the least to do, None when all are gone; each has `calls` at a time.
+    worth it. `freest` names replicas, the one with the least to do for the model first; each has `calls` at a time.
     """
 
     clock: Clock
     model: Model
     pool: Pool
     pace: Pace
-    freest: Callable[[Pool], Channel | None]
+    freest: Callable[[Pool, Model], Sequence[Channel]]
     attempts: Attempts
     calls: int
     state: BackendState = field(init=False)
@@ -133,7 +137,7 @@ class Backend:
         assert isinstance(call, _Sent)
         if self._is_over(call):
             self._failures = 0
-            call.channel.told(self.clock.now)
+            call.channel.told(self.clock.now, self.model)
             table_ms = self.model.tables[self.pool[0]].predict_ms(rows)
             self.pace.note(self.state.pool, rows, compute_ms / table_ms, self.clock.now)
         for attempt in call.attempts:
@@ -157,22 +161,34 @@ class Backend:
     def _send(self, group: list[Attempt]) -> None:
         if self._failures >= FAILURES:
             self._probe_at = self.clock.now + PROBE_S
-        channel = self.freest(self.pool)
-        if channel is None:
-            self._failed()
-            for attempt in group:
-                self.attempts.failed(attempt)
-            return
         rows = sum(attempt.request.rows for attempt in group)
         until = max(attempt.until for attempt in group)
+        channels = self.freest(self.pool, self.model)
+        channel = next((known for known in channels if self._is_taken(known, until)), None)
+        if channel is None:
+            if not channels:
+                self._failed()
+            for attempt in group:
+                attempt.refused |= bool(channels)
+                self.attempts.failed(attempt)
+            return
         expected_ms = self.state.compute_ms(rows, None)
         requests = [attempt.request for attempt in group]
         call = _Sent(self.model, requests, rows, until, self, channel, expected_ms, self.clock.now, group)
         self._under_way += 1
-        channel.sent(expected_ms)
+        channel.sent(self.model, expected_ms)
         call.release = self.clock.at(self.clock.now + self._hold_s, lambda: self._released(call))
         call.timeout = self.clock.at(until, lambda: self._timed_out(call))
         channel.replica.submit(call)
+
+    def _is_taken(self, channel: Channel, until: float) -> bool:
+        """Whether the replica takes a call: at once it refuses what would be late."""
+        now = self.clock.now
+        machine, engine = channel.replica.machine, channel.replica.engine(self.model)
+        if machine.is_up and engine.backlog_ms() > (until - now) * 1e3:
+            channel.told(now, self.model)
+            return False
+        return True
 
     def _timed_out(self, call: _Sent) -> None:
         """It is no longer waited for, nor is anything learned from it; who has time left goes on elsewhere."""
@@ -193,7 +209,7 @@ class Backend:
             return False
         call.timeout.cancel()
         call.timeout = None
-        call.channel.over(call.expected_ms)
+        call.channel.over(self.model, call.expected_ms)
         self._released(call)
         return True
 

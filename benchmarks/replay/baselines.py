@@ -55,8 +55,9 @@ class Baseline:
         raise NotImplementedError
 
     def _freest(self, replicas: list[Replica]) -> Replica:
-        fewest = min(len(replica.under_way) for replica in replicas)
-        return self._random.choice([replica for replica in replicas if len(replica.under_way) == fewest])
+        calls = [replica.calls for replica in replicas]
+        fewest = min(calls)
+        return self._random.choice([replica for replica, known in zip(replicas, calls, strict=True) if known == fewest])
 
 
 class RoundRobin(Baseline):

@@ -103,6 +103,8 @@ class Fleet:
         rate = 0.0
         for accelerator in ENGINES:
             count = sum(node.accelerator == accelerator for node in self.nodes)
+            if not count:
+                continue
             row_ms = sum(
                 model.popularity
                 * min(model.row_ms(engine) for engine in ENGINES[accelerator] if engine in model.tables)

@@ -51,14 +51,14 @@ class Machine:
         self.busy_s = 0.0
         self.replicas: list[Replica] = []
         self._clock = clock
-        self._left_s: dict[Replica, float] = {}
+        self._left_s: dict[Engine, float] = {}
         self._since = 0.0
         self._timer: Timer | None = None
 
-    def compute(self, replica: Replica, work_s: float) -> None:
-        """Have the replica compute what would take so long on the whole node."""
+    def compute(self, engine: Engine, work_s: float) -> None:
+        """Have the engine compute what would take so long on the whole node."""
         self._advance()
-        self._left_s[replica] = work_s
+        self._left_s[engine] = work_s
         self._plan()
 
     def vanish(self) -> None:
@@ -75,8 +75,8 @@ class Machine:
         if self._left_s:
             self.busy_s += elapsed
             each = elapsed / len(self._left_s)
-            for replica in self._left_s:
-                self._left_s[replica] -= each
+            for engine in self._left_s:
+                self._left_s[engine] -= each
 
     def _plan(self) -> None:
         if self._timer is not None:
@@ -87,54 +87,49 @@ class Machine:
             due = self._clock.now + max(0.0, self._left_s[first]) * len(self._left_s)
             self._timer = self._clock.at(due, lambda: self._done(first))
 
-    def _done(self, replica: Replica) -> None:
+    def _done(self, engine: Engine) -> None:
         self._advance()
-        del self._left_s[replica]
+        del self._left_s[engine]
         self._plan()
-        replica.done()
+        engine.done()
 
 
-class Replica:
-    """One engine on a node: a batch at a time, of waiting calls for one model, whose models take turns."""
+class Engine:
+    """One model on a replica: a batch of its waiting calls at a time (`enginehouse.batching.LoadedModel`)."""
 
-    def __init__(self, clock: Clock, machine: Machine, engine: EngineKind, noise: Random) -> None:
-        self.machine = machine
-        self.engine: EngineKind = engine
+    def __init__(self, clock: Clock, machine: Machine, kind: EngineKind, model: Model, noise: Random) -> None:
         #: Calls that were sent and not answered.
         self.under_way: dict[Call, None] = {}
         self._clock = clock
+        self._machine = machine
+        self._kind: EngineKind = kind
+        self._model = model
         self._noise = noise
-        self._queue: dict[Model, deque[Call]] = {}
-        self._row_ms: dict[Model, float] = {}
+        self._queue: deque[Call] = deque()
+        self._row_ms = 0.0
         self._batch: list[Call] = []
         self._batch_rows = 0
         self._began = 0.0
 
     def backlog_ms(self) -> float:
-        """What it says of itself: rows that somebody waits for, by how long those of their model took lately."""
-        now, row_ms = self._clock.now, self._row_ms
-        return sum(call.rows * row_ms.get(call.model, 0.0) for call in self.under_way if call.deadline > now)
+        """What it says of itself: rows that somebody waits for, by how long rows took lately."""
+        now = self._clock.now
+        return self._row_ms * sum(call.rows for call in self.under_way if call.deadline > now)
 
     def submit(self, call: Call) -> None:
         """Take a call. On a node that is gone it waits until somebody notices."""
         self.under_way[call] = None
-        if not self.machine.is_up:
-            return
-        waiting = self._queue.get(call.model)
-        if waiting is None:
-            self._queue[call.model] = deque([call])
-        else:
-            waiting.append(call)
-        if not self._batch:
-            self._next()
+        if self._machine.is_up:
+            self._queue.append(call)
+            if not self._batch:
+                self._next()
 
     def done(self) -> None:
         """The batch is computed."""
         batch, rows, compute_ms = self._batch, self._batch_rows, (self._clock.now - self._began) * 1e3
         self._batch = []
-        row_ms, model = compute_ms / rows, batch[0].model
-        before = self._row_ms.get(model, row_ms)
-        self._row_ms[model] = before + NEWEST * (row_ms - before)
+        row_ms = compute_ms / rows
+        self._row_ms += (row_ms - self._row_ms) * (NEWEST if self._row_ms else 1.0)
         for call in batch:
             del self.under_way[call]
         self._next()
@@ -154,35 +149,60 @@ class Replica:
 
     def _next(self) -> None:
         expired: list[Call] = []
-        while self._queue and not self._batch:
-            model = next(iter(self._queue))
-            calls = self._queue.pop(model)
-            self._batch, self._batch_rows = self._taken(calls, model.batch_rows[self.engine], expired)
-            if calls:
-                self._queue[model] = calls
+        rows, most = 0, self._model.batch_rows[self._kind]
+        while self._queue and (not self._batch or rows + self._queue[0].rows <= most):
+            call = self._queue.popleft()
+            if call.deadline <= self._clock.now:
+                expired.append(call)
+            else:
+                rows += call.rows
+                self._batch.append(call)
         if self._batch:
-            model = self._batch[0].model
-            table_s = model.tables[self.engine].predict_ms(self._batch_rows) / 1e3
-            work_s = table_s * model.truth[self.engine] * self._noise.lognormvariate(0.0, NOISE)
-            self._began = self._clock.now
-            self.machine.compute(self, work_s)
+            table_s = self._model.tables[self._kind].predict_ms(rows) / 1e3
+            work_s = table_s * self._model.truth[self._kind] * self._noise.lognormvariate(0.0, NOISE)
+            self._batch_rows, self._began = rows, self._clock.now
+            self._machine.compute(self, work_s)
         # Last, because who hears of it may send more.
         for call in expired:
             del self.under_way[call]
             call.caller.expired(call)
 
-    def _taken(self, calls: deque[Call], most: int, expired: list[Call]) -> tuple[list[Call], int]:
-        batch: list[Call] = []
-        rows = 0
-        while calls:
-            if calls[0].deadline <= self._clock.now:
-                expired.append(calls.popleft())
-            elif batch and rows + calls[0].rows > most:
-                break
-            else:
-                rows += calls[0].rows
-                batch.append(calls.popleft())
-        return batch, rows
+
+class Replica:
+    """A process on a node that hosts models. They have their own queues, and share what the node computes."""
+
+    def __init__(self, clock: Clock, machine: Machine, kind: EngineKind, noise: Random) -> None:
+        self.machine = machine
+        self.kind: EngineKind = kind
+        self._clock = clock
+        self._noise = noise
+        self._engines: dict[Model, Engine] = {}
+
+    def engine(self, model: Model) -> Engine:
+        """That of a model, which is warm."""
+        found = self._engines.get(model)
+        if found is None:
+            found = self._engines[model] = Engine(self._clock, self.machine, self.kind, model, self._noise)
+        return found
+
+    @property
+    def calls(self) -> int:
+        """How many were sent and not answered."""
+        return sum(len(engine.under_way) for engine in self._engines.values())
+
+    def submit(self, call: Call) -> None:
+        """Take a call."""
+        self.engine(call.model).submit(call)
+
+    def vanish(self) -> None:
+        """Forget everything but that callers wait."""
+        for engine in self._engines.values():
+            engine.vanish()
+
+    def fail(self) -> None:
+        """Callers notice: what they sent is lost."""
+        for engine in self._engines.values():
+            engine.fail()
 
 
 class Machines:
@@ -224,6 +244,6 @@ class Machines:
         self.live.clear()
         for machine in self.all:
             for replica in machine.replicas:
-                pool = self.live.setdefault((replica.engine, machine.node.cell), [])
+                pool = self.live.setdefault((replica.kind, machine.node.cell), [])
                 if machine not in without:
                     pool.append(replica)

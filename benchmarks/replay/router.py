@@ -89,6 +89,10 @@ class PolicyRouter:
 
     def _try_next(self, attempt: Attempt) -> None:
         request, now = attempt.request, self._clock.now
+        if attempt.tried == len(attempt.choices) and attempt.refused:
+            # Whoever states a deadline hears at once that it will not be met.
+            self._book.end(request, Ended.REFUSED)
+            return
         if attempt.tried == len(attempt.choices):
             self._clock.at(now + BACKOFF_S, lambda: self._try_again(attempt))
             return
@@ -115,7 +119,7 @@ class PolicyRouter:
             for backend in self._of[model]:
                 channels, nodes = self._pool(backend.pool)
                 if channels:
-                    wait_ms = min(channel.wait_ms(now) for channel in channels)
+                    wait_ms = min(channel.wait_ms(now, model) for channel in channels)
                     known.append((backend.update(len(channels), nodes, wait_ms), backend))
             self._known[model] = now + LIVE_FOR_S, known
         # Who waits is known at any time.
@@ -139,10 +143,13 @@ class PolicyRouter:
             channel = self._channels[replica] = Channel(replica)
         return channel
 
-    def _freest(self, pool: Pool) -> Channel | None:
+    def _freest(self, pool: Pool, model: Model) -> list[Channel]:
         channels, _ = self._pool(pool)
         now = self._clock.now
-        return min(channels, key=lambda channel: (channel.wait_ms(now), self._random.random()), default=None)
+        return sorted(
+            channels,
+            key=lambda channel: (channel.wait_ms(now, model), channel.load_ms(now), self._random.random()),
+        )
 
 
 class Routers:

@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
         self.got: list[bytes] = []
+        self.asked: set[tuple[str, bytes]] = set()
         self.kinds: set[str | None] = set()
         self.url = f"http://127.0.0.1:{self.server_port}/infer"
 
@@ -34,7 +35,9 @@ class Answering(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        self.server.got.append(self.rfile.read(int(self.headers["content-length"])))
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.got.append(body)
+        self.server.asked.add((self.path, body))
         self.server.kinds.add(self.headers["x-kind"])
         time.sleep(self.server.pause_s)
         fails = self.server.fails_every and len(self.server.got) % self.server.fails_every == 0
@@ -97,9 +100,11 @@ def test_nobody_there_is_said(made_by: str) -> None:
 def test_an_open_loop_sends_when_due_whatever_becomes_of_it(server: Server) -> None:
     server.pause_s = 0.3
     due = [number / 50 for number in range(25)]
-    order = generator.Order(server.url, {}, [b"a", b"b"], due_s=due, which=[number % 2 for number in range(25)])
+    urls = [server.url, f"{server.url}/b"]
+    order = generator.Order(urls, {}, [b"a", b"b"], due_s=due, which=[number % 2 for number in range(25)])
     result, used = generator.run(order, [])
     assert Counter(server.got) == {b"a": 13, b"b": 12}
+    assert server.asked == {("/infer", b"a"), ("/infer/b", b"b")}
     assert len(result.requests) == 25
     assert [request.error for request in result.requests] == [None] * 25
     # One after the other they would have taken 7.5 s.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from benchmarks.replay import fleet as fleets
-from benchmarks.replay import machines, traces
+from benchmarks.replay import machines, real, traces
 from benchmarks.replay.book import Book, Ended, Request
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.figures import Figure, figure, verdict
 from benchmarks.replay.fleet import Fleet, Model, Node
 from benchmarks.replay.replay import Outcome, policies, replay
 from benchmarks.replay.traces import Loss, Trace
+
+from enginehouse.bench.generator import Sent
 
 POLICIES = policies(routers=2)
 
@@ -82,16 +86,15 @@ def test_engines_that_compute_at_once_share_their_node() -> None:
     clock, ended = Clock(), []
     machine = machines.Machine(clock, Node("c0", "cpu", 0))
 
-    class Told(machines.Replica):
+    class Told(machines.Engine):
         def done(self) -> None:
-            ended.append((self.engine, clock.now))
+            ended.append((self, clock.now))
 
-    noise = np.random.default_rng(0)
-    one, two = (Told(clock, machine, engine, noise) for engine in fleets.ENGINES["cpu"])  # type: ignore[arg-type]
+    one, two = (Told(clock, machine, kind, model(), Random(0)) for kind in fleets.ENGINES["cpu"])
     machine.compute(one, 1.0)
     clock.at(0.5, lambda: machine.compute(two, 1.0))
     clock.run()
-    assert ended == [(one.engine, 1.5), (two.engine, 2.0)]
+    assert ended == [(one, 1.5), (two, 2.0)]
     assert machine.busy_s == 2.0
 
 
@@ -118,6 +121,28 @@ def test_traces_have_the_same_mean_load_and_the_fleet_hosts_every_model(small: F
     assert list(rates) == ["steady", "diurnal", "bursty", "node loss"]
     hosted = {(node.cell, node.accelerator) for node in small.nodes}
     assert {(one.cell, kind) for one in small.models for kind in fleets.ENGINES} <= hosted
+
+
+def test_a_fleet_without_gpus_is_as_fast_as_its_cpu_nodes() -> None:
+    one = model(row_ms=10.0)
+    assert Fleet([one], [Node(f"c{number}", "cpu", 0) for number in range(3)]).rows_per_s == pytest.approx(300)
+
+
+@pytest.mark.parametrize(
+    ("error", "latency_s", "ended"),
+    [
+        (None, 0.1, Ended.IN_TIME),
+        (None, 0.3, Ended.LATE),
+        ('status 429: {"error": "onnxruntime-cpu is busy"}', 0.01, Ended.REFUSED),
+        ('status 504: {"error": "the deadline of 200 ms would pass: p takes 300 ms"}', 0.01, Ended.REFUSED),
+        ('status 504: {"error": "no answer within 0.2 s after 1 attempts"}', 0.2, Ended.EXPIRED),
+        ("ServerDisconnectedError: ", 0.1, Ended.LOST),
+    ],
+)
+def test_what_a_real_cluster_says_is_told_as_the_replay_tells_it(
+    error: str | None, latency_s: float, ended: Ended
+) -> None:
+    assert real.ended(Sent(0, 1.0, 0.0, latency_s, error), budget_s=0.2) == ended
 
 
 def test_ours_wins_only_with_fewer_violations_at_no_higher_cost() -> None:

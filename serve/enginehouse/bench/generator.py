@@ -21,14 +21,14 @@ from enginehouse.errors import NoBackend
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Requests to send: POST of `bodies[i]` to `url`.
+    """Requests to send: POST of `bodies[i]` to `url`, or to the i-th of several.
 
     With `due_s` (seconds from the start) an open loop that sends `bodies[which[i]]` at `due_s[i]`; otherwise a closed
     loop of `connections` that ends after `seconds`. With `expected`, one for each body, every answer is compared.
     A server that lets more than `most_waiting` requests of an open loop wait has fallen behind; the rest is not sent.
     """
 
-    url: str
+    url: Sequence[str] | str
     headers: Sequence[Mapping[str, str]] | Mapping[str, str]
     bodies: Sequence[bytes]
     due_s: Sequence[float] = ()
@@ -37,6 +37,9 @@ class Order:
     seconds: float = 0.0
     expected: Sequence[Mapping[str, Expected]] = ()
     most_waiting: int = 1000
+
+    def url_of(self, body: int) -> str:
+        return self.url if isinstance(self.url, str) else self.url[body]
 
     def headers_of(self, body: int) -> Mapping[str, str]:
         return self.headers if isinstance(self.headers, Mapping) else self.headers[body]

@@ -104,7 +104,7 @@ class _Loop:
         content, headers = b"", {}
         try:
             async with self._session.post(
-                self._order.url, data=self._order.bodies[body], headers=self._order.headers_of(body)
+                self._order.url_of(body), data=self._order.bodies[body], headers=self._order.headers_of(body)
             ) as response:
                 content, headers = await response.read(), dict(response.headers)
                 if response.status > 399:
