@@ -55,9 +55,8 @@ class Baseline:
         raise NotImplementedError
 
     def _freest(self, replicas: list[Replica]) -> Replica:
-        calls = [replica.calls for replica in replicas]
-        fewest = min(calls)
-        return self._random.choice([replica for replica, known in zip(replicas, calls, strict=True) if known == fewest])
+        fewest = min(replica.calls for replica in replicas)
+        return self._random.choice([replica for replica in replicas if replica.calls == fewest])
 
 
 class RoundRobin(Baseline):

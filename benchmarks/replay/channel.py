@@ -67,3 +67,5 @@ class Channel:
         load = self._loads[model]
         self._told_at = load.told_at = now
         load.others_ms = max(0.0, self.replica.engine(model).backlog_ms() - load.sent_ms)
+        if load.sent_ms + load.others_ms < 1e-6:
+            del self._loads[model]

@@ -97,13 +97,12 @@ class Machine:
 class Engine:
     """One model on a replica: a batch of its waiting calls at a time (`enginehouse.batching.LoadedModel`)."""
 
-    def __init__(self, clock: Clock, machine: Machine, kind: EngineKind, model: Model, noise: Random) -> None:
-        #: Calls that were sent and not answered.
-        self.under_way: dict[Call, None] = {}
+    def __init__(self, clock: Clock, replica: Replica, model: Model, noise: Random) -> None:
         self._clock = clock
-        self._machine = machine
-        self._kind: EngineKind = kind
+        self._replica = replica
         self._model = model
+        # Calls that were sent and not answered.
+        self._under_way: dict[Call, None] = {}
         self._noise = noise
         self._queue: deque[Call] = deque()
         self._row_ms = 0.0
@@ -114,12 +113,13 @@ class Engine:
     def backlog_ms(self) -> float:
         """What it says of itself: rows that somebody waits for, by how long rows took lately."""
         now = self._clock.now
-        return self._row_ms * sum(call.rows for call in self.under_way if call.deadline > now)
+        return self._row_ms * sum(call.rows for call in self._under_way if call.deadline > now)
 
     def submit(self, call: Call) -> None:
         """Take a call. On a node that is gone it waits until somebody notices."""
-        self.under_way[call] = None
-        if self._machine.is_up:
+        self._under_way[call] = None
+        self._replica.calls += 1
+        if self._replica.machine.is_up:
             self._queue.append(call)
             if not self._batch:
                 self._next()
@@ -131,7 +131,7 @@ class Engine:
         row_ms = compute_ms / rows
         self._row_ms += (row_ms - self._row_ms) * (NEWEST if self._row_ms else 1.0)
         for call in batch:
-            del self.under_way[call]
+            self._ended(call)
         self._next()
         for call in batch:
             call.caller.answered(call, compute_ms, rows)
@@ -143,13 +143,18 @@ class Engine:
 
     def fail(self) -> None:
         """Callers notice: what they sent is lost."""
-        lost, self.under_way = list(self.under_way), {}
-        for call in lost:
+        for call in list(self._under_way):
+            self._ended(call)
             call.caller.lost(call)
+
+    def _ended(self, call: Call) -> None:
+        del self._under_way[call]
+        self._replica.calls -= 1
 
     def _next(self) -> None:
         expired: list[Call] = []
-        rows, most = 0, self._model.batch_rows[self._kind]
+        kind = self._replica.kind
+        rows, most = 0, self._model.batch_rows[kind]
         while self._queue and (not self._batch or rows + self._queue[0].rows <= most):
             call = self._queue.popleft()
             if call.deadline <= self._clock.now:
@@ -158,13 +163,13 @@ class Engine:
                 rows += call.rows
                 self._batch.append(call)
         if self._batch:
-            table_s = self._model.tables[self._kind].predict_ms(rows) / 1e3
-            work_s = table_s * self._model.truth[self._kind] * self._noise.lognormvariate(0.0, NOISE)
+            table_s = self._model.tables[kind].predict_ms(rows) / 1e3
+            work_s = table_s * self._model.truth[kind] * self._noise.lognormvariate(0.0, NOISE)
             self._batch_rows, self._began = rows, self._clock.now
-            self._machine.compute(self, work_s)
+            self._replica.machine.compute(self, work_s)
         # Last, because who hears of it may send more.
         for call in expired:
-            del self.under_way[call]
+            self._ended(call)
             call.caller.expired(call)
 
 
@@ -174,6 +179,8 @@ class Replica:
     def __init__(self, clock: Clock, machine: Machine, kind: EngineKind, noise: Random) -> None:
         self.machine = machine
         self.kind: EngineKind = kind
+        #: How many were sent and not answered.
+        self.calls = 0
         self._clock = clock
         self._noise = noise
         self._engines: dict[Model, Engine] = {}
@@ -182,13 +189,8 @@ class Replica:
         """That of a model, which is warm."""
         found = self._engines.get(model)
         if found is None:
-            found = self._engines[model] = Engine(self._clock, self.machine, self.kind, model, self._noise)
+            found = self._engines[model] = Engine(self._clock, self, model, self._noise)
         return found
-
-    @property
-    def calls(self) -> int:
-        """How many were sent and not answered."""
-        return sum(len(engine.under_way) for engine in self._engines.values())
 
     def submit(self, call: Call) -> None:
         """Take a call."""

@@ -90,7 +90,8 @@ def test_engines_that_compute_at_once_share_their_node() -> None:
         def done(self) -> None:
             ended.append((self, clock.now))
 
-    one, two = (Told(clock, machine, kind, model(), Random(0)) for kind in fleets.ENGINES["cpu"])
+    replica = machines.Replica(clock, machine, "openvino-cpu", Random(0))
+    one, two = (Told(clock, replica, model(), Random(0)) for _ in range(2))
     machine.compute(one, 1.0)
     clock.at(0.5, lambda: machine.compute(two, 1.0))
     clock.run()
