@@ -67,10 +67,7 @@ class _OnnxRuntime:
         self._session = None
 
     def _load(self, options: EngineOptions, providers: Sequence[Any], settings: Mapping[str, str]) -> Any:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineUnavailable(self.kind, f"{error}; install enginehouse[cpu] or enginehouse[gpu]") from None
+        onnxruntime = _library(self.kind)
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = options.threads
         session_options.inter_op_num_threads = 1
@@ -125,6 +122,8 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         self.precision = "fp32" if asked == "int8" else asked
 
     def _load(self, options: EngineOptions, providers: Sequence[Any], settings: Mapping[str, str]) -> Any:
+        # The provider's own library does not say where CUDA's are; those of pip's packages have to be loaded before it.
+        _library(self.kind).preload_dlls()
         session = super()._load(options, providers, settings)
         active = session.get_providers()
         if active[0] != "CUDAExecutionProvider":
@@ -147,6 +146,14 @@ class OnnxRuntimeCuda(_OnnxRuntime):
                 self.kind, f"the CUDA provider has no kernel for {', '.join(stranded)} of {options.artifact.name!r}"
             )
         return session
+
+
+def _library(kind: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineUnavailable(kind, f"{error}; install enginehouse[cpu] or enginehouse[gpu]") from None
+    return onnxruntime
 
 
 def _model_file(kind: str, files: Sequence[Path]) -> Path:

@@ -7,6 +7,7 @@
 | builder.py | ONNX -> engine                                                        |
 | cache.py   | engines built on this node because the bundle's own does not fit      |
 | make.py    | the process that builds one of those                                  |
+| device.py  | CUDA's runtime: calls that raise, buffers on both sides              |
 | runtime.py | running an engine                                                     |
 
 An engine file runs only on the flavour, version and compute capability that it was built with and for.

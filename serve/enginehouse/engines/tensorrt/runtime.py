@@ -6,7 +6,6 @@ and device and pinned host buffers that hold the largest shapes of the optimisat
 
 from __future__ import annotations
 
-import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.slots import Slots
+from enginehouse.engines.tensorrt.device import Buffer, DeviceError, cuda, stream
 from enginehouse.engines.tensorrt.library import KIND, library, listener, readable
 from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.tensors import DTYPES, Signature, Tensors
@@ -54,7 +54,7 @@ class TensorRT:
         try:
             while len(workers) < options.concurrency:
                 workers.append(_Worker(engine, log, options.signature))
-        except _DeviceError as error:
+        except DeviceError as error:
             for worker in workers:
                 worker.free()
             raise EngineUnavailable(KIND, str(error)) from None
@@ -74,7 +74,7 @@ class TensorRT:
         with self._workers.use() as worker:
             try:
                 return worker.run(inputs)
-            except _DeviceError as error:
+            except DeviceError as error:
                 raise InferenceFailed(f"{KIND}: {error}") from None
 
     def close(self) -> None:
@@ -82,21 +82,17 @@ class TensorRT:
         self._workers.close()
 
 
-class _DeviceError(Exception):
-    """A CUDA runtime or TensorRT call failed; the text says which and why."""
-
-
 class _Worker:
-    """What one `infer` call needs for itself. Raises _DeviceError; frees what it has when it cannot be made."""
+    """What one `infer` call needs for itself. Raises DeviceError; frees what it has when it cannot be made."""
 
     def __init__(self, engine: Any, log: list[str], signature: Signature) -> None:
         self._log = log
         self._signature = signature
-        self._buffers: dict[str, _Buffer] = {}
+        self._buffers: dict[str, Buffer] = {}
         self._stream: Any = None
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise _DeviceError(f"no execution context: {_last(log)}")
+            raise DeviceError(f"no execution context: {_last(log)}")
         try:
             self._allocate(engine)
         except BaseException:
@@ -110,7 +106,7 @@ class _Worker:
                 self._set_shape(name, array.shape)
                 self._buffers[name].upload(array, self._stream)
             if not self._context.execute_async_v3(int(self._stream)):
-                raise _DeviceError(f"execute_async_v3 refused the batch: {_last(self._log)}")
+                raise DeviceError(f"execute_async_v3 refused the batch: {_last(self._log)}")
             views = {
                 spec.name: self._buffers[spec.name].download(
                     tuple(self._context.get_tensor_shape(spec.name)), spec.dtype, self._stream
@@ -119,7 +115,7 @@ class _Worker:
             }
         finally:
             # Also after a failure: the next caller reuses these buffers.
-            _cuda("cudaStreamSynchronize", self._stream)
+            cuda("cudaStreamSynchronize", self._stream)
         return {name: view.copy() for name, view in views.items()}
 
     def free(self) -> None:
@@ -129,13 +125,11 @@ class _Worker:
             buffer.free()
         self._buffers.clear()
         if self._stream is not None:
-            _cuda("cudaStreamDestroy", self._stream)
+            cuda("cudaStreamDestroy", self._stream)
             self._stream = None
 
     def _allocate(self, engine: Any) -> None:
-        from cuda.bindings import runtime
-
-        self._stream = _cuda("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        self._stream = stream()
         for spec in self._signature.inputs:
             largest = _profile_shapes(engine, spec.name)[1]
             self._set_shape(spec.name, largest)
@@ -149,65 +143,13 @@ class _Worker:
             self._bind(spec.name, int(self._context.get_max_output_size(spec.name)))
 
     def _bind(self, name: str, size: int) -> None:
-        self._buffers[name] = buffer = _Buffer(size)
+        self._buffers[name] = buffer = Buffer(size)
         if not self._context.set_tensor_address(name, buffer.device):
-            raise _DeviceError(f"set_tensor_address({name!r}) failed: {_last(self._log)}")
+            raise DeviceError(f"set_tensor_address({name!r}) failed: {_last(self._log)}")
 
     def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):
-            raise _DeviceError(f"set_input_shape({name!r}, {shape}) failed: {_last(self._log)}")
-
-
-class _Buffer:
-    """The same number of bytes on the device and, pinned, on the host."""
-
-    def __init__(self, size: int) -> None:
-        size = max(size, 1)
-        self.device: int = _cuda("cudaMalloc", size)
-        try:
-            self._pinned: int = _cuda("cudaMallocHost", size)
-        except _DeviceError:
-            _cuda("cudaFree", self.device)
-            raise
-        self._host: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._pinned))
-
-    def upload(self, array: np.ndarray, stream: Any) -> None:
-        """Start copying `array` to the device; it may be changed as soon as this returns."""
-        from cuda.bindings import runtime
-
-        np.copyto(self._view(array.shape, array.dtype), array)
-        self._copy(self.device, self._pinned, array.nbytes, runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
-
-    def download(self, shape: tuple[int, ...], dtype: np.dtype, stream: Any) -> np.ndarray:
-        """Start copying from the device; the view that is returned holds the data once `stream` is synchronised."""
-        from cuda.bindings import runtime
-
-        view = self._view(shape, dtype)
-        self._copy(self._pinned, self.device, view.nbytes, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
-        return view
-
-    def free(self) -> None:
-        """Release both sides."""
-        _cuda("cudaFree", self.device)
-        _cuda("cudaFreeHost", self._pinned)
-
-    def _view(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return self._host[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-
-    @staticmethod
-    def _copy(target: int, source: int, size: int, kind: Any, stream: Any) -> None:
-        _cuda("cudaMemcpyAsync", target, source, size, kind, stream)
-
-
-def _cuda(function: str, *arguments: Any) -> Any:
-    """Call the CUDA runtime and return its result, or raise _DeviceError with the runtime's own words."""
-    from cuda.bindings import runtime
-
-    error, *result = getattr(runtime, function)(*arguments)
-    if error != runtime.cudaError_t.cudaSuccess:
-        text = runtime.cudaGetErrorString(error)[1]
-        raise _DeviceError(f"{function} failed with {error.name} ({text.decode()})")
-    return result[0] if result else None
+            raise DeviceError(f"set_input_shape({name!r}, {shape}) failed: {_last(self._log)}")
 
 
 def _deserialize(trt: Any, file: Path) -> tuple[Any, list[str]]:
