@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/cargo.py split FILES PIECES --mib 60
     python benchmarks/gpu/cargo.py join PIECES FILES
-    python benchmarks/gpu/cargo.py install PIECES .venv
+    python benchmarks/gpu/cargo.py install PIECES ENVIRONMENT
 
 The files, one after the other, make one stream that is cut every so many MiB. PIECES/cargo.json has the sha256 of every
 piece and every file: nothing is written before all pieces are right, and nothing is installed before all files are.
@@ -98,6 +98,7 @@ def join(pieces: Path, target: Path) -> list[Path]:
 
 def install(pieces: Path, environment: Path) -> None:
     """Make `environment` of the wheels in `pieces` and this repository; a store that came along is kept."""
+    environment.parent.mkdir(parents=True, exist_ok=True)
     # Beside the environment, because wheels take much room and the system's folder for such things may have little.
     with tempfile.TemporaryDirectory(dir=environment.absolute().parent) as folder:
         files = Path(folder)

@@ -36,16 +36,16 @@ class Part(NamedTuple):
 #: In this order, and within eight minutes together.
 PARTS = (
     Part("probe", 20, "Driver, libraries and the rates of the hardware"),
-    Part("build", 60, "Models that the store lacks"),
-    Part("conformance", 50, "What every engine promises, and the names of the bindings"),
-    Part("rivals", 90, "ResNet-50 on ONNX Runtime beside torch, and the roofline"),
+    Part("build", 100, "Models that the store lacks"),
+    Part("conformance", 45, "What every engine promises, and the names of the bindings"),
+    Part("rivals", 85, "ResNet-50 on ONNX Runtime beside torch, and the roofline"),
     Part("parity", 30, "How far every precision is from fp32 on the CPU"),
-    Part("latency", 60, "Latency by rows and precision"),
-    Part("tuning", 45, "Settings of the CUDA provider"),
-    Part("transfer", 25, "IO binding, pinned buffers, CUDA graphs, and copies beside computing"),
-    Part("memory", 20, "Growth over 10,000 calls"),
-    Part("tensorrt", 25, "TensorRT engines of the same models"),
-    Part("served", 50, "Served by a router, a GPU and a CPU backend; the GPU replica is lost"),
+    Part("latency", 50, "Latency by rows and precision"),
+    Part("tuning", 35, "Settings of the CUDA provider"),
+    Part("transfer", 35, "IO binding, pinned buffers, CUDA graphs, and copies beside computing"),
+    Part("memory", 15, "Growth over 10,000 calls"),
+    Part("tensorrt", 15, "TensorRT engines of the same models"),
+    Part("served", 45, "Served by a router, a GPU and a CPU backend; the GPU replica is lost"),
 )
 
 

@@ -20,7 +20,6 @@ from enginehouse.store import Store
 Request: TypeAlias = dict[str, np.ndarray]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-_STEP_S = 120
 #: Formats that are built. The digits also have another CPU engine, to have a second backend where there is no GPU.
 _FORMATS = {"digits": "onnx,openvino", "encoder": "onnx", "resnet50": "onnx"}
 _SOURCES = {
@@ -50,7 +49,7 @@ def build(lab: Lab, model: str) -> None:
     ]
     command += ["--precisions", ",".join(PRECISIONS), "--formats", _FORMATS[model]]
     # The CPU's latency tables are not what is looked for: with so little time for a step they are short ones.
-    command += ["--step-timeout", str(_STEP_S), "--max-batch", str(lab.sized(32, 8))]
+    command += ["--step-timeout", str(lab.sized(120, 60)), "--max-batch", str(lab.sized(32, 8))]
     done = subprocess.run(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout)
     if done.returncode:

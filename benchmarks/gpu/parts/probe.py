@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 
 from benchmarks.gpu.lab import Lab, Row, tried
 from enginehouse.engines.tensorrt.library import FLAVOURS, library
@@ -43,7 +44,7 @@ def run(lab: Lab) -> Iterator[Row]:
     for flavour in FLAVOURS:
         yield {"what": flavour, "found": _flavour(flavour)}
     yield tried({"what": "CUDA runtime"}, lambda: _runtime(lab))
-    yield from _rates(lab)
+    yield tried({"what": "rates of a matrix product and a copy"}, partial(_rates, lab))
 
 
 def _version(package: str) -> str:
@@ -81,8 +82,7 @@ def _runtime(lab: Lab) -> Row:
     return {"found": f"runtime {cuda('cudaRuntimeGetVersion')}, driver {cuda('cudaDriverGetVersion')}"}
 
 
-def _rates(lab: Lab) -> Iterator[Row]:
+def _rates(lab: Lab) -> Row:
     rates = importlib.import_module("benchmarks.gpu.rates").measured(lab)
-    for arithmetic, rate in rates.flops.items():
-        yield {"what": f"matrix product in {arithmetic}", "found": f"{rate * 1e-12:.3g} TFLOP/s"}
-    yield {"what": "copy on the device, read and written", "found": f"{rates.bandwidth * 1e-9:.3g} GB/s"}
+    products = ", ".join(f"{name} {rate * 1e-12:.3g}" for name, rate in rates.flops.items())
+    return {"found": f"{products} TFLOP/s; {rates.bandwidth * 1e-9:.3g} GB/s, read and written"}
