@@ -1,7 +1,7 @@
 """Channel: a router's connection to one replica of a pool, on which calls are made and cancelled.
 
 A replica that is killed closes it, which fails its calls at once. One that no longer answers, because it or its node is
-frozen or cut off, is given up after `SILENT_S`.
+frozen or cut off, comes last after `DOUBT_S` and is given up after `SILENT_S`, whether or not it has calls.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from enginehouse.wire import Connection, Kind, Message
 
 #: Seconds to connect and to be let in.
 CONNECT_S = 2.0
-#: While calls are under way the replica is asked this often whether it is there, and given up when it has been silent
-#: for so long.
-PING_S, SILENT_S = 0.4, 2.0
+#: How often it is looked whether the replica was heard. While calls are under way it is then asked whether it is there;
+#: while none is, when it has been silent for so long.
+PING_S, IDLE_S = 0.4, 0.7
+#: Seconds for which it may leave that open before it is doubted, and be silent in all before it is given up.
+DOUBT_S, SILENT_S = 0.7, 2.0
 #: Seconds for which a replica that refused a call is not asked again.
 FULL_S = 0.1
 #: The stage at which a request is lost when nothing else was in the engine.
@@ -74,8 +76,8 @@ class Channel(Connection):
         self._nonce = secrets.token_bytes(16)
         self._full_until = 0.0
         self._loads: defaultdict[str, _Load] = defaultdict(_Load)
-        # When a call was last given up that the replica had not said a word since.
-        self._ran_out_at = 0.0
+        # When it was last asked, and when it was last found not to answer.
+        self._asked_at = self._doubted_at = 0.0
         self._let_in: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._looked = 0.0
@@ -106,8 +108,8 @@ class Channel(Connection):
     def wait_ms(self, now: float, model_id: str) -> float:
         """Predicted time until the replica is done with what it was sent for a model, by whomever.
 
-        Models do not wait for each other: what they cost each other is in how long their calls take. A replica that let
-        a call run out of time without a sign of life may be gone: it comes last.
+        Models do not wait for each other: what they cost each other is in how long their calls take. A replica that is
+        doubted may be gone: it comes last.
         """
         load = self._loads.get(model_id)
         wait_ms = load.wait_ms(now) if load else 0.0
@@ -122,7 +124,7 @@ class Channel(Connection):
 
     @property
     def _is_doubted(self) -> bool:
-        return self._ran_out_at > self.heard
+        return self._doubted_at > self.heard
 
     def close(self) -> None:
         """Give the connection up; calls under way fail."""
@@ -154,10 +156,6 @@ class Channel(Connection):
         self._calls[number] = answer
         load = self._loads[model_id]
         load.sent_ms += expected_ms
-        if self._watch is None:
-            # Silence counts from the first call.
-            self.heard = time.monotonic()
-            self._look_again(self.heard)
         sent_at = time.monotonic()
         try:
             self.send(Kind.CALL, number, [model_id, rows, budget_s, alone, demand_ms, metas], buffers)
@@ -169,9 +167,9 @@ class Channel(Connection):
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
                 if self.heard < sent_at:
-                    self._ran_out_at = time.monotonic()
                     # If it is there, the doubt lasts as long as the way to it and back.
-                    self.send(Kind.PING)
+                    self._doubted_at = time.monotonic()
+                    self._ask(self._doubted_at)
         if message.kind == Kind.FAILURE:
             name, arguments, backlog_ms = message.content
             _told(load, backlog_ms)
@@ -196,6 +194,7 @@ class Channel(Connection):
                 if self._let_in is None or not hmac.compare_digest(expected, bytes.fromhex(message.content)):
                     raise wire.WireError("not the replica")
                 self.is_proven = self.is_open = True
+                self._look_again(time.monotonic())
                 if not self._let_in.done():
                     self._let_in.set_result(None)
             case Kind.GOING:
@@ -232,14 +231,15 @@ class Channel(Connection):
                 stage = ALONE if number in self._begun else "under way"
                 answer.set_exception(ReplicaLost(self._pool, reason, stage))
 
+    def _ask(self, now: float) -> None:
+        self._asked_at = now
+        self.send(Kind.PING)
+
     def _look_again(self, now: float) -> None:
         self._looked = now
         self._watch = asyncio.get_running_loop().call_later(PING_S, self._look)
 
     def _look(self) -> None:
-        if not self._calls and not self._is_doubted:
-            self._watch = None
-            return
         now = time.monotonic()
         if now - self._looked > 2 * PING_S:
             # This process itself was held up: what was said meanwhile is not read yet.
@@ -249,8 +249,11 @@ class Channel(Connection):
             self._is_silent = True
             self.end(f"silent for {silent_s:.1f} s")
             return
-        if silent_s > PING_S / 2:
-            self.send(Kind.PING)
+        if self._asked_at <= self.heard:
+            if silent_s > (PING_S / 2 if self._calls else IDLE_S):
+                self._ask(now)
+        elif now - self._asked_at > DOUBT_S:
+            self._doubted_at = now
         self._look_again(now)
 
 
