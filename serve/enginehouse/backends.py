@@ -55,6 +55,11 @@ class Backend:
         self._error = ""
         self._probe_at = 0.0
 
+    @property
+    def fails_others(self) -> bool:
+        """Whether the last call failed as well as the one before: it may be the backend's fault."""
+        return self._failures > 1
+
     def ask(self, rows: int, size: int | None) -> None:
         """Count a request of so many rows, answered or not, as demand: what it takes of an engine in full batches."""
         most = max(rows, self.queue.max_rows)

@@ -162,6 +162,7 @@ class Router:
     ) -> Answer:
         attempts = 0
         lost_at = math.inf
+        failed_in = ""
         while True:
             choices = self._rank(served, demand, priority, fresh=attempts > 0)
             ranked = [choice for choice in choices if not choice.reason]
@@ -170,7 +171,7 @@ class Router:
                 if not ranked and (self._is_late(choices) or not self._reports.is_coming(served)):
                     raise self._refusal(served, choices, demand)
             refused: Overloaded | None = None
-            for choice in ranked:
+            for place, choice in enumerate(ranked, 1):
                 attempts += 1
                 backend = self._backends.get(served, choice.backend)
                 if attempts == 1:
@@ -193,6 +194,12 @@ class Router:
                 except Overloaded as error:
                     failures.append(f"{choice.backend.pool}: {error}")
                     refused = error
+                except InferenceFailed as error:
+                    # A backend that fails others too may be at fault. What fails in two of them is so itself.
+                    if failed_in or place == len(ranked) or not backend.fails_others:
+                        raise
+                    failed_in = choice.backend.pool
+                    failures.append(f"{failed_in}: {error}")
                 except (EngineUnavailable, ModelNotFound, NoBackend) as error:
                     failures.append(f"{choice.backend.pool}: {error}")
                 except DeadlineExceeded as error:

@@ -1,0 +1,146 @@
+"""The router above its connections: what is tried again elsewhere, and which pool is woken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, until
+from tests.unit.connections import connected, echo
+from tests.unit.test_policy import table
+
+from enginehouse import waking
+from enginehouse.config import AppConfig
+from enginehouse.errors import InferenceFailed, NoBackend
+from enginehouse.hints import Hints
+from enginehouse.listener import Infer
+from enginehouse.reports import Reports
+from enginehouse.router import Router
+from enginehouse.served import ServedModels
+from enginehouse.tensors import Answer, Tensors
+
+X = {"x": np.zeros((1, 4), np.float32)}
+#: ONNX Runtime is preferred.
+TIMES = (
+    table((1, 1.0), engine="onnxruntime-cpu", artifact="onnx-fp32"),
+    table((1, 5.0), engine="openvino-cpu", artifact="openvino-int8"),
+)
+
+
+class Engine:
+    """Echoes, or fails: always, or at a negative number."""
+
+    def __init__(self, is_broken: bool = False) -> None:
+        self.is_broken = is_broken
+        self.calls = 0
+
+    async def __call__(self, model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        self.calls += 1
+        if self.is_broken or min(request["x"].min() for request in requests) < 0:
+            raise InferenceFailed("no kernel")
+        return await echo(model, requests, rows, budget_s)
+
+
+class Handle:
+    """What the router asks of Serve's handle to a pool; who calls it waits until the pool is up."""
+
+    is_initialized = True
+
+    def __init__(self) -> None:
+        self.woken = 0
+        self.wake = SimpleNamespace(remote=self._wake)
+
+    async def _wake(self) -> None:
+        self.woken += 1
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def routed(
+    cluster: Cluster, store: Path, engines: Mapping[str, Infer], **pool: Any
+) -> AsyncIterator[tuple[Router, dict[str, Handle]]]:
+    """A router that is connected to a replica of each pool that has an engine."""
+    publish(store, "1", TIMES)
+    pools = {name: config.model_copy(update=pool) for name, config in POOLS.items()}
+    reports = Reports(pools, None, "here")
+    models, handles = ServedModels(reports), {name: Handle() for name in pools}
+    async with contextlib.AsyncExitStack() as stack:
+        for name, infer in engines.items():
+            cluster.report(name, {"m@1": "ready"})
+            _, cluster.replicas[name][0].channel = await stack.enter_async_context(connected(infer))
+        models.apply(catalog(store, "1", numerics="any"))
+        await until(lambda: answers(models) == "1")
+        yield Router(AppConfig(pools=pools), models, reports, handles), handles  # type: ignore[arg-type]
+
+
+async def test_what_fails_in_a_backend_that_fails_others_too_is_tried_in_another_one(
+    cluster: Cluster, store: Path
+) -> None:
+    broken, works = Engine(is_broken=True), Engine()
+    async with routed(cluster, store, {"ort": broken, "vino": works}) as (router, _):
+        # Of the first nobody knows whose fault it is.
+        with pytest.raises(InferenceFailed, match="no kernel"):
+            await router.infer("m", X)
+        for _ in range(20):
+            answer = await router.infer("m", X)
+            assert answer.choice.backend.pool == "vino"
+        assert answer.attempts == 1, "it is no longer asked"
+        with pytest.raises(InferenceFailed, match="no kernel"):
+            await router.infer("m", X, Hints(backend="ort"))
+
+
+async def test_what_fails_in_two_backends_is_not_tried_in_more_nor_again(cluster: Cluster, store: Path) -> None:
+    first, second = Engine(), Engine()
+    async with routed(cluster, store, {"ort": first, "vino": second}) as (router, _):
+        poison = {"x": -np.ones((1, 4), np.float32)}
+        for _ in range(2):
+            with pytest.raises(InferenceFailed, match="no kernel"):
+                await router.infer("m", poison)
+        assert (first.calls, second.calls) == (2, 1)
+        # Between requests that are answered it is at fault itself.
+        await router.infer("m", X)
+        with pytest.raises(InferenceFailed, match="no kernel"):
+            await router.infer("m", poison)
+        assert first.calls + second.calls == 5
+
+
+async def test_a_model_is_reached_while_this_process_is_connected_to_a_replica_of_it(
+    cluster: Cluster, store: Path
+) -> None:
+    async with routed(cluster, store, {"ort": Engine()}) as (router, _):
+        assert router.reaches("m") and not router.reaches("m", "2") and not router.reaches("other")
+        cluster.report("ort")
+        router._reports.forget()
+        assert not router.reaches("m")
+        with pytest.raises(NoBackend, match="no live backend for 'm@1'"):
+            await router.infer("m", X)
+
+
+async def test_the_best_pool_that_rests_is_woken_and_another_one_when_it_does_not_come(
+    cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with routed(cluster, store, {}, min_replicas=0) as (router, handles):
+        await until(lambda: len(router._reports.resting(router.models.get("m"))) == 2)
+        woken = lambda: {name: handle.woken for name, handle in handles.items()}  # noqa: E731
+        first = asyncio.create_task(router.infer("m", X))
+        await asyncio.sleep(0.02)
+        assert woken() == {"ort": 1, "vino": 0}
+        # The next request finds it on its way, and does not call it once more.
+        second = asyncio.create_task(router.infer("m", X))
+        await asyncio.sleep(0.02)
+        assert woken() == {"ort": 1, "vino": 0}
+        monkeypatch.setattr(waking, "SLOW_S", 0.0)
+        third = asyncio.create_task(router.infer("m", X))
+        await asyncio.sleep(0.02)
+        assert woken() == {"ort": 1, "vino": 1}
+        async with connected() as (_, channel):
+            cluster.report("vino", {"m@1": "ready"})
+            cluster.replicas["vino"][0].channel = channel
+            waited = await asyncio.gather(first, second, third)
+        assert {answer.choice.backend.pool for answer in waited} == {"vino"}
