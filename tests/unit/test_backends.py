@@ -14,7 +14,9 @@ from enginehouse import backends
 from enginehouse.backends import FAILURES, Backend, Backends, Sender
 from enginehouse.config import ModelConfig
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
-from enginehouse.policy import USUAL, BackendState
+from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.manifest import Axis
+from enginehouse.policy import FIRST, LAST, USUAL, BackendState
 from enginehouse.reports import Served
 from enginehouse.tensors import Answer, Tensors, Timing
 
@@ -122,6 +124,47 @@ async def test_being_late_and_one_bad_request_among_others_are_no_failures(known
     outcomes = await asyncio.gather(first, *others, return_exceptions=True)
     assert sum(isinstance(outcome, InferenceFailed) for outcome in outcomes) == 2
     assert not look(known, model).fails
+
+
+async def test_an_attempt_that_ran_out_counts_whatever_passed_on_the_way_to_it(known: Backends, pool: Pool) -> None:
+    model = served()
+    pool.errors = [DeadlineExceeded("no answer") for _ in range(FAILURES)]
+    for _ in range(FAILURES):
+        await ask(known, model, DeadlineExceeded, budget_s=0.95 * backends.ATTEMPT_S)
+    assert look(known, model).fails
+
+
+async def test_a_request_is_expected_to_take_what_its_own_size_takes(known: Backends) -> None:
+    points = tuple(
+        LatencyPoint(rows=1, size=size, median_ms=ms, p90_ms=ms, min_ms=ms, count=1)
+        for size, ms in ((2, 1.0), (8, 100.0))
+    )
+    sized = LatencyTable(engine="onnxruntime-cpu", artifact="a", threads=1, host="here", points=points)
+    axis = Axis(name="length", min=2, opt=8, max=8, dims=(("x", 1),))
+    described = manifest([artifact("a", "onnx")], sized).model_copy(update={"axes": (axis,)})
+    model = Served(ModelConfig(name="m", version="1"), described, described.signature.signature())
+    one = known.get(model, look(known, model, table=sized))
+    assert one.call_ms([{"x": np.zeros((1, 2), np.float32)}], 1) == 1.0
+    assert one.call_ms([{"x": np.zeros((1, 8), np.float32)}], 1) == 100.0
+    one.queue.max_rows = 1
+    one.ask(1, 2)
+    assert one.take_demand_ms() == 1.0
+    one.ask(1, 8)
+    assert one.take_demand_ms() == 100.0
+    # What is short enough is not dropped from the queue for what the longest would take.
+    assert one.queue.least_s == 0.001
+
+
+async def test_who_waits_behind_a_request_does_not_make_it_late(known: Backends, pool: Pool) -> None:
+    model = served(max_batch_size=1)
+    live = [backend("p", *TIMES)]
+    one = known.get(model, known.states(model, live)[0])
+    tasks = [asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, priority)) for priority in (USUAL, LAST, LAST)]
+    tasks.append(asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, USUAL)))
+    await asyncio.sleep(0)
+    queued = {priority: known.states(model, live, priority)[0].queued_rows for priority in (FIRST, USUAL, LAST)}
+    assert queued == {FIRST: 0, USUAL: 1, LAST: 3}
+    await asyncio.gather(*tasks)
 
 
 async def test_what_calls_take_corrects_what_was_measured(known: Backends, pool: Pool) -> None:

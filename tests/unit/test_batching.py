@@ -18,12 +18,13 @@ from ray.serve._private.config import DeploymentConfig
 from tests.conformance.conftest import MAX_ROWS, write_bundle
 from tests.conformance.models import BY_NAME, Case
 
-from enginehouse import batching
+from enginehouse import batching, hosting
 from enginehouse.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _parts
 from enginehouse.bundle import Bundle
 from enginehouse.config import ModelConfig
 from enginehouse.engines import load_engine
 from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
+from enginehouse.hosting import HostedModels
 from enginehouse.store import Store
 from enginehouse.tensors import Signature, Tensors, TensorSpec
 
@@ -265,8 +266,38 @@ async def test_an_engine_that_is_stuck_refuses_others_and_comes_back(
     await asyncio.sleep(0.2)
     with pytest.raises(Overloaded, match="has been computing one call for"):
         await model.infer(x, 1, 10)
+    # One that stays so has its process replaced.
+    hosted = HostedModels("p", ["onnxruntime-cpu"], 1, lambda _: True, 0)
+    hosted.models["lookup@1"] = model
+    hosted.check_health()
+    monkeypatch.setattr(hosting, "STUCK_FOR_GOOD_S", 0.1)
+    with pytest.raises(RuntimeError, match="lookup@1: one call of its engine takes"):
+        hosted.check_health()
     await stuck
+    hosted.check_health()
     await model.infer(x, 1, 10)
+
+
+async def test_what_loads_is_busy_and_what_rests_is_not(load: Load) -> None:
+    hosted = HostedModels("p", ["onnxruntime-cpu"], 1, lambda _: True, 0)
+    hosted._report("lookup@1", "loading")
+    assert hosted.busy_share() > 0
+    hosted._report("lookup@1", "ready")
+    assert hosted.busy_share() == 0
+    hosted.models["lookup@1"] = model = load(LOOKUP)
+    model.engine = Slow(0.05)  # type: ignore[assignment]
+    await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
+    assert 0.5 < hosted.busy_share() < 1.5
+
+
+async def test_a_row_is_expected_to_take_its_part_of_the_calls_that_it_travels_in(load: Load) -> None:
+    model = load(LOOKUP)
+    model.engine = Slow(0.08)  # type: ignore[assignment]
+    await model.infer([{"x": np.zeros((4, 2), np.int64)}], 4, 10)
+    task = asyncio.create_task(model.infer([{"x": np.zeros((2, 2), np.int64)}], 2, 10))
+    await asyncio.sleep(0.01)
+    assert model.backlog_ms == pytest.approx(40, rel=0.3)
+    await task
 
 
 async def test_alone_in_the_engine_is_told_before_it_computes(load: Load) -> None:
