@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from enginehouse import availability, ingress, memory, mirror, router
-from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig
+from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig, missing_flags
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
 from enginehouse.hints import NO_HINTS, Hints
 from enginehouse.hosting import HostedModels
@@ -103,8 +103,8 @@ class Router:
         return self.core.explain(model, rows, size, hints, version).document()
 
     async def status(self) -> dict[str, Any]:
-        """Models, versions, backends, and why a backend is not live."""
-        return self.models.status()
+        """Models, versions, backends, why a backend is not live, and flags that this process was started without."""
+        return {**self.models.status(), "missing_flags": missing_flags()}
 
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one serves, once that is not what `tag` stands for."""

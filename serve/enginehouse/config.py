@@ -10,6 +10,8 @@ Two halves, because Ray Serve treats them differently:
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,6 +35,11 @@ SERVING_ENV = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "enginehouse.shortcut:middlewares",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
+
+
+def missing_flags(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What of `SERVING_ENV` is not in a process's environment, as `NAME=value`."""
+    return [f"{name}={value}" for name, value in SERVING_ENV.items() if environment.get(name) != value]
 
 
 class _Config(BaseModel):

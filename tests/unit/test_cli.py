@@ -16,6 +16,7 @@ from tests.unit.test_served import publish
 from typer.testing import CliRunner
 
 from enginehouse import cli
+from enginehouse.cli.status import show
 from enginehouse.config import AppConfig, Catalog, serve_config
 
 NOBODY = "127.0.0.1:1"
@@ -162,3 +163,14 @@ def test_a_bundle_is_shown(store: Path) -> None:
 def test_the_doctor_prints_json_that_says_where() -> None:
     ran = CliRunner().invoke(cli.app, ["doctor", "--json"])
     assert {entry["status"] for entry in json.loads(ran.stdout)} <= {"ok", "warn", "fail"}
+
+
+@pytest.mark.parametrize("missing", [[], ["A=1", "B=2"]])
+def test_a_cluster_without_the_serving_flags_is_said_to_be_slower(
+    missing: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show({"store": "s3://models", "models": [], "pools": [], "missing_flags": missing})
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("slower than it could be: Ray was started without A=1 B=2; see `enginehouse doctor" in said) == bool(
+        missing
+    )

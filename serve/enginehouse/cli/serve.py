@@ -137,7 +137,7 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
             missing = f"still loading: {', '.join(waiting)}"
         time.sleep(0.1)
     if stop and stop.is_set():
-        return {"store": catalog.store, "models": [], "pools": []}
+        return {"store": catalog.store, "models": [], "pools": [], "missing_flags": []}
     raise NoBackend(f"not served within {timeout:g} s: {missing} (see `enginehouse status`)")
 
 

@@ -28,7 +28,7 @@ def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="P
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print a status document: one table of models and backends, and below it why a backend is not live."""
+    """Print a status document: one table of models and backends, below it why a backend is not live or all is slow."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in ("model", "state", "backend", "is", "artifact", "precision", "warm"):
         table.add_column(column, no_wrap=True)
@@ -48,6 +48,13 @@ def show(document: dict[str, Any]) -> None:
     for reason in reasons:
         out.print(f"  {reason}", highlight=False, markup=False)
     out.print(f"  store: {document['store']}", highlight=False, markup=False)
+    if missing := document["missing_flags"]:
+        out.print(
+            f"  slower than it could be: Ray was started without {' '.join(missing)}", highlight=False, markup=False
+        )
+        out.print(
+            "  `enginehouse doctor --address ...` says on which nodes, and what to do", highlight=False, markup=False
+        )
 
 
 def _cells(backend: dict[str, Any] | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from enginehouse import hardware
-from enginehouse.config import SERVING_ENV
+from enginehouse.config import missing_flags
 
 #: Serve's HTTP port, and the two that HAProxy takes for its statistics and metrics (Ray Serve 2.60).
 PORTS = (8000, 8404, 9101)
@@ -149,8 +149,7 @@ def _flags(raylet: psutil.Process) -> dict[str, Any]:
         environment = raylet.environ()
     except psutil.Error as error:
         return {"pid": raylet.pid, "unreadable": str(error), "missing": []}
-    missing = [f"{name}={value}" for name, value in SERVING_ENV.items() if environment.get(name) != value]
-    return {"pid": raylet.pid, "unreadable": "", "missing": missing}
+    return {"pid": raylet.pid, "unreadable": "", "missing": missing_flags(environment)}
 
 
 def _port(port: int, listening: Sequence[dict[str, Any]]) -> dict[str, Any]:
