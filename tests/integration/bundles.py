@@ -71,7 +71,7 @@ def publish(
         source=f"y = x * {factor}",
         signature=SignatureRecord.of(SIGNATURE),
         max_batch=MAX_BATCH,
-        artifacts=(_artifact(folder, "onnx"), _artifact(folder, "openvino")),
+        artifacts=(artifact(folder, "onnx"), artifact(folder, "openvino")),
         latency=tuple(_table(kind, median) for kind, median in latency_ms.items()),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
@@ -105,14 +105,15 @@ def publish_poisonous(store: Path, name: str) -> Path:
         source="y = -2**63 / (x - 7)",
         signature=SignatureRecord.of(signature),
         max_batch=MAX_BATCH,
-        artifacts=(_artifact(folder, "onnx"),),
+        artifacts=(artifact(folder, "onnx"),),
         latency=(_table("onnxruntime-cpu", 1.0),),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Path(target.publish(folder, name, "1"))
 
 
-def _artifact(folder: Path, fmt: str) -> Artifact:
+def artifact(folder: Path, fmt: str) -> Artifact:
+    """What the manifest says of the files of one format."""
     files = sorted((folder / f"{fmt}-fp32").iterdir())
     return Artifact.model_validate(
         {

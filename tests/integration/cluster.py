@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,29 +126,42 @@ class Node:
         self._process.wait()
         psutil.wait_procs(doomed, timeout=10)
 
+    def freeze(self) -> None:
+        """SIGSTOP of the whole node at once: it keeps its connections and says nothing, as when its network is cut."""
+        for process in self.processes():
+            _send(process, signal.SIGSTOP)
+
 
 class Cluster:
-    """A head without accelerator label; nodes are added, killed and added again."""
+    """A head without accelerator label; nodes are added, killed and added again.
 
-    def __init__(self) -> None:
+    `flags` are what every node is started with beside what keeps it apart from other clusters; the head has `cpus`.
+    """
+
+    def __init__(self, flags: Mapping[str, str] = SERVING_ENV, cpus: int = 7) -> None:
         # Short: Ray's sockets below it may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="eh-"))
         self.http_port = free_port()
         self.url = f"127.0.0.1:{self.http_port}"
         self.nodes: list[Node] = []
-        self.env = clean_env(**SERVING_ENV, **self._apart())
-        port = free_port()
-        self.address = f"127.0.0.2:{port}"
+        self.env = clean_env(**flags, **self._apart())
+        self.address = f"127.0.0.2:{free_port()}"
+        self._cpus = cpus
+        self.head = self.start_head()
+
+    def start_head(self) -> Node:
+        """The head, or another one in its place: what it knew is there again if it was kept in Redis."""
+        _, _, port = self.address.rpartition(":")
         self.head = Node(
             self,
             "127.0.0.2",
             {},
             [
-                *("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(self.folder)),
-                *("--ray-client-server-port", str(free_port()), "--num-cpus", "7"),
+                *("--head", "--port", port, "--include-dashboard", "false", "--temp-dir", str(self.folder)),
+                *("--ray-client-server-port", str(free_port()), "--num-cpus", str(self._cpus)),
             ],
         )
-        self._joined(self.head)
+        return self._joined(self.head)
 
     def _apart(self) -> dict[str, str]:
         """Everything that two clusters of one machine would otherwise share."""
@@ -173,7 +186,7 @@ class Cluster:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         }
 
-    def add(self, accelerator: str) -> Node:
+    def add(self, accelerator: str, ip: str = "") -> Node:
         """A node of cluster.yaml's type for this accelerator, but with two logical CPUs, once it has joined.
 
         One after the other: of two nodes that start in one session folder at once, neither came up (Ray 2.60).
@@ -182,7 +195,7 @@ class Cluster:
         gpus = node_type["resources"].get("GPU", 0)
         node = Node(
             self,
-            {"cpu": "127.0.0.3", "gpu": "127.0.0.4"}[accelerator],
+            ip or {"cpu": "127.0.0.3", "gpu": "127.0.0.4"}[accelerator],
             node_type["labels"],
             ["--address", self.address, "--num-cpus", "2", "--num-gpus", str(gpus)],
         )
@@ -212,6 +225,23 @@ class Cluster:
     def replicas(self, deployment: str) -> list[int]:
         """Processes of the running replicas of one of our deployments."""
         return self.pids(f"ray::ServeReplica:enginehouse:{deployment}")
+
+    @contextlib.contextmanager
+    def joined(self, by: Node | None = None) -> Iterator[None]:
+        """This process is a driver of the cluster, through the head or the node `by`, while the context lasts."""
+        os.environ.update({name: text for name, text in self.env.items() if name.startswith("RAY_")})
+        # A synchronous driver has no event loop for handles; the cluster's own processes must not get this.
+        os.environ["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] = "1"
+        import ray
+
+        ip = (by or self.head).ip
+        try:
+            ray.init(address=self.address, _node_ip_address=ip, log_to_driver=False, logging_level="ERROR")
+            yield
+        finally:
+            ray.shutdown()
+            for name in [name for name in os.environ if name.startswith("RAY_")]:
+                del os.environ[name]
 
     def run(self, *command: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program as another job of this cluster would, in a folder of its own."""

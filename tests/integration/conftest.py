@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,20 +96,10 @@ def cluster() -> Iterator[Cluster]:
     before = set(descendants())
     cluster = Cluster()
     try:
-        os.environ.update({name: text for name, text in cluster.env.items() if name.startswith("RAY_")})
-        # A synchronous driver has no event loop for handles; the cluster's own processes must not get this.
-        os.environ["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] = "1"
-        import ray
-
-        ray.init(address=cluster.address, _node_ip_address=cluster.head.ip, log_to_driver=False, logging_level="ERROR")
-        try:
+        with cluster.joined():
             yield cluster
-        finally:
-            ray.shutdown()
     finally:
         cluster.stop()
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
-            del os.environ[name]
     left = [process for pid, process in descendants().items() if pid not in before]
     assert not left, f"the cluster left processes behind: {describe(left)}"
 

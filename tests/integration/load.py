@@ -86,9 +86,11 @@ def load(
     assert not any(thread.is_alive() for thread in threads), f"{name}: a request hangs"
 
 
-def by_http(url: str, model: str, backend: str | None = None) -> Callable[[], Call]:
+def by_http(url: str, model: str, backend: str | None = None, deadline_ms: float | None = None) -> Callable[[], Call]:
     """Callers over HTTP, each with a connection of its own, of any backend or one."""
     headers = {"enginehouse-backend": backend} if backend else {}
+    if deadline_ms is not None:
+        headers["enginehouse-deadline-ms"] = f"{deadline_ms:g}"
 
     def caller() -> Call:
         client = httpx.Client(base_url=f"http://{url}", timeout=45, headers=headers)

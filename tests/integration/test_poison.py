@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 
 import httpx
+import pytest
 from tests.integration.bundles import CRASHES, RAISES, publish_poisonous
 from tests.integration.conftest import House
 
@@ -17,18 +19,43 @@ def body(x: int) -> dict[str, object]:
     return {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [x]}]}
 
 
-async def ask(url: str, values: list[int]) -> list[httpx.Response]:
-    """All at once."""
+async def ask(url: str, values: list[int], hopeless: int = 0) -> list[httpx.Response]:
+    """All at once; the value `hopeless` with a deadline that nothing on this earth makes."""
     async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+        hurry = {"enginehouse-deadline-ms": "0.3"}
         return await asyncio.gather(
-            *(client.post(f"http://{url}/v2/models/poisonous/infer", json=body(x)) for x in values)
+            *(
+                client.post(
+                    f"http://{url}/v2/models/poisonous/infer", json=body(x), headers=hurry if x == hopeless else {}
+                )
+                for x in values
+            )
         )
 
 
-def test_one_row_that_raises_and_one_that_crashes_the_process_fail_alone(house: House) -> None:
+@pytest.fixture(scope="module")
+def poisonous(house: House) -> Iterator[House]:
+    """The house with a model that some inputs break."""
     publish_poisonous(house.store, "poisonous")
     house.add("poisonous", "1")
     house.wait_live("poisonous", "gpu-pool")
+    yield house
+    house.remove("poisonous")
+
+
+def test_what_cannot_be_in_time_never_reaches_an_engine(poisonous: House) -> None:
+    """It would crash the engine that computed it."""
+    before = poisonous.cluster.replicas("gpu-pool")
+    values = [*NEIGHBOURS, *[CRASHES] * 10] * 3
+    answers = asyncio.run(ask(poisonous.url, values, hopeless=CRASHES))
+    for x, answer in zip(values, answers, strict=True):
+        assert answer.status_code == (504 if x == CRASHES else 200), answer.text
+    assert poisonous.cluster.replicas("gpu-pool") == before
+    poisonous.wait_live("poisonous", "gpu-pool")
+
+
+def test_one_row_that_raises_and_one_that_crashes_the_process_fail_alone(poisonous: House) -> None:
+    house = poisonous
     for poison, told in ((RAISES, "Integer division by zero"), (CRASHES, "two replicas were lost while they computed")):
         before = house.cluster.replicas("gpu-pool")
         began = time.monotonic()
@@ -43,4 +70,3 @@ def test_one_row_that_raises_and_one_that_crashes_the_process_fail_alone(house: 
         after = house.cluster.replicas("gpu-pool")
         assert (before == after) == (poison == RAISES), "a crash costs a replica, and nothing else does"
     house.wait_live("scale", "gpu-pool", "cpu-pool")
-    house.remove("poisonous")
