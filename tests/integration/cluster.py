@@ -151,6 +151,8 @@ class Cluster:
 
     def start_head(self) -> Node:
         """The head, or another one in its place: what it knew is there again if it was kept in Redis."""
+        # On a machine of its own a head would not take the other nodes' processes for one that still runs.
+        (self.folder / "ray_current_cluster").unlink(missing_ok=True)
         _, _, port = self.address.rpartition(":")
         self.head = Node(
             self,

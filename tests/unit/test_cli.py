@@ -171,6 +171,5 @@ def test_a_cluster_without_the_serving_flags_is_said_to_be_slower(
 ) -> None:
     show({"store": "s3://models", "models": [], "pools": [], "missing_flags": missing})
     said = " ".join(capsys.readouterr().out.split())
-    assert ("slower than it could be: Ray was started without A=1 B=2; see `enginehouse doctor" in said) == bool(
-        missing
-    )
+    told = "slower than it could be: Ray was started without A=1 B=2; see `enginehouse doctor"
+    assert (told in said) == bool(missing)

@@ -49,12 +49,8 @@ def show(document: dict[str, Any]) -> None:
         out.print(f"  {reason}", highlight=False, markup=False)
     out.print(f"  store: {document['store']}", highlight=False, markup=False)
     if missing := document["missing_flags"]:
-        out.print(
-            f"  slower than it could be: Ray was started without {' '.join(missing)}", highlight=False, markup=False
-        )
-        out.print(
-            "  `enginehouse doctor --address ...` says on which nodes, and what to do", highlight=False, markup=False
-        )
+        told = f"slower than it could be: Ray was started without {' '.join(missing)}"
+        out.print(f"  {told}; see `enginehouse doctor --address ...`", highlight=False, markup=False)
 
 
 def _cells(backend: dict[str, Any] | None) -> tuple[str, ...]:
