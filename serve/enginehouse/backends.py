@@ -96,7 +96,7 @@ class Backend:
         return self.expected_ms(rows, self.served.manifest.size_of(requests[0]))
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
-        """Answer one request, in company. Raises what a call to the pool raises."""
+        """Answer one request, in company. Raises what a call to the pool raises, and Recalled."""
         return await self.queue.infer(inputs, rows, deadline, priority)
 
     async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Answer:
@@ -167,6 +167,10 @@ class Backends:
             for state in live:
                 backend = self._of(served, state)
                 known.append((backend.update(served, state, self._routers, now), backend))
+            if seen is not None and _has_gained(seen[0], live):
+                # Those that wait for others may be answered sooner there.
+                for _, backend in known:
+                    backend.queue.recall()
             seen = self._seen[served.config.id] = live, known
         return [
             state.queued(backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
@@ -202,6 +206,12 @@ class Backends:
 def attempt_s(expected_ms: float) -> float:
     """Seconds after which an answer is no longer waited for when another backend may have one."""
     return max(ATTEMPT_S, PATIENCE * expected_ms / 1e3)
+
+
+def _has_gained(before: Sequence[BackendState], now: Sequence[BackendState]) -> bool:
+    """Whether a backend has more replicas than before."""
+    had = {state.pool: state.replicas for state in before}
+    return any(state.replicas > had.get(state.pool, 0) for state in now)
 
 
 def _most_rows(served: Served, backend: BackendState) -> int:

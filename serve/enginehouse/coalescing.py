@@ -30,6 +30,10 @@ NEWEST, KNOWN_S = 0.2, 2.0
 Call = Callable[[Sequence[Tensors], int, float], Awaitable[Answer]]
 
 
+class Recalled(Exception):
+    """The request waits here no more: there may be a better place for it."""
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
     inputs: Tensors
@@ -91,7 +95,10 @@ class Coalescer:
         return self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Answer:
-        """Answer one request by `deadline`, of `time.monotonic`. Raises what the call does and DeadlineExceeded."""
+        """Answer one request by `deadline`, of `time.monotonic`.
+
+        Raises what the call does, DeadlineExceeded and Recalled.
+        """
         now = time.monotonic()
         if self._under_way < self.slots and not self._waiting:
             release = self._slot()
@@ -111,6 +118,14 @@ class Coalescer:
             return await answer
         finally:
             self._leave(item)
+
+    def recall(self) -> None:
+        """Let go of those that wait, in the order in which they would have left."""
+        waiting, self._waiting = sorted(self._waiting), []
+        for *_, item in waiting:
+            self._leave(item)
+            if not item.answer.done():
+                item.answer.set_exception(Recalled())
 
     def _leave(self, item: _Waiting) -> None:
         if item.counted:

@@ -15,6 +15,7 @@ from enginehouse.admission import Admission, Admitted
 from enginehouse.backends import Backend, Backends, Sender, attempt_s
 from enginehouse.calls import PoolCall
 from enginehouse.channel import ALONE
+from enginehouse.coalescing import Recalled
 from enginehouse.config import AppConfig
 from enginehouse.errors import (
     DeadlineExceeded,
@@ -163,10 +164,12 @@ class Router:
         attempts = 0
         lost_at = math.inf
         failed_in = ""
+        is_new, is_counted = True, False
         while True:
-            choices = self._rank(served, demand, priority, fresh=attempts > 0)
+            choices = self._rank(served, demand, priority, fresh=not is_new)
             ranked = [choice for choice in choices if not choice.reason]
-            if not attempts:
+            if is_new:
+                is_new = False
                 self._wake(served, demand, ranked[:1])
                 if not ranked and (self._is_late(choices) or not self._reports.is_coming(served)):
                     raise self._refusal(served, choices, demand)
@@ -174,7 +177,8 @@ class Router:
             for place, choice in enumerate(ranked, 1):
                 attempts += 1
                 backend = self._backends.get(served, choice.backend)
-                if attempts == 1:
+                if not is_counted:
+                    is_counted = True
                     backend.ask(demand.rows, demand.size)
                 began = time.monotonic()
                 has_others = len(ranked) > 1 or choice.backend.replicas > 1
@@ -186,6 +190,10 @@ class Router:
                         outputs, timing = await backend.infer_alone(inputs, demand.rows, until)
                     else:
                         outputs, timing = await backend.infer(inputs, demand.rows, until, priority)
+                except Recalled:
+                    # Nobody was asked.
+                    attempts -= 1
+                    break
                 except ReplicaLost as error:
                     failures.append(str(error))
                     if error.stage == ALONE and time.monotonic() - lost_at > ONE_EVENT_S:
@@ -208,10 +216,11 @@ class Router:
                     failures.append(f"{choice.backend.pool}: {error}")
                 else:
                     return Answer(outputs, served, choice, timing, attempts)
-            if refused is not None and demand.stated:
-                # Whoever states a deadline hears at once that it will not be met.
-                raise refused
-            await asyncio.sleep(BACKOFF_S)
+            else:
+                if refused is not None and demand.stated:
+                    # Whoever states a deadline hears at once that it will not be met.
+                    raise refused
+                await asyncio.sleep(BACKOFF_S)
             # It was taken on; whether it is late by now will show.
             demand = demand._replace(budget_ms=math.inf)
 

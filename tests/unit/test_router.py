@@ -16,6 +16,7 @@ from tests.unit.connections import connected, echo
 from tests.unit.test_policy import table
 
 from enginehouse import waking
+from enginehouse.channel import Channel
 from enginehouse.config import AppConfig
 from enginehouse.errors import InferenceFailed, NoBackend
 from enginehouse.hints import Hints
@@ -61,6 +62,13 @@ class Handle:
         await asyncio.Event().wait()
 
 
+def come_up(cluster: Cluster, pool: str, channel: Channel) -> None:
+    """A replica on a node of its own has the model and is connected to."""
+    cluster.report(pool, {"m@1": "ready"})
+    (replica,) = cluster.replicas[pool]
+    replica.channel, replica.node = channel, pool
+
+
 @contextlib.asynccontextmanager
 async def routed(
     cluster: Cluster, store: Path, engines: Mapping[str, Infer], **pool: Any
@@ -72,8 +80,8 @@ async def routed(
     models, handles = ServedModels(reports), {name: Handle() for name in pools}
     async with contextlib.AsyncExitStack() as stack:
         for name, infer in engines.items():
-            cluster.report(name, {"m@1": "ready"})
-            _, cluster.replicas[name][0].channel = await stack.enter_async_context(connected(infer))
+            _, channel = await stack.enter_async_context(connected(infer))
+            come_up(cluster, name, channel)
         models.apply(catalog(store, "1", numerics="any"))
         await until(lambda: answers(models) == "1")
         yield Router(AppConfig(pools=pools), models, reports, handles), handles  # type: ignore[arg-type]
@@ -110,6 +118,31 @@ async def test_what_fails_in_two_backends_is_not_tried_in_more_nor_again(cluster
         assert first.calls + second.calls == 5
 
 
+async def test_those_that_wait_for_a_backend_are_answered_by_another_one_that_comes_up(
+    cluster: Cluster, store: Path
+) -> None:
+    release = asyncio.Event()
+
+    async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        await release.wait()
+        return await echo(model, requests, rows, budget_s)
+
+    async with routed(cluster, store, {"vino": held}) as (router, _):
+        sent = [asyncio.create_task(router.infer("m", X)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        async with connected() as (__, channel):
+            come_up(cluster, "ort", channel)
+            router._reports.forget()
+            # The first that comes finds it, and the others are told.
+            sent.append(asyncio.create_task(router.infer("m", X)))
+            await asyncio.sleep(0.1)
+            answered = [task.result() for task in sent if task.done()]
+            release.set()
+            await asyncio.gather(*sent)
+    assert len(answered) > 10
+    assert {(answer.choice.backend.pool, answer.attempts) for answer in answered} == {("ort", 1)}
+
+
 async def test_a_model_is_reached_while_this_process_is_connected_to_a_replica_of_it(
     cluster: Cluster, store: Path
 ) -> None:
@@ -140,7 +173,6 @@ async def test_the_best_pool_that_rests_is_woken_and_another_one_when_it_does_no
         await asyncio.sleep(0.02)
         assert woken() == {"ort": 1, "vino": 1}
         async with connected() as (_, channel):
-            cluster.report("vino", {"m@1": "ready"})
-            cluster.replicas["vino"][0].channel = channel
+            come_up(cluster, "vino", channel)
             waited = await asyncio.gather(first, second, third)
         assert {answer.choice.backend.pool for answer in waited} == {"vino"}
