@@ -57,7 +57,7 @@ def lost_head() -> Outcome:
             time.sleep(AWAY_S)
             cluster.start_head()
             wait_for(lambda: cluster.pids("ray::ServeController"), 60, "a new controller")
-            wait_for(lambda: cluster.cli("status").returncode == 0, 60, "status", every=1)
+            wait_for(lambda: _is_told(cluster), 90, "status", every=1)
             back_s = time.monotonic() - struck
             wait_for(lambda: _answers(cluster), 60, "HTTP by the head")
             http_s = time.monotonic() - struck
@@ -169,6 +169,13 @@ def _url_of(router: int) -> str:
         if connection.status == psutil.CONN_LISTEN and 31_500 <= connection.laddr.port <= 31_900:
             return f"127.0.0.1:{connection.laddr.port}"
     raise SystemExit(f"router {router} listens on no port of its own")
+
+
+def _is_told(cluster: Cluster) -> bool:
+    """Whether `enginehouse status` says what is served."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return cluster.cli("status", timeout=20).returncode == 0
+    return False
 
 
 def _answers(cluster: Cluster) -> bool:
