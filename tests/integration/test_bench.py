@@ -23,11 +23,18 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_scenario_gives_a_figure(house: House, tmp_path: Path) -> None:
-    lines, plot = tmp_path / "figures.jsonl", tmp_path / "plot.svg"
+#: Arrivals of the server scenario; the search for a rate makes more than ten of them.
+SERVER = {"a trace": "t\n0\n0.1\n0.3", "the highest rate": ""}
+
+
+@pytest.mark.parametrize("server", ["a trace", pytest.param("the highest rate", marks=pytest.mark.slow)])
+def test_every_scenario_gives_a_figure(house: House, tmp_path: Path, server: str) -> None:
+    lines, plot, trace = tmp_path / "figures.jsonl", tmp_path / "plot.svg", tmp_path / "trace.csv"
+    trace.write_text(SERVER[server])
     result = house.cluster.cli(
         *("bench", "scale", "--seconds", "1", "--connections", "2,4", "--p99-ms", "1000"),
         *("--json", str(lines), "--plot", str(plot)),
+        *(("--trace", str(trace)) if SERVER[server] else ()),
         timeout=300,
     )
     assert result.returncode == 0, result.stderr

@@ -15,7 +15,7 @@ from tests.integration.conftest import House
 from tests.integration.load import Report, by_handle, by_http, load
 
 #: Seconds of load before, and after each change.
-PHASE_S = 3.0
+PHASE_S = 2.0
 X = np.arange(2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)
 
 
