@@ -22,7 +22,7 @@ def run(lab: Lab) -> Iterator[Row]:
     digits = [models.request("digits", rows) for rows in (1, 7, 32, 3, 16)]
     yield tried({"model": "digits"}, partial(_grown, lab, "digits", digits, _CALLS))
     sentences = [encoder.sentences(rows, length) for rows, length in ((1, 8), (8, 64), (3, 201), (16, 33), (2, 256))]
-    yield tried({"model": "encoder"}, partial(_grown, lab, "encoder", sentences, lab.sized(_CALLS // 2, 200)))
+    yield tried({"model": "encoder"}, partial(_grown, lab, "encoder", sentences, lab.sized(_CALLS // 5, 200)))
 
 
 def _grown(lab: Lab, model: str, requests: list[models.Request], calls: int) -> Row:
