@@ -50,11 +50,13 @@ def covered_replica(house: House) -> Outcome:
 
 
 def _killed_replica(house: House, row: str, load: str, rate: float) -> Outcome:
-    """`KILLS` times, each once the last one is replaced."""
+    """`KILLS` times, each once the last one is replaced and what gathered meanwhile is answered."""
     worst, away = [], []
     with traffic([house.url], rate, [(Kind(), 1)]) as report:
         time.sleep(CALM_S)
         calm = report.during(0, time.monotonic())
+        usual_ms = quantile_ms(calm, 50)
+        lately = lambda: [one for one in report.sent if one.ended > time.monotonic() - 2]  # noqa: E731
         for _ in range(KILLS):
             victim, killed = house.victim("gpu-pool"), time.monotonic()
             os.kill(victim, signal.SIGKILL)
@@ -62,9 +64,9 @@ def _killed_replica(house: House, row: str, load: str, rate: float) -> Outcome:
             wait_for(replaced, 60, "a new replica")
             house.wait_live(model.NAME, "gpu-pool")
             away.append(time.monotonic() - killed)
-            time.sleep(CALM_S)
+            wait_for(lambda: quantile_ms(lately(), 50) < 2 * usual_ms, 60, "calm")
+            time.sleep(2)
             worst.append(max(one.taken_s for one in report.sent if one.ended >= killed) * 1e3)
-    usual_ms = quantile_ms(calm, 50)
     return Outcome(
         row,
         f"kill -9 of a replica at {load}, five times: none failed",
@@ -77,6 +79,7 @@ def _killed_replica(house: House, row: str, load: str, rate: float) -> Outcome:
             "worst_added": round(max(worst) - usual_ms, 1),
             "worst_added_each": ", ".join(f"{one - usual_ms:.0f}" for one in worst),
             "replaced_after_s": ", ".join(f"{one:.1f}" for one in away),
+            "failures": _told(report),
         },
     )
 
@@ -178,7 +181,7 @@ def _lost_node(house: House, row: str, what: str, strike: Callable[[], None], wi
             "tried_again": len(held_up),
             "last_sent_there_s": round(away_s, 2),
             "watched_s": round(lost_at - struck, 1),
-            "failures": "; ".join({one.problem[:120] for one in report.failed()}),
+            "failures": _told(report),
         },
     )
 
@@ -260,6 +263,10 @@ def impossible(house: House) -> Outcome:
             "others_p99_without_and_with": f"{p99s[0]} and {p99s[1]}",
         },
     )
+
+
+def _told(report: Report) -> str:
+    return "; ".join(sorted({one.problem[:120] for one in report.failed()})[:5])
 
 
 def _counts(report: Report) -> dict[str, int]:
