@@ -26,11 +26,12 @@ HANGS_S = 40.0
 
 
 class Kind(NamedTuple):
-    """A share of the traffic: what it sends, and the deadline that it states (0: none)."""
+    """A share of the traffic: what it sends, so many rows each, and the deadline that it states (0: none)."""
 
     inputs: Sequence[int] = GOOD
     deadline_ms: float = 0.0
     backend: str = ""
+    rows: Sequence[int] = (1,)
 
 
 class Sent(NamedTuple):
@@ -150,19 +151,20 @@ def _in_thread(run: Run) -> Iterator[Report]:
 async def _send(
     session: aiohttp.ClientSession, url: str, kind: Kind, label: int, number: int, due: float, report: Report
 ) -> None:
-    x = kind.inputs[number % len(kind.inputs)]
+    rows = kind.rows[number % len(kind.rows)]
+    xs = [kind.inputs[(number + row) % len(kind.inputs)] for row in range(rows)]
     headers = {"enginehouse-deadline-ms": f"{kind.deadline_ms:g}"} if kind.deadline_ms else {}
     headers |= {"enginehouse-backend": kind.backend} if kind.backend else {}
     status, backend, attempts, problem = 0, "", 0, ""
     try:
-        body = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [x]}]}
+        body = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [rows, 1], "data": xs}]}
         async with session.post(f"http://{url}/v2/models/{model.NAME}/infer", json=body, headers=headers) as answer:
             status, backend = answer.status, answer.headers.get("enginehouse-backend", "")
             attempts = int(answer.headers.get("enginehouse-attempts", 0))
             if status != 200:
                 problem = f"{status} {(await answer.text())[:300]}"
-            elif (y := (await answer.json())["outputs"][0]["data"]) != [model.answer(x)]:
-                problem = f"wrong: {x} gave {y}"
+            elif (y := (await answer.json())["outputs"][0]["data"]) != [model.answer(x) for x in xs]:
+                problem = f"wrong: {xs} gave {y}"
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         problem = f"{type(error).__name__}: {error}"
     report.sent.append(Sent(label, due, time.monotonic() - due, status, backend, attempts, problem))

@@ -179,18 +179,21 @@ def _placed(choices: list[Choice]) -> list[Choice]:
     """Each behind the fastest engine that computes on all nodes that it has, if that is another one."""
     by_speed = sorted(choices, key=_slowness)
     for place, choice in enumerate(by_speed):
-        mine = choice.backend
-        for other in by_speed[:place] if mine.nodes else ():
-            theirs = other.backend
-            if (
-                mine.nodes <= theirs.nodes
-                and ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine]
-                and other.slowness < choice.slowness
-                and not theirs.fails
-            ):
-                by_speed[place] = Choice(*choice[:-1], theirs.pool)
+        for other in by_speed:
+            if other is not choice and _is_behind(choice, other):
+                by_speed[place] = Choice(*choice[:-1], other.backend.pool)
                 break
     return by_speed
+
+
+def _is_behind(choice: Choice, other: Choice) -> bool:
+    mine, theirs = choice.backend, other.backend
+    if not mine.nodes or not mine.nodes <= theirs.nodes or theirs.fails:
+        return False
+    if mine.resident != theirs.resident and (mine.engine, mine.artifact) == (theirs.engine, theirs.artifact):
+        # The same engine on the same hardware differs by the hop alone: what else was measured of it is chance.
+        return theirs.resident
+    return ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine] and other.slowness < choice.slowness
 
 
 def _slowness(choice: Choice) -> float:

@@ -126,6 +126,16 @@ def test_engines_of_the_same_nodes_compete_by_speed_and_not_by_their_queues() ->
     assert ranked(slow, fast, budget_ms=100.0, stated=True) == ["fast", "slow"]
 
 
+def test_a_pool_is_behind_a_resident_engine_that_is_the_same_however_slow_that_seems() -> None:
+    here = frozenset({"n1"})
+    resident = backend("resident", (1, 2.0), resident=True, nodes=here, pace={0: 1.5}, queued_rows=30, batch_rows=8)
+    pool = backend("pool", (1, 2.0), nodes=here)
+    assert ranked(pool, resident) == ["resident", "pool"]
+    # On more nodes it has more engines, and another artifact is another engine.
+    assert ranked(pool._replace(nodes=here | {"n2"}), resident) == ["pool", "resident"]
+    assert ranked(pool._replace(artifact="b"), resident) == ["pool", "resident"]
+
+
 def test_what_cannot_be_in_time_is_not_tried() -> None:
     quick, slow = backend("quick", (1, 2.0)), backend("slow", (1, 9.0))
     assert ranked(quick, slow, budget_ms=5.0, stated=True) == ["quick"]
