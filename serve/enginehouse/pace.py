@@ -11,8 +11,9 @@ SHARED, OWN = 0.3, 0.05
 #: Seconds until half of what is known is forgotten: a backend that was slow once is not asked, and so has to be given
 #: another chance.
 HALF_LIFE_S = 20.0
-#: An engine is taken to deviate from the others by so much at most: more is chance, or a call that was held up.
-MOST = 4.0
+#: An engine is taken to deviate from the others by so much at most, and at least: more is chance, or a call that was
+#: held up, and less is chance too, which would send requests over a hop for nothing.
+MOST, LEAST = 4.0, 1.1
 
 
 class Pace:
@@ -44,9 +45,13 @@ class Pace:
     def of(self, pool: str, now: float) -> Mapping[int, float]:
         """The pace of `pool` by the bit length of the rows; under 0 for rows that it was not seen with."""
         shared = self._shared.at(now)
-        pace = {bits: shared * own.at(now) for (name, bits), own in self._own.items() if name == pool}
+        pace = {bits: shared * _certain(own.at(now)) for (name, bits), own in self._own.items() if name == pool}
         pace[0] = shared
         return pace
+
+
+def _certain(deviation: float) -> float:
+    return 1.0 if 1 / LEAST < deviation < LEAST else deviation
 
 
 class _Average:

@@ -59,8 +59,8 @@ class BackendState(NamedTuple):
 
     def queued(self, rows: int) -> BackendState:
         """The same while so many rows wait."""
-        # As `_replace` does, in half the time: for every request that finds others before it.
-        return BackendState(*self[:-1], rows)
+        # As `_replace` does, in a quarter of the time: for every request that finds others before it.
+        return tuple.__new__(BackendState, (*self[:-1], rows))
 
     def compute_ms(self, rows: int, size: int | None) -> float:
         """Predicted time of an engine call, as it goes lately; inf when it was never measured."""
@@ -181,19 +181,19 @@ def _placed(choices: list[Choice]) -> list[Choice]:
     for place, choice in enumerate(by_speed):
         for other in by_speed:
             if other is not choice and _is_behind(choice, other):
-                by_speed[place] = Choice(*choice[:-1], other.backend.pool)
+                by_speed[place] = tuple.__new__(Choice, (*choice[:-1], other.backend.pool))
                 break
     return by_speed
 
 
 def _is_behind(choice: Choice, other: Choice) -> bool:
     mine, theirs = choice.backend, other.backend
-    if not mine.nodes or not mine.nodes <= theirs.nodes or theirs.fails:
-        return False
-    if mine.resident != theirs.resident and (mine.engine, mine.artifact) == (theirs.engine, theirs.artifact):
+    if mine.resident != theirs.resident and mine.engine == theirs.engine and mine.artifact == theirs.artifact:
         # The same engine on the same hardware differs by the hop alone: what else was measured of it is chance.
-        return theirs.resident
-    return ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine] and other.slowness < choice.slowness
+        is_better = theirs.resident
+    else:
+        is_better = other.slowness < choice.slowness and ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine]
+    return is_better and bool(mine.nodes) and mine.nodes <= theirs.nodes and not theirs.fails
 
 
 def _slowness(choice: Choice) -> float:

@@ -63,3 +63,11 @@ def test_what_is_no_longer_heard_is_forgotten() -> None:
     once = pace.of("p", 1.0)[0]
     assert pace.of("p", 1.0 + HALF_LIFE_S)[0] == pytest.approx(1 + (once - 1) / 2)
     assert pace.of("p", 1.0 + 50 * HALF_LIFE_S)[1] == pytest.approx(1.0)
+
+
+def test_a_call_that_was_held_up_is_no_reason_to_prefer_another_engine() -> None:
+    pace = Pace()
+    for _ in range(20):
+        pace.note("near", 1, 1.0, 1.0)
+    pace.note("near", 1, 2.0, 1.0)
+    assert pace.of("near", 1.0)[1] == pace.of("far", 1.0)[0]
