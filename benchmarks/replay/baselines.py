@@ -87,8 +87,9 @@ class LeastLoaded(Baseline):
         return self._freest([replica for pool in live for replica in pool])
 
 
+STATIC = "static preference"
 BASELINES: Mapping[str, type[Baseline]] = {
     "round robin": RoundRobin,
-    "static preference": StaticPreference,
+    STATIC: StaticPreference,
     "least loaded": LeastLoaded,
 }

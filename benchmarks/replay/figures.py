@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.replay.baselines import STATIC
 from benchmarks.replay.book import Ended
 from benchmarks.replay.fleet import PRICE
 from benchmarks.replay.replay import Outcome
-from benchmarks.replay.router import NAME
+from benchmarks.replay.router import FASTEST_KIND, NAME
 from benchmarks.replay.traces import Trace
 
 #: Shares of violations this close, and costs this close as a share, count as the same: twice the standard error of
@@ -79,8 +80,14 @@ def beside(ours: Figure, other: Figure) -> str:
 
 
 def verdict(figures: Sequence[Figure]) -> str:
-    """Of one trace: `wins` with fewer violations than every other at no higher cost, else what holds beside whom."""
-    ours = next(figure for figure in figures if figure.policy == NAME)
-    found = {figure.policy: beside(ours, figure) for figure in figures if figure is not ours}
+    """Of one trace: `wins` with fewer violations than every other at no higher cost, else what holds beside whom.
+
+    Beside static preference ours is also told as it is on the nodes that that uses.
+    """
+    by_policy = {figure.policy: figure for figure in figures}
+    ours, alike, static = (by_policy.get(name) for name in (NAME, FASTEST_KIND, STATIC))
+    assert ours is not None
+    found = {name: beside(ours, one) for name, one in by_policy.items() if one not in (ours, alike)}
     missed = [f"{name}: {how}" for name, how in found.items() if how not in ("fewer, cheaper", "fewer, as dear")]
-    return "wins" if not missed else f"does not win ({'; '.join(missed)})"
+    told = f"does not win ({'; '.join(missed)})" if missed else "wins"
+    return f"{told}; on the nodes of {STATIC}: {beside(alike, static)}" if alike and static else told

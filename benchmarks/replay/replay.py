@@ -14,7 +14,7 @@ from benchmarks.replay.book import Book, Request
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.fleet import Fleet
 from benchmarks.replay.machines import Machines
-from benchmarks.replay.router import NAME, Routers
+from benchmarks.replay.router import FASTEST_KIND, NAME, OfFastestKind, Routers
 from benchmarks.replay.traces import Trace
 from enginehouse.manifest import Accelerator
 
@@ -32,8 +32,12 @@ class Maker(Protocol):
 
 
 def policies(routers: int) -> Mapping[str, Maker]:
-    """By name, ours first: that of so many routers. The baselines know everything, as one balancer would."""
-    return {NAME: functools.partial(Routers, routers), **BASELINES}
+    """By name, ours first: that of so many routers, on all nodes and on those that static preference uses.
+
+    The baselines know everything, as one balancer would.
+    """
+    ours = functools.partial(Routers, routers)
+    return {NAME: ours, FASTEST_KIND: functools.partial(ours, policy=OfFastestKind()), **BASELINES}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

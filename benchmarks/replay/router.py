@@ -9,6 +9,7 @@ call is waited for until its deadline, and what takes longer teaches `Pace` noth
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
 from benchmarks.replay.backend import Attempt, Backend
@@ -18,12 +19,28 @@ from benchmarks.replay.clock import Clock
 from benchmarks.replay.fleet import ENGINES, Fleet, Model
 from benchmarks.replay.machines import Machines, Pool, Replica
 from enginehouse.backends import attempt_s
-from enginehouse.pace import Pace
-from enginehouse.policy import BackendState, Demand, FastestInTime, Policy
+from enginehouse.manifest import ACCELERATOR_OF
+from enginehouse.pace import Crowd, Pace
+from enginehouse.policy import BackendState, Choice, Demand, FastestInTime, Policy
 from enginehouse.reports import LIVE_FOR_S
 from enginehouse.router import BACKOFF_S
 
 NAME = "enginehouse"
+FASTEST_KIND = "enginehouse, fastest kind"
+
+
+class OfFastestKind:
+    """The policy where only the kind of hardware that the tables call fastest may be used, like static preference."""
+
+    def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]:
+        """As `FastestInTime`, of the kind that is fastest and alive."""
+        fastest = min(backends, key=_row_ms, default=None)
+        kind = ACCELERATOR_OF[fastest.engine] if fastest else ""
+        return FastestInTime().rank([known for known in backends if ACCELERATOR_OF[known.engine] == kind], demand)
+
+
+def _row_ms(backend: BackendState) -> float:
+    return backend.table.predict_ms(backend.batch_rows) / backend.batch_rows if backend.table else math.inf
 
 
 class PolicyRouter:
@@ -43,6 +60,7 @@ class PolicyRouter:
         self._pools: dict[Pool, tuple[list[Channel], frozenset[str]]] = {}
         self._changes = -1
         self._backends: dict[tuple[str, Model], Backend] = {}
+        self._crowds: dict[tuple[str, int], Crowd] = {}
         self._of: dict[Model, list[Backend]] = {model: self._made(model) for model in fleet.models}
         self._known: dict[Model, tuple[float, list[tuple[BackendState, Backend]]]] = {}
 
@@ -72,11 +90,12 @@ class PolicyRouter:
 
     def _made(self, model: Model) -> list[Backend]:
         made = []
-        for engines in ENGINES.values():
-            pace = Pace()
+        for accelerator, engines in ENGINES.items():
+            pace, crowd = Pace(), self._crowds.setdefault((accelerator, model.cell), Crowd())
             for engine in engines:
                 if engine in model.tables:
-                    backend = Backend(self._clock, model, (engine, model.cell), pace, self._freest, self, self._calls)
+                    pool, calls = (engine, model.cell), self._calls
+                    backend = Backend(self._clock, model, pool, pace, crowd, self._freest, self, calls)
                     self._backends[backend.state.pool, model] = backend
                     made.append(backend)
         return made

@@ -10,7 +10,7 @@ from typing import Protocol
 from enginehouse.coalescing import HOLD_S, Coalescer
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
 from enginehouse.manifest import ACCELERATOR_OF
-from enginehouse.pace import Pace
+from enginehouse.pace import Crowd, Pace
 from enginehouse.policy import HOP_MS, USUAL, BackendState
 from enginehouse.reports import Served
 from enginehouse.tensors import Answer, Tensors, Timing
@@ -41,13 +41,17 @@ class Backend:
     ends it.
     """
 
-    def __init__(self, served: Served, state: BackendState, pace: Pace, call: Callable[[Backend], Sender]) -> None:
+    def __init__(
+        self, served: Served, state: BackendState, pace: Pace, crowd: Crowd, call: Callable[[Backend], Sender]
+    ) -> None:
         self.served = served
         self.state = state
         self.seen_at = 0.0
         self.queue = Coalescer(self._timed, _most_rows(served, state), MAX_CALL_BYTES)
         self._call = call(self)
         self._pace = pace
+        #: Of the hardware that it is on, which others share.
+        self.crowd = crowd
         # For requests that may have crashed a replica: one at a time.
         self._suspects = asyncio.Lock()
         self._demand_ms = 0.0
@@ -76,7 +80,7 @@ class Backend:
             self.queue.max_rows = _most_rows(served, state)
         self.served = served
         self.seen_at = now
-        rows, pace = self.queue.max_rows, self._pace.of(state.pool, now)
+        rows, pace = self.queue.max_rows, self._pace.of(state.pool, now, self.crowd.at(now))
         drain_ms = self.queue.drain_ms(now)
         self.state = state = state._replace(batch_rows=rows, drain_ms=drain_ms, pace=pace, fails=self._fails(now))
         full_ms = self.expected_ms(rows)
@@ -129,9 +133,11 @@ class Backend:
 
     def _note(self, request: Tensors, timing: Timing) -> None:
         table = self.state.table
-        if table is not None and timing.compute_ms > 0:
-            expected_ms = table.predict_ms(timing.batch_rows, self.served.manifest.size_of(request))
-            self._pace.note(self.state.pool, timing.batch_rows, timing.compute_ms / expected_ms, time.monotonic())
+        if table is None or timing.compute_ms <= 0:
+            return
+        now, pool, rows = time.monotonic(), self.state.pool, timing.batch_rows
+        ratio = timing.compute_ms / table.predict_ms(rows, self.served.manifest.size_of(request))
+        self._pace.note(pool, rows, ratio, now, self.crowd)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -153,6 +159,8 @@ class Backends:
         self._routers = routers
         self._backends: dict[tuple[str, str], Backend] = {}
         self._paces: dict[tuple[str, str], Pace] = {}
+        # Of each kind of hardware on the same nodes.
+        self._crowds: dict[tuple[str, frozenset[str]], Crowd] = {}
         self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
 
     def states(self, served: Served, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
@@ -166,6 +174,7 @@ class Backends:
             known = []
             for state in live:
                 backend = self._of(served, state)
+                backend.crowd = self._crowd(state)
                 known.append((backend.update(served, state, self._routers, now), backend))
             if seen is not None and _has_gained(seen[0], live):
                 # Those that wait for others may be answered sooner there.
@@ -187,8 +196,11 @@ class Backends:
         if backend is None:
             self._forget(time.monotonic() - FORGET_AFTER_S)
             pace = self._paces.setdefault((served.config.id, ACCELERATOR_OF[state.engine]), Pace())
-            backend = self._backends[key] = Backend(served, state, pace, self._call)
+            backend = self._backends[key] = Backend(served, state, pace, self._crowd(state), self._call)
         return backend
+
+    def _crowd(self, state: BackendState) -> Crowd:
+        return self._crowds.setdefault((ACCELERATOR_OF[state.engine], state.nodes), Crowd())
 
     def _forget(self, unused_since: float) -> None:
         """Let go of backends that are no longer asked for: of versions that went, say."""
@@ -201,6 +213,8 @@ class Backends:
         ids = {model_id for _, model_id in kept}
         self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in ids}
         self._paces = {key: pace for key, pace in self._paces.items() if key[0] in ids}
+        crowds = {id(known.crowd) for known in kept.values()}
+        self._crowds = {key: crowd for key, crowd in self._crowds.items() if id(crowd) in crowds}
 
 
 def attempt_s(expected_ms: float) -> float:

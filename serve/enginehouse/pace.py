@@ -1,4 +1,7 @@
-"""Pace: how the engines of a model compute lately, held against what was measured when it was built."""
+"""Pace: how the engines of a model compute lately, held against what was measured when it was built.
+
+A call takes its table's time x how crowded its hardware is just now x the pace of its model there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ SHARED, OWN = 0.3, 0.05
 #: Seconds until half of what is known is forgotten: a backend that was slow once is not asked, and so has to be given
 #: another chance.
 HALF_LIFE_S = 20.0
+#: The same of a crowd: weight of the newest call, of whatever model, and seconds.
+CROWD, CROWD_HALF_LIFE_S = 0.2, 2.0
 #: An engine is taken to deviate from the others by so much at most, and at least: more is chance, or a call that was
 #: held up, and less is chance too, which would send requests over a hop for nothing.
 MOST, LEAST = 4.0, 1.1
@@ -24,12 +29,16 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._shared = _Average(SHARED)
+        self._shared = _Average(SHARED, HALF_LIFE_S)
         self._own: dict[tuple[str, int], _Average] = {}
         self._heard = False
 
-    def note(self, pool: str, rows: int, ratio: float, now: float) -> None:
-        """A call of `rows` rows to `pool` took `ratio` times what the table says."""
+    def note(self, pool: str, rows: int, ratio: float, now: float, crowd: Crowd | None = None) -> None:
+        """A call of `rows` rows to `pool` took `ratio` times what the table says, in that crowd, which learns too."""
+        if crowd is not None:
+            slower = crowd.at(now)
+            crowd.note(ratio / self._at(pool, rows.bit_length(), now), now)
+            ratio /= slower
         # One call says no more than that: a pause of the machine would otherwise make everything late for a minute.
         known = self._shared.at(now)
         if self._heard:
@@ -39,15 +48,39 @@ class Pace:
         key = pool, rows.bit_length()
         own = self._own.get(key)
         if own is None:
-            own = self._own[key] = _Average(OWN)
+            own = self._own[key] = _Average(OWN, HALF_LIFE_S)
         own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
 
-    def of(self, pool: str, now: float) -> Mapping[int, float]:
-        """The pace of `pool` by the bit length of the rows; under 0 for rows that it was not seen with."""
-        shared = self._shared.at(now)
+    def of(self, pool: str, now: float, crowd: float = 1.0) -> Mapping[int, float]:
+        """The pace of `pool` in such a crowd by the bit length of the rows; under 0 for rows not seen there."""
+        shared = self._shared.at(now) * crowd
         pace = {bits: shared * _certain(own.at(now)) for (name, bits), own in self._own.items() if name == pool}
         pace[0] = shared
         return pace
+
+    def _at(self, pool: str, bits: int, now: float) -> float:
+        own = self._own.get((pool, bits))
+        return self._shared.at(now) * (_certain(own.at(now)) if own else 1.0)
+
+
+class Crowd:
+    """How much slower the calls of all models are just now on some hardware, which they share: 1 is not at all.
+
+    Every model tells of it, and so it is fresher than what a model knows of itself: among a thousand models it makes a
+    quarter fewer answers late or refused (benchmarks/replay).
+    """
+
+    def __init__(self) -> None:
+        self._slower = _Average(CROWD, CROWD_HALF_LIFE_S)
+
+    def note(self, ratio: float, now: float) -> None:
+        """A call took `ratio` times what was to be expected of its model on this hardware without a crowd."""
+        known = self.at(now)
+        self._slower.note(min(known * MOST, max(known / MOST, ratio)), now)
+
+    def at(self, now: float) -> float:
+        """The factor that calls take now."""
+        return self._slower.at(now)
 
 
 def _certain(deviation: float) -> float:
@@ -57,17 +90,18 @@ def _certain(deviation: float) -> float:
 class _Average:
     """Exponentially weighted by calls and by time, and back at 1 when nothing is heard."""
 
-    __slots__ = ("_at", "_newest", "_value")
+    __slots__ = ("_at", "_half_life_s", "_newest", "_value")
 
-    def __init__(self, newest: float) -> None:
+    def __init__(self, newest: float, half_life_s: float) -> None:
         self._newest = newest
+        self._half_life_s = half_life_s
         self._value = 1.0
         self._at = -math.inf
 
     def note(self, value: float, now: float) -> None:
-        kept = (1 - self._newest) * math.exp2((self._at - now) / HALF_LIFE_S)
+        kept = (1 - self._newest) * math.exp2((self._at - now) / self._half_life_s)
         self._value = kept * self._value + (1 - kept) * value
         self._at = now
 
     def at(self, now: float) -> float:
-        return 1.0 + (self._value - 1.0) * math.exp2((self._at - now) / HALF_LIFE_S)
+        return 1.0 + (self._value - 1.0) * math.exp2((self._at - now) / self._half_life_s)

@@ -204,3 +204,15 @@ async def test_those_that_nobody_asks_for_are_forgotten(known: Backends, monkeyp
     await ask(known, new)
     assert [key for key in known._backends] == [("p", "m@2")]
     await ask(known, old)
+
+
+async def test_models_on_the_same_hardware_hear_of_its_crowd_from_each_other(known: Backends, pool: Pool) -> None:
+    asked, other = served(), served(name="other")
+    nodes = frozenset({"n"})
+    before = look(known, other, nodes=nodes).compute_ms(1, None)
+    elsewhere = look(known, other, pool="q", nodes=frozenset({"m"})).compute_ms(1, None)
+    pool.compute_ms = 3 * TIMES[0][1]
+    for _ in range(10):
+        await known.get(asked, look(known, asked, nodes=nodes)).infer(X, 1, time.monotonic() + 1, USUAL)
+    assert look(known, other, nodes=nodes).compute_ms(1, None) > 1.5 * before
+    assert look(known, other, pool="q", nodes=frozenset({"m"})).compute_ms(1, None) == elsewhere

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginehouse.pace import HALF_LIFE_S, Pace
+from enginehouse.pace import CROWD_HALF_LIFE_S, HALF_LIFE_S, Crowd, Pace
 
 
 def test_nothing_heard_is_as_measured() -> None:
@@ -71,3 +71,31 @@ def test_a_call_that_was_held_up_is_no_reason_to_prefer_another_engine() -> None
         pace.note("near", 1, 1.0, 1.0)
     pace.note("near", 1, 2.0, 1.0)
     assert pace.of("near", 1.0)[1] == pace.of("far", 1.0)[0]
+
+
+def test_a_crowd_is_noticed_by_the_models_that_were_not_asked_and_soon_over() -> None:
+    crowd, asked, other = Crowd(), Pace(), Pace()
+    for _ in range(20):
+        asked.note("p", 1, 1.0, 1.0, crowd)
+    for _ in range(20):
+        asked.note("p", 1, 3.0, 1.0, crowd)
+    assert other.of("p", 1.0, crowd.at(1.0))[0] > 1.5
+    assert asked.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.1)
+    assert crowd.at(1.0 + 10 * CROWD_HALF_LIFE_S) == pytest.approx(1.0, abs=0.01)
+
+
+def test_what_is_slow_for_one_model_alone_is_its_pace_and_no_crowd() -> None:
+    crowd, slow, usual = Crowd(), Pace(), Pace()
+    for _ in range(300):
+        slow.note("p", 1, 3.0, 1.0, crowd)
+        usual.note("p", 1, 1.0, 1.0, crowd)
+    assert slow.of("p", 1.0, crowd.at(1.0))[1] / usual.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.2)
+    assert slow.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.2)
+
+
+def test_one_call_that_was_held_up_is_no_crowd() -> None:
+    crowd, pace = Crowd(), Pace()
+    for _ in range(20):
+        pace.note("p", 1, 1.0, 1.0, crowd)
+    pace.note("p", 1, 200.0, 1.0, crowd)
+    assert crowd.at(1.0) < 2
