@@ -36,6 +36,7 @@ class Router:
 
     def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
         memory.keep_freed()
+        memory.collect_less()
         self.config = AppConfig.parse(args)
         cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
         settings = self.config.router

@@ -14,6 +14,8 @@ from enginehouse.policy import FIRST, LAST, USUAL
 #: Before the name of a hint where it is an HTTP header.
 PREFIX = "enginehouse-"
 _PREFIX = PREFIX.encode()
+#: The parameters of a request that are hints; other ones are none of theirs.
+_PARAMETERS = frozenset({"deadline-ms", "timeout", "priority", "backend", "min-precision"})
 
 
 class HintsByName(TypedDict, total=False):
@@ -53,7 +55,7 @@ class Hints:
 
         Triton's `timeout` in microseconds is a deadline too. Raises InvalidInput.
         """
-        if not headers and not parameters:
+        if not headers and _PARAMETERS.isdisjoint(parameters):
             return NO_HINTS
         deadline_s = _number("deadline-ms", headers.get(PREFIX + "deadline-ms"), parameters, 1e3)
         if deadline_s is None:

@@ -32,6 +32,7 @@ class Pool:
 
     def __init__(self, name: str, config: dict[str, Any], engines_per_node: int) -> None:
         memory.keep_freed()
+        memory.collect_less()
         pool = PoolConfig.model_validate(config)
         threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
         self._address: Address | None = None

@@ -131,6 +131,11 @@ class Reports:
             if not pool.min_replicas
         )
 
+    def may_come(self, served: Served, pool: str | None = None) -> bool:
+        """Whether a live node, as they were last counted, has the hardware for a backend: of `pool`, if it is named."""
+        wanted = [name for name in self._pools if pool in (None, name)]
+        return not self._nodes or any(self._may_run(name) and self._choice(name, served) for name in wanted)
+
     def forget(self) -> None:
         """Look anew, whatever was said."""
         self._live.clear()

@@ -173,6 +173,9 @@ class Router:
                 self._wake(served, demand, ranked[:1])
                 if not ranked and (self._is_late(choices) or not self._reports.is_coming(served)):
                     raise self._refusal(served, choices, demand)
+            elif not ranked and not self._reports.may_come(served, demand.pool):
+                # Those that had it are gone with their nodes, and no others are there to wait for.
+                raise self._refusal(served, choices, demand)
             refused: Overloaded | None = None
             for place, choice in enumerate(ranked, 1):
                 attempts += 1

@@ -138,6 +138,9 @@ class Cluster:
     `flags` are what every node is started with beside what keeps it apart from other clusters; the head has `cpus`.
     """
 
+    #: Further ones for the head.
+    arguments: tuple[str, ...] = ()
+
     def __init__(self, flags: Mapping[str, str] = SERVING_ENV, cpus: int = 7) -> None:
         # Short: Ray's sockets below it may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="eh-"))
@@ -161,6 +164,7 @@ class Cluster:
             [
                 *("--head", "--port", port, "--include-dashboard", "false", "--temp-dir", str(self.folder)),
                 *("--ray-client-server-port", str(free_port()), "--num-cpus", str(self._cpus)),
+                *self.arguments,
             ],
         )
         return self._joined(self.head)

@@ -14,7 +14,7 @@ from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 
 from enginehouse.config import SERVING_ENV
-from enginehouse.errors import DeadlineExceeded, InvalidInput, ModelNotFound
+from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InvalidInput, ModelNotFound
 
 #: A job of somebody who has never heard of this package: importing it fails as where it is not installed.
 STRANGER = """
@@ -146,6 +146,35 @@ def test_the_client_routes_in_its_own_process_and_by_the_routers_when_it_cannot(
     house.add("fresh", "1")
     np.testing.assert_array_equal(client.infer("fresh", {"x": x})["y"], x * 11)
     house.remove("fresh")
+
+
+def test_where_the_clients_own_router_gets_no_answer_the_deployed_ones_give_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from enginehouse.client import Client
+    from enginehouse.router import Router
+
+    client, asked = Client(), []
+    x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
+    embedded = client._router
+    assert embedded is not None
+    wait_for(lambda: embedded._router is not None and embedded._router.reaches("scale"), 20, "it knows where")
+    infer = Router.infer
+
+    async def lost(router: Router, model: str, *rest: object) -> object:
+        asked.append(model)
+        if len(asked) == 1:
+            return await infer(router, model, *rest)  # type: ignore[arg-type]
+        raise EngineUnavailable("cpu-pool", "its replica is gone")
+
+    # Of this process: the deployed ones are others.
+    monkeypatch.setattr(Router, "infer", lost)
+    for _ in range(2):
+        np.testing.assert_array_equal(client.infer("scale", {"x": x})["y"], x * 2)
+    assert asked == ["scale", "scale"]
+    monkeypatch.setattr(Router, "reaches", lambda *_: False)
+    np.testing.assert_array_equal(client.infer("scale", {"x": x})["y"], x * 2)
+    assert len(asked) == 2
 
 
 def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:

@@ -176,3 +176,30 @@ async def test_the_best_pool_that_rests_is_woken_and_another_one_when_it_does_no
             come_up(cluster, "vino", channel)
             waited = await asyncio.gather(first, second, third)
         assert {answer.choice.backend.pool for answer in waited} == {"vino"}
+
+
+async def test_what_is_under_way_when_the_last_node_goes_hears_so_and_does_not_wait_for_its_deadline(
+    cluster: Cluster, store: Path
+) -> None:
+    async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    publish(store, "1", TIMES)
+    reports = Reports(POOLS, None, "here")
+    models = ServedModels(reports)
+    async with connected(held) as (_, channel):
+        come_up(cluster, "ort", channel)
+        models.apply(catalog(store, "1", numerics="any"))
+        await until(lambda: answers(models) == "1")
+        router = Router(AppConfig(pools=POOLS), models, reports, {name: Handle() for name in POOLS})  # type: ignore[arg-type, dict-item]
+        sent = asyncio.create_task(router.infer("m", X, Hints(deadline_s=20.0)))
+        await asyncio.sleep(0.05)
+        cluster.replicas.clear()
+        channel.close()
+        await asyncio.sleep(0.2)
+        assert not sent.done(), "Serve may start another replica on a node that lives"
+        cluster.accelerators.clear()
+        await reports.count_nodes()
+        with pytest.raises(NoBackend, match="no live backend"):
+            await asyncio.wait_for(sent, 2)

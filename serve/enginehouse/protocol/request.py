@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from enginehouse.errors import InvalidInput
+from enginehouse.protocol import forms
 from enginehouse.protocol.payload import BINARY_ONLY, from_bytes, from_json, json_text
 from enginehouse.tensors import Signature, TensorSpec, datatype
 
@@ -35,8 +36,8 @@ class InferRequest:
     `outputs` are the wanted ones in the order of the answer, all of them where the request names none.
     """
 
-    id: str | None
     inputs: dict[str, np.ndarray]
+    id: str | None
     outputs: tuple[RequestedOutput, ...]
     parameters: Parameters
     rows: int
@@ -69,19 +70,20 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
             f"Inference-Header-Content-Length is {json_length}; the body has {len(view)} bytes, "
             "so it must be between 0 and that"
         )
-    document = _document(view[:json_length])
+    text, tail = view[:json_length], view[json_length:]
+    if tail and (form := forms.find(text, len(tail), signature)):
+        return InferRequest(form.inputs(tail), *form.said)
+    document = _document(text)
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise InvalidInput(f"'id' is {json_text(identifier)}; send a string")
     parameters = _parameters(document, "the request")
-    inputs = _inputs(document, signature, view[json_length:])
-    return InferRequest(
-        id=identifier,
-        inputs=inputs,
-        outputs=_outputs(document, signature, _flag(parameters, "binary_data_output", "the request")),
-        parameters=parameters,
-        rows=signature.check(inputs),
-    )
+    inputs = _inputs(document, signature, tail)
+    outputs = _outputs(document, signature, _flag(parameters, "binary_data_output", "the request"))
+    said = identifier, outputs, parameters, signature.check(inputs)
+    if tail:
+        forms.keep(text, len(tail), signature, inputs, said)
+    return InferRequest(inputs, *said)
 
 
 def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
@@ -102,7 +104,7 @@ def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
         array = from_bytes(spec.name, spec.dtype, _raw_shape(spec, len(body)), body)
     inputs = {spec.name: array}
     outputs = tuple(RequestedOutput(output.name, binary=True) for output in signature.outputs)
-    return InferRequest(None, inputs, outputs, {}, signature.check(inputs))
+    return InferRequest(inputs, None, outputs, {}, signature.check(inputs))
 
 
 def _raw_shape(spec: TensorSpec, size: int) -> list[int]:
