@@ -10,7 +10,7 @@ from typing import Protocol
 from enginehouse.coalescing import HOLD_S, Coalescer
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
 from enginehouse.manifest import ACCELERATOR_OF
-from enginehouse.pace import Crowd, Pace
+from enginehouse.pace import Crowd, Crowds, Pace
 from enginehouse.policy import HOP_MS, USUAL, BackendState
 from enginehouse.reports import Served
 from enginehouse.tensors import Answer, Tensors, Timing
@@ -128,7 +128,9 @@ class Backend:
                 self._failed(error)
             raise
         self._failures = 0
-        self._note(requests[0], answer[1])
+        # What was computed in slices says nothing of one call.
+        if rows <= answer[1].batch_rows:
+            self._note(requests[0], answer[1])
         return answer
 
     def _note(self, request: Tensors, timing: Timing) -> None:
@@ -159,8 +161,7 @@ class Backends:
         self._routers = routers
         self._backends: dict[tuple[str, str], Backend] = {}
         self._paces: dict[tuple[str, str], Pace] = {}
-        # Of each kind of hardware on the same nodes.
-        self._crowds: dict[tuple[str, frozenset[str]], Crowd] = {}
+        self._crowds = Crowds()
         self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
 
     def states(self, served: Served, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
@@ -200,7 +201,7 @@ class Backends:
         return backend
 
     def _crowd(self, state: BackendState) -> Crowd:
-        return self._crowds.setdefault((ACCELERATOR_OF[state.engine], state.nodes), Crowd())
+        return self._crowds.of(ACCELERATOR_OF[state.engine], state.nodes)
 
     def _forget(self, unused_since: float) -> None:
         """Let go of backends that are no longer asked for: of versions that went, say."""
@@ -213,8 +214,6 @@ class Backends:
         ids = {model_id for _, model_id in kept}
         self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in ids}
         self._paces = {key: pace for key, pace in self._paces.items() if key[0] in ids}
-        crowds = {id(known.crowd) for known in kept.values()}
-        self._crowds = {key: crowd for key, crowd in self._crowds.items() if id(crowd) in crowds}
 
 
 def attempt_s(expected_ms: float) -> float:

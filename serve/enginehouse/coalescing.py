@@ -234,7 +234,9 @@ class Coalescer:
                     item.answer.set_result((part, Timing(queue_ms, timing.compute_ms, timing.batch_rows)))
 
 
-def _fail(group: Sequence[_Waiting], error: Exception) -> None:
+def _fail(group: list[_Waiting], error: Exception) -> None:
     for item in group:
         if not item.answer.done():
             item.answer.set_exception(error)
+    # The error's traceback holds the group and that the error: their inputs would stay until garbage is looked for.
+    group.clear()

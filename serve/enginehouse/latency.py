@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 #: batch gains more from a larger one among other work than alone (ResNet-18: 8 rows 6 % over 2, alone 3 %).
 AS_GOOD = 0.98
 #: How many predictions a table remembers.
-MOST_KNOWN = 1024
+MOST_KNOWN = 128
 
 
 class LatencyPoint(BaseModel):

@@ -16,6 +16,10 @@ SHARED, OWN = 0.3, 0.05
 HALF_LIFE_S = 20.0
 #: The same of a crowd: weight of the newest call, of whatever model, and seconds.
 CROWD, CROWD_HALF_LIFE_S = 0.2, 2.0
+#: No crowd is larger: 8 models that compute at once, say.
+MOST_CROWD = 8.0
+#: Sets of nodes for which a crowd is remembered: they change when pools scale and nodes come and go.
+MOST_CROWDS = 256
 #: An engine is taken to deviate from the others by so much at most, and at least: more is chance, or a call that was
 #: held up, and less is chance too, which would send requests over a hop for nothing.
 MOST, LEAST = 4.0, 1.1
@@ -29,26 +33,27 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._shared = _Average(SHARED, HALF_LIFE_S)
+        self._shared = _Average(SHARED)
         self._own: dict[tuple[str, int], _Average] = {}
         self._heard = False
 
     def note(self, pool: str, rows: int, ratio: float, now: float, crowd: Crowd | None = None) -> None:
         """A call of `rows` rows to `pool` took `ratio` times what the table says, in that crowd, which learns too."""
-        if crowd is not None:
-            slower = crowd.at(now)
-            crowd.note(ratio / self._at(pool, rows.bit_length(), now), now)
-            ratio /= slower
+        known = self._at(pool, rows.bit_length(), now)
         # One call says no more than that: a pause of the machine would otherwise make everything late for a minute.
-        known = self._shared.at(now)
         if self._heard:
-            ratio = min(known * MOST, max(known / MOST, ratio))
+            expected = known * (crowd.at(now) if crowd else 1.0)
+            ratio = min(expected * MOST, max(expected / MOST, ratio))
         self._heard = True
+        if crowd is not None:
+            # What is new is the crowd's first. The rest, and what lasts, is of the model itself.
+            crowd.note(ratio / known, now)
+            ratio /= crowd.at(now)
         self._shared.note(ratio, now)
         key = pool, rows.bit_length()
         own = self._own.get(key)
         if own is None:
-            own = self._own[key] = _Average(OWN, HALF_LIFE_S)
+            own = self._own[key] = _Average(OWN)
         own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
 
     def of(self, pool: str, now: float, crowd: float = 1.0) -> Mapping[int, float]:
@@ -71,16 +76,37 @@ class Crowd:
     """
 
     def __init__(self) -> None:
-        self._slower = _Average(CROWD, CROWD_HALF_LIFE_S)
+        self.nodes: frozenset[str] = frozenset()
+        self._slower = 1.0
+        self._noted_at = 0.0
 
     def note(self, ratio: float, now: float) -> None:
         """A call took `ratio` times what was to be expected of its model on this hardware without a crowd."""
-        known = self.at(now)
-        self._slower.note(min(known * MOST, max(known / MOST, ratio)), now)
+        # However many calls a pause of the machine held up, together they say no more than this.
+        ratio = min(MOST_CROWD, max(1 / MOST_CROWD, ratio))
+        self._slower, self._noted_at = self.at(now) + CROWD * (ratio - self.at(now)), now
 
     def at(self, now: float) -> float:
-        """The factor that calls take now."""
-        return self._slower.at(now)
+        """The factor that calls take now; where nothing is heard it goes back to 1."""
+        return 1.0 + (self._slower - 1.0) * math.exp2((self._noted_at - now) / CROWD_HALF_LIFE_S)
+
+
+class Crowds:
+    """The crowd of each kind of hardware: one for all pools that share a node."""
+
+    def __init__(self) -> None:
+        self._by_nodes: dict[tuple[str, frozenset[str]], Crowd] = {}
+
+    def of(self, accelerator: str, nodes: frozenset[str]) -> Crowd:
+        """That on `nodes`."""
+        crowd = self._by_nodes.get((accelerator, nodes))
+        if crowd is None:
+            if len(self._by_nodes) >= MOST_CROWDS:
+                self._by_nodes.clear()
+            others = (one for (kind, _), one in self._by_nodes.items() if kind == accelerator and one.nodes & nodes)
+            crowd = self._by_nodes[accelerator, nodes] = next(others, None) or Crowd()
+            crowd.nodes |= nodes
+        return crowd
 
 
 def _certain(deviation: float) -> float:
@@ -90,18 +116,17 @@ def _certain(deviation: float) -> float:
 class _Average:
     """Exponentially weighted by calls and by time, and back at 1 when nothing is heard."""
 
-    __slots__ = ("_at", "_half_life_s", "_newest", "_value")
+    __slots__ = ("_at", "_newest", "_value")
 
-    def __init__(self, newest: float, half_life_s: float) -> None:
+    def __init__(self, newest: float) -> None:
         self._newest = newest
-        self._half_life_s = half_life_s
         self._value = 1.0
         self._at = -math.inf
 
     def note(self, value: float, now: float) -> None:
-        kept = (1 - self._newest) * math.exp2((self._at - now) / self._half_life_s)
+        kept = (1 - self._newest) * math.exp2((self._at - now) / HALF_LIFE_S)
         self._value = kept * self._value + (1 - kept) * value
         self._at = now
 
     def at(self, now: float) -> float:
-        return 1.0 + (self._value - 1.0) * math.exp2((self._at - now) / self._half_life_s)
+        return 1.0 + (self._value - 1.0) * math.exp2((self._at - now) / HALF_LIFE_S)

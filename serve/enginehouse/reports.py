@@ -132,9 +132,16 @@ class Reports:
         )
 
     def may_come(self, served: Served, pool: str | None = None) -> bool:
-        """Whether a live node, as they were last counted, has the hardware for a backend: of `pool`, if it is named."""
-        wanted = [name for name in self._pools if pool in (None, name)]
-        return not self._nodes or any(self._may_run(name) and self._choice(name, served) for name in wanted)
+        """Whether a backend could still come up, of `pool` if it is named: there is hardware for it, or it loads."""
+        resident = self._resident_report(served.config.id) if served.config.resident else None
+        if resident and resident["state"] == "loading" and (pool is None or pool.startswith(RESIDENT)):
+            return True
+        # Nodes may have come since they were counted: a replica on one is hardware enough.
+        return not self._nodes or any(
+            (self._may_run(name) or availability.replicas(APP_NAME, name)) and self._choice(name, served)
+            for name in self._pools
+            if pool in (None, name)
+        )
 
     def forget(self) -> None:
         """Look anew, whatever was said."""

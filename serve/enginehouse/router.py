@@ -7,6 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
@@ -176,7 +177,8 @@ class Router:
             elif not ranked and not self._reports.may_come(served, demand.pool):
                 # Those that had it are gone with their nodes, and no others are there to wait for.
                 raise self._refusal(served, choices, demand)
-            refused: Overloaded | None = None
+            # Not the error itself: with its traceback it would keep this request's inputs.
+            refused: tuple[Any, ...] | None = None
             for place, choice in enumerate(ranked, 1):
                 attempts += 1
                 backend = self._backends.get(served, choice.backend)
@@ -204,7 +206,7 @@ class Router:
                     lost_at = min(lost_at, time.monotonic())
                 except Overloaded as error:
                     failures.append(f"{choice.backend.pool}: {error}")
-                    refused = error
+                    refused = error.args
                 except InferenceFailed as error:
                     # A backend that fails others too may be at fault. What fails in two of them is so itself.
                     if failed_in or place == len(ranked) or not backend.fails_others:
@@ -222,7 +224,7 @@ class Router:
             else:
                 if refused is not None and demand.stated:
                     # Whoever states a deadline hears at once that it will not be met.
-                    raise refused
+                    raise Overloaded(*refused)
                 await asyncio.sleep(BACKOFF_S)
             # It was taken on; whether it is late by now will show.
             demand = demand._replace(budget_ms=math.inf)
@@ -253,7 +255,8 @@ class Router:
         if not self._may_rest or (best and now < self._wake_at.get(served.config.id, 0.0)):
             return
         self._wake_at[served.config.id] = now + WAKE_PERIOD_S
-        live = [choice.backend for choice in best]
+        # By the tables alone, as what rests is known: the pace of the hour is no reason to start a pool.
+        live = [choice.backend._replace(pace={}) for choice in best]
         resting = self._reports.resting(served)
         ranked = self._policy.rank([*live, *resting], demand)
         usable = [choice.backend for choice in ranked if not choice.reason]

@@ -146,7 +146,8 @@ def test_a_pool_that_starts_nodes_has_one_while_somebody_wants_it(cluster: Autos
         """Whether it is answered, rightly."""
         try:
             answer = httpx.post(f"http://{cluster.url}/v2/models/scale/infer", json=body(X), timeout=30)
-        except httpx.TransportError:
+        except httpx.TransportError as error:
+            assert not backends, error
             return False
         if answer.status_code != 200:
             assert not backends, answer.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginehouse.pace import CROWD_HALF_LIFE_S, HALF_LIFE_S, Crowd, Pace
+from enginehouse.pace import CROWD_HALF_LIFE_S, HALF_LIFE_S, MOST_CROWD, Crowd, Crowds, Pace
 
 
 def test_nothing_heard_is_as_measured() -> None:
@@ -93,9 +93,44 @@ def test_what_is_slow_for_one_model_alone_is_its_pace_and_no_crowd() -> None:
     assert slow.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.2)
 
 
-def test_one_call_that_was_held_up_is_no_crowd() -> None:
+def test_the_first_call_and_one_after_a_silence_are_believed_once() -> None:
     crowd, pace = Crowd(), Pace()
+    for now in (1.0, 61.0, 121.0):
+        pace.note("p", 1, 3.0, now, crowd)
+        assert pace.of("p", now, crowd.at(now))[1] == pytest.approx(3.0, rel=0.15)
+
+
+def test_one_call_that_was_held_up_makes_nothing_late_for_long() -> None:
+    crowd, pace, other = Crowd(), Pace(), Pace()
     for _ in range(20):
         pace.note("p", 1, 1.0, 1.0, crowd)
+        other.note("p", 1, 1.0, 1.0, crowd)
     pace.note("p", 1, 200.0, 1.0, crowd)
-    assert crowd.at(1.0) < 2
+    assert pace.of("p", 1.0, crowd.at(1.0))[1] < 2.5
+    assert other.of("p", 1.0, crowd.at(1.0))[1] < 2
+    assert pace.of("p", 5.0, crowd.at(5.0))[1] < 1.7
+    assert other.of("p", 5.0, crowd.at(5.0))[1] < 1.2
+
+
+def test_a_pause_that_held_up_many_models_makes_others_no_later_than_a_crowd_may() -> None:
+    crowd, paces, other = Crowd(), [Pace() for _ in range(8)], Pace()
+    for pace in [*paces, other]:
+        for _ in range(20):
+            pace.note("p", 1, 1.0, 1.0, crowd)
+    for pace in paces:
+        pace.note("p", 1, 50.0, 1.0, crowd)
+    assert other.of("p", 1.0, crowd.at(1.0))[1] < MOST_CROWD
+    # And calls that are as fast as ever say that it is over.
+    for _ in range(10):
+        other.note("p", 1, 1.0, 1.1, crowd)
+    assert other.of("p", 1.1, crowd.at(1.1))[1] < 1.3
+
+
+def test_pools_that_share_a_node_share_its_crowd() -> None:
+    crowds = Crowds()
+    here = crowds.of("cpu", frozenset("ab"))
+    assert crowds.of("cpu", frozenset("bc")) is here
+    assert crowds.of("cpu", frozenset("cd")) is here
+    assert crowds.of("cpu", frozenset("ef")) is not here
+    assert crowds.of("gpu", frozenset("ab")) is not here
+    assert crowds.of("cpu", frozenset("ab")) is here

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from benchmarks.replay import fleet as fleets
 from benchmarks.replay import machines, real, traces
+from benchmarks.replay.baselines import STATIC
 from benchmarks.replay.book import Book, Ended, Request
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.figures import Figure, figure, verdict
 from benchmarks.replay.fleet import Fleet, Model, Node
 from benchmarks.replay.replay import Outcome, policies, replay
+from benchmarks.replay.router import FASTEST_KIND
 from benchmarks.replay.traces import Loss, Trace
 
 from enginehouse.bench.generator import Sent
@@ -159,3 +161,5 @@ def test_ours_wins_only_with_fewer_violations_at_no_higher_cost() -> None:
     assert verdict([ours, seen("other", 2, gpu_s=2.0)]) == "wins"
     assert verdict([ours, seen("other", 2, gpu_s=1.0)]) == "does not win (other: fewer, dearer)"
     assert verdict([ours, seen("other", 4, gpu_s=4.0)]) == "does not win (other: more, as dear)"
+    told = [ours, seen(FASTEST_KIND, 3, gpu_s=2.0), seen(STATIC, 2, gpu_s=2.0)]
+    assert verdict(told) == f"wins; on the nodes of {STATIC}: fewer, cheaper"

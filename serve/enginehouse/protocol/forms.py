@@ -14,7 +14,7 @@ import numpy as np
 from enginehouse.protocol.payload import from_bytes
 from enginehouse.tensors import Signature
 
-#: Longer texts are not kept, nor more of them than that: both bound what a process holds for its clients, 2 MiB.
+#: Longer texts are not kept, nor more of them than that: both bound what a process holds for its clients.
 MAX_BYTES, MAX_FORMS = 2048, 1024
 
 _forms: dict[tuple[bytes, int], Form] = {}

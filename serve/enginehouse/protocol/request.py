@@ -81,7 +81,8 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
     inputs = _inputs(document, signature, tail)
     outputs = _outputs(document, signature, _flag(parameters, "binary_data_output", "the request"))
     said = identifier, outputs, parameters, signature.check(inputs)
-    if tail:
+    # Whoever numbers requests never sends the same text again.
+    if tail and identifier is None:
         forms.keep(text, len(tail), signature, inputs, said)
     return InferRequest(inputs, *said)
 
