@@ -59,7 +59,7 @@ class BackendState(NamedTuple):
 
     def queued(self, rows: int) -> BackendState:
         """The same while so many rows wait."""
-        # As `_replace` does, in a quarter of the time: for every request that finds others before it.
+        # As `_replace` does, in a third of the time: for every request that finds others before it.
         return tuple.__new__(BackendState, (*self[:-1], rows))
 
     def compute_ms(self, rows: int, size: int | None) -> float:
