@@ -22,12 +22,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from ray.serve._private.common import DeploymentID
 from rich.console import Console
 from rich.table import Table
 
-from enginehouse import availability
-from enginehouse.availability import LiveReplicas, ModelReport
+from enginehouse import replicas as known_replicas
 from enginehouse.backends import Backend, Backends, Sender
 from enginehouse.calls import PoolCall, freest
 from enginehouse.config import APP_NAME, ModelConfig, PoolConfig
@@ -36,6 +34,7 @@ from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.listener import Listener
 from enginehouse.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, SignatureRecord, TensorRecord
 from enginehouse.policy import USUAL, BackendState, Demand, FastestInTime
+from enginehouse.report import ModelReport
 from enginehouse.reports import Reports, Served
 from enginehouse.tensors import Answer, Tensors, Timing
 
@@ -121,25 +120,27 @@ async def replicas(counts: Sequence[int], hold: asyncio.Event) -> AsyncIterator[
 
     listeners = []
     for engine, count in zip(ENGINES, counts, strict=False):
-        # Serve would make it, in a cluster.
-        router = object.__new__(LiveReplicas)
-        router._deployment_id = DeploymentID(engine, APP_NAME)
-        router.initialize_state()
+        # Serve would list them, in a cluster.
+        listed = {}
         for number in range(count):
             listener = Listener(engine, infer, max_calls=100)
             address = await listener.start("127.0.0.1")
             listeners.append(listener)
-            stats = {"models": {MODEL.id: report(engine)}, "address": address, "node": f"node-{number}"}
-            availability.take(router, f"{engine}-{number}", stats)
-    availability.connect()
-    await asyncio.gather(*availability._connecting.values())
+            listed[f"{engine}-{number}"] = {
+                "models": {MODEL.id: report(engine)},
+                "address": address,
+                "node": f"node-{number}",
+            }
+        known_replicas.register(APP_NAME, engine).update(listed)
+    known_replicas.connect()
+    await asyncio.gather(*known_replicas._connecting.values())
     try:
         yield
     finally:
         hold.set()
         for listener in listeners:
             await listener.stop(1)
-        availability._request_routers.clear()
+        known_replicas._pools.clear()
 
 
 async def measure(case: str) -> list[Cost]:

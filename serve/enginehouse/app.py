@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from enginehouse import availability, ingress, memory, mirror, router
+from enginehouse import ingress, memory, mirror, nodes, router
 from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig, missing_flags
 from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
 from enginehouse.hints import NO_HINTS, Hints
@@ -43,13 +43,13 @@ class Router:
         self._residents = HostedModels(
             "a router",
             cpu_engines,
-            settings.threads or availability.threads_per_engine(0, settings.num_replicas),
+            settings.threads or nodes.threads_per_engine(0, settings.num_replicas),
             lambda model: model.resident,
             unload_after_s=10,
             router=True,
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
-        reports = Reports(self.config.pools, self._residents, availability.this_node())
+        reports = Reports(self.config.pools, self._residents, nodes.own_id())
         self.models = ServedModels(reports)
         self.core = router.Router(self.config, self.models, reports, pools, self._residents)
 
@@ -179,7 +179,7 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             "label_selector": {ACCELERATOR_LABEL: _selector(pool)},
         },
         "request_router_config": RequestRouterConfig(
-            request_router_class="enginehouse.availability:LiveReplicas",
+            request_router_class="enginehouse.ray_private:LiveReplicas",
             request_routing_stats_period_s=1,
             request_routing_stats_timeout_s=5,
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from enginehouse import availability
+from enginehouse import nodes
 
 #: What a replica's `record_autoscaling_stats` calls the share of the time that it computes, and its part of what was
 #: asked for. The former is what work really takes; the latter goes on rising when the engines cannot do more.
@@ -37,7 +37,7 @@ class HardwareAndLoad:
 
     def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
         is_called = int(context.total_num_requests > 0)
-        is_here = availability.nodes_with(self._nodes) > 0
+        is_here = nodes.count_with(self._nodes) > 0
         if not is_here and not self._starts_nodes:
             return 0, context.policy_state
         if self._min == self._max:

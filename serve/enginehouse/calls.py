@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from enginehouse import availability
+from enginehouse import replicas
 from enginehouse.channel import Channel
 from enginehouse.config import APP_NAME
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
@@ -59,8 +59,8 @@ class PoolCall:
 
     def free(self, now: float) -> list[Channel]:
         """The replicas that take a call now. Raises EngineUnavailable or Overloaded when there is none."""
-        replicas, model_id = availability.replicas(APP_NAME, self._pool), self._model_id
-        ready = [replica.channel for replica in replicas if replica.has(model_id)]
+        model_id = self._model_id
+        ready = [replica.channel for replica in replicas.of_pool(APP_NAME, self._pool) if replica.has(model_id)]
         if not ready:
             raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_id} any more")
         # A refusal is for a moment, and no reason to call the backend dead.

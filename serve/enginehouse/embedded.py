@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from enginehouse import availability
+from enginehouse import nodes, replicas
 from enginehouse.config import APP_NAME, AppConfig
 from enginehouse.errors import EngineUnavailable, ModelNotFound, NoBackend
 from enginehouse.hints import Hints
 from enginehouse.mirror import Mirror
+from enginehouse.ray_private import job as ray_job
 from enginehouse.reports import Reports
 from enginehouse.router import Router
 from enginehouse.tensors import Tensors
@@ -40,7 +41,7 @@ class EmbeddedRouter:
     """
 
     def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
-        self.job = availability.job()
+        self.job = ray_job()
         self._find = find
         self._router: Router | None = None
         self._handle: Any = None
@@ -75,7 +76,7 @@ class EmbeddedRouter:
 
     async def _keep(self) -> None:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
-        while not following.done() and not connecting.done() and availability.job() == self.job:
+        while not following.done() and not connecting.done() and ray_job() == self.job:
             await asyncio.wait([following, connecting], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
         self.is_up, self._router = False, None
         await self._let_go()
@@ -90,13 +91,13 @@ class EmbeddedRouter:
     async def _follow(self) -> None:
         mirror, args, reports = Mirror(), None, Reports({}, None, "")
         # What belongs to a connection that has ended would start a new Ray when it is used.
-        while availability.job() == self.job:
+        while ray_job() == self.job:
             try:
                 told = await (await self._deployed()).served.remote(mirror.tag)
                 if told["args"] != args:
                     args, mirror = told["args"], Mirror()
                     config = AppConfig.parse(args)
-                    reports = Reports(config.pools, None, availability.this_node())
+                    reports = Reports(config.pools, None, nodes.own_id())
                     handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
                     await self._let_go()
                     self._handles = list(handles.values())
@@ -119,7 +120,7 @@ class EmbeddedRouter:
 
     async def _connect(self) -> None:
         while True:
-            availability.connect()
+            replicas.connect()
             await asyncio.sleep(CONNECT_S)
 
 
@@ -130,6 +131,6 @@ _routers: list[EmbeddedRouter] = []
 def of_this_process(find: Callable[[], DeploymentHandle]) -> EmbeddedRouter:
     """The one for the Ray job that this process is part of: what replicas there are is known once a process."""
     with _lock:
-        if not _routers or _routers[-1].job != availability.job():
+        if not _routers or _routers[-1].job != ray_job():
             _routers[:] = [EmbeddedRouter(find)]
         return _routers[-1]

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from enginehouse import crashes
-from enginehouse.availability import ModelReport, ModelState
 from enginehouse.batching import LoadedModel
+from enginehouse.choice import choose_artifact
 from enginehouse.config import Catalog, ModelConfig
 from enginehouse.engines import best_batch, load_engine, measure
 from enginehouse.errors import ArtifactMissing, EnginehouseError, EngineUnavailable, ModelNotFound
 from enginehouse.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
-from enginehouse.policy import choose_artifact
+from enginehouse.report import ModelReport, ModelState
 from enginehouse.store import Store
 
 logger = logging.getLogger("ray.serve")

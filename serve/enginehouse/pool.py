@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from enginehouse import availability, memory
+from enginehouse import memory, nodes
 from enginehouse.autoscaling import BUSY, DEMAND
 from enginehouse.channel import Address
 from enginehouse.config import Catalog, PoolConfig
@@ -34,9 +34,9 @@ class Pool:
         memory.keep_freed()
         memory.collect_less()
         pool = PoolConfig.model_validate(config)
-        threads = pool.threads or availability.threads_per_engine(pool.num_cpus, engines_per_node)
+        threads = pool.threads or nodes.threads_per_engine(pool.num_cpus, engines_per_node)
         self._address: Address | None = None
-        self._node = availability.this_node()
+        self._node = nodes.own_id()
         self._demand = (time.monotonic(), 0.0)
         self._hosted = HostedModels(
             name,

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
-from enginehouse import availability
-from enginehouse.availability import ModelReport, ModelState
+from enginehouse import nodes, replicas
+from enginehouse.choice import choose_artifact
 from enginehouse.config import ACCELERATOR_LABEL, APP_NAME, ModelConfig, PoolConfig
 from enginehouse.hosting import HostedModels
 from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.manifest import Artifact, EngineKind, Manifest
-from enginehouse.policy import BackendState, choose_artifact
+from enginehouse.policy import BackendState
+from enginehouse.report import ModelReport, ModelState
 from enginehouse.tensors import Signature
 
 logger = logging.getLogger("ray.serve")
@@ -84,7 +85,7 @@ class Reports:
                 "name": name,
                 "engine": pool.engine,
                 "nodes": self._nodes.get(name, 0),
-                "replicas": len(availability.replicas(APP_NAME, name)),
+                "replicas": len(replicas.of_pool(APP_NAME, name)),
             }
             for name, pool in self._pools.items()
         ]
@@ -111,7 +112,7 @@ class Reports:
         """The backends that could be woken, as they would be."""
         states = []
         for name, pool in self._pools.items():
-            if pool.min_replicas or not self._may_run(name) or availability.replicas(APP_NAME, name):
+            if pool.min_replicas or not self._may_run(name) or replicas.of_pool(APP_NAME, name):
                 continue
             if choice := self._choice(name, served):
                 engine, artifact = choice
@@ -138,7 +139,7 @@ class Reports:
             return True
         # Nodes may have come since they were counted: a replica on one is hardware enough.
         return not self._nodes or any(
-            (self._may_run(name) or availability.replicas(APP_NAME, name)) and self._choice(name, served)
+            (self._may_run(name) or replicas.of_pool(APP_NAME, name)) and self._choice(name, served)
             for name in self._pools
             if pool in (None, name)
         )
@@ -160,7 +161,7 @@ class Reports:
             )
         now = time.monotonic()
         for name, pool_config in self._pools.items():
-            warm = [replica for replica in availability.replicas(APP_NAME, name) if replica.has(model_id)]
+            warm = [replica for replica in replicas.of_pool(APP_NAME, name) if replica.has(model_id)]
             if warm:
                 nodes = {replica.node for replica in warm}
                 wait_ms = min(replica.channel.wait_ms(now, model_id) for replica in warm)
@@ -174,14 +175,14 @@ class Reports:
         """Count the nodes with each pool's hardware anew: an RPC, which only statuses and reasons need."""
         for name, pool in self._pools.items():
             try:
-                self._nodes[name] = await asyncio.to_thread(availability.nodes_with, pool.nodes)
+                self._nodes[name] = await asyncio.to_thread(nodes.count_with, pool.nodes)
             except Exception as error:
                 # Ray's control plane is restarting, say: requests do not need the count, so the last one stands.
                 logger.warning("the nodes of pool %s could not be counted: %s", name, error)
 
     def _backend(self, name: str, pool: PoolConfig, served: Served) -> BackendStatus:
         model_id = served.config.id
-        replicas = availability.replicas(APP_NAME, name)
+        known = replicas.of_pool(APP_NAME, name)
         ready = _reports(name, model_id, "ready")
         state: BackendKind
         shown: ModelReport | None = None
@@ -191,7 +192,7 @@ class Reports:
             state, shown = "failing", failed[0]
         elif unavailable := _reports(name, model_id, "unavailable"):
             state, shown = "unavailable", unavailable[0]
-        elif replicas:
+        elif known:
             state = "loading"
         elif not self._may_run(name):
             state = "no-hardware"
@@ -208,7 +209,7 @@ class Reports:
             pool=name,
             engine=pool.engine,
             state=state,
-            replicas=len(replicas),
+            replicas=len(known),
             ready=len(ready),
             artifact=shown["artifact"] if shown else "",
             precision=shown["precision"] if shown else "",
@@ -275,6 +276,6 @@ def _table(artifact: str, measured: tuple[tuple[int, float], ...]) -> LatencyTab
 
 
 def _reports(pool: str, model_id: str, state: ModelState) -> list[ModelReport]:
-    replicas = availability.replicas(APP_NAME, pool)
-    reports = [replica.reports[model_id] for replica in replicas if model_id in replica.reports]
+    known = replicas.of_pool(APP_NAME, pool)
+    reports = [replica.reports[model_id] for replica in known if model_id in replica.reports]
     return [report for report in reports if report["state"] == state]

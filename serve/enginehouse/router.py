@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from enginehouse import availability
+from enginehouse import ray_private
 from enginehouse.admission import Admission, Admitted
 from enginehouse.backends import Backend, Backends, Sender, attempt_s
 from enginehouse.calls import PoolCall
@@ -77,7 +77,7 @@ class Router:
         self._may_rest = any(not pool.min_replicas for pool in config.pools.values())
         self._wake_at: dict[str, float] = {}
         for handle in self._handles.values():
-            availability.watch(handle)
+            ray_private.watch(handle)
 
     def reaches(self, model: str, version: str | None = None) -> bool:
         """Whether this process is connected to a replica that has the model."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from enginehouse import availability
+from enginehouse import replicas
 from enginehouse.config import Catalog, ModelConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.reports import Reports, Served
@@ -159,5 +159,5 @@ class ServedModels:
 async def _keep_connected() -> None:
     """Beside the catalog, whose store may take its time."""
     while True:
-        availability.connect()
+        replicas.connect()
         await asyncio.sleep(PERIOD_S)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tests.unit.test_policy import TENSOR, artifact
 
-from enginehouse.availability import ModelState, Replica
 from enginehouse.bundle import MANIFEST
 from enginehouse.channel import Channel
 from enginehouse.config import Catalog, PoolConfig
 from enginehouse.errors import ModelNotFound, NoBackend
 from enginehouse.latency import LatencyTable
 from enginehouse.manifest import Manifest, SignatureRecord
+from enginehouse.replicas import Replica
+from enginehouse.report import ModelState
 from enginehouse.reports import BackendStatus, Reports
 from enginehouse.served import ServedModels
 

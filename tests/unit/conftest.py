@@ -11,7 +11,7 @@ import uvloop
 from tests.unit.catalogs import Cluster, publish
 from tests.unit.connections import Run, bounded
 
-from enginehouse import availability, served
+from enginehouse import nodes, replicas, served
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -23,8 +23,8 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
-    monkeypatch.setattr(availability, "replicas", lambda app, pool: cluster.replicas.get(pool, []))
-    monkeypatch.setattr(availability, "nodes_with", lambda nodes: len(cluster.accelerators & set(nodes)))
+    monkeypatch.setattr(replicas, "of_pool", lambda app, pool: cluster.replicas.get(pool, []))
+    monkeypatch.setattr(nodes, "count_with", lambda wanted: len(cluster.accelerators & set(wanted)))
     monkeypatch.setattr(served, "PERIOD_S", 0.005)
     monkeypatch.setattr(served, "COUNT_NODES_S", 0.0)
     return cluster

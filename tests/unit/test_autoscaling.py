@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from enginehouse import autoscaling, availability
+from enginehouse import autoscaling
+from enginehouse import nodes as node_facts
 from enginehouse.autoscaling import BUSY, DEMAND, HardwareAndLoad
 
 POOL = HardwareAndLoad(["cpu"], min_replicas=1, max_replicas=4, target_busy=0.8)
@@ -59,8 +60,8 @@ def decided(pool: HardwareAndLoad, *arguments: Any, **metrics: dict[str, float])
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count = [1]
-    monkeypatch.setattr(availability, "nodes_with", lambda nodes: count[0])
-    assert autoscaling.availability is availability
+    monkeypatch.setattr(node_facts, "count_with", lambda _: count[0])
+    assert autoscaling.nodes is node_facts
     return count
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from tests.unit.connections import Run, connected, echo, pool
 
-from enginehouse import availability
-from enginehouse.availability import LiveReplicas, Replica
+from enginehouse import replicas
 from enginehouse.calls import PoolCall
 from enginehouse.channel import FULL_S, Channel
 from enginehouse.config import APP_NAME
 from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
 from enginehouse.listener import Infer
+from enginehouse.replicas import Replica
 from enginehouse.tensors import Answer, Tensors
 
 X = [{"x": np.zeros((1, 2), np.float32)}]
@@ -26,10 +26,9 @@ X = [{"x": np.zeros((1, 2), np.float32)}]
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Replica]:
     """The replicas of `pool` that Serve is taken to have told of."""
-    router = object.__new__(LiveReplicas)
-    router.known = {}
-    monkeypatch.setitem(availability._request_routers, (APP_NAME, "pool"), router)
-    return router.known
+    known = replicas.KnownReplicas("pool")
+    monkeypatch.setitem(replicas._pools, (APP_NAME, "pool"), known)
+    return known.by_id
 
 
 def replica(name: str, channel: Channel) -> Replica:
@@ -54,7 +53,7 @@ def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: R
                 await call(X, 1, 10)
             with pytest.raises(Overloaded, match="its replicas take no more calls"):
                 await call(X, 1, 10)
-            assert len(availability.replicas(APP_NAME, "pool")) == 1
+            assert len(replicas.of_pool(APP_NAME, "pool")) == 1
             known["free"] = replica("free", free)
             await call(X, 1, 10)
             release.set()

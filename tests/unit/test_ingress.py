@@ -18,8 +18,8 @@ from httpx import ASGITransport, AsyncClient
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from enginehouse import availability, ingress
 from enginehouse import body as request_body
+from enginehouse import ingress, nodes
 from enginehouse.admission import Admission, Admitted
 from enginehouse.config import AppConfig, Catalog, RouterConfig
 from enginehouse.errors import InvalidInput, Overloaded, RequestTooLarge
@@ -162,7 +162,7 @@ async def test_a_body_that_stops_arriving_is_not_waited_for(monkeypatch: pytest.
 @pytest.fixture
 async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """The routes over a real router that serves nothing yet: one model is wanted and its bundle is not there."""
-    monkeypatch.setattr(availability, "nodes_with", lambda _: 1)
+    monkeypatch.setattr(nodes, "count_with", lambda _: 1)
     config = AppConfig(router=RouterConfig(max_body_bytes=LIMIT))
     reports = Reports(config.pools, None, "here")
     models = ServedModels(reports)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enginehouse.choice import choose_artifact
 from enginehouse.latency import LatencyPoint, LatencyTable
 from enginehouse.manifest import (
     Artifact,
@@ -22,7 +23,7 @@ from enginehouse.manifest import (
     Status,
     TensorRecord,
 )
-from enginehouse.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime, choose_artifact
+from enginehouse.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
 

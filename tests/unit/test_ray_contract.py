@@ -1,4 +1,4 @@
-"""The Ray names that are not public and that availability.py and deploy.py rely on, in the pinned version."""
+"""The Ray names that are not public and that ray_private.py and deploy.py rely on, in the pinned version."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 NAMES = [
-    # availability.LiveReplicas
+    # ray_private.LiveReplicas
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.update_replicas"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.initialize_state"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.curr_replicas"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.routing_stats"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.replica_id"),
-    # availability.watch
+    # ray_private.watch
     ("ray.serve.handle", "DeploymentHandle.is_initialized"),
     ("ray.serve.handle", "DeploymentHandle._init"),
-    # availability.job
+    # ray_private.job
     ("ray._private.worker", "Worker.connected"),
     ("ray._private.worker", "Worker.current_job_id"),
     # autoscaling

@@ -9,10 +9,10 @@ import pytest
 from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until
 
 from enginehouse import served
-from enginehouse.availability import ModelState
 from enginehouse.bundle import MANIFEST
 from enginehouse.config import Catalog, ModelConfig
 from enginehouse.errors import ModelNotFound, NoBackend
+from enginehouse.report import ModelState
 from enginehouse.reports import Reports
 from enginehouse.served import ServedModels
 

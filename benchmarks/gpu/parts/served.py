@@ -19,9 +19,9 @@ from benchmarks.served import served
 from enginehouse.bench import closed_loop
 from enginehouse.bench.answers import decode, encode
 from enginehouse.bench.limit import Engines, Order
+from enginehouse.choice import choose_artifact
 from enginehouse.errors import EnginehouseError
 from enginehouse.parity import LIMITS, compare
-from enginehouse.policy import choose_artifact
 from enginehouse.tensors import Tensors
 
 #: Rows of a request: several of them fill the engine's batch.

@@ -48,15 +48,14 @@ def look(address: str, model: str, version: str | None) -> Target:
     with cluster.connected(address):
         import ray
 
-        from enginehouse import availability, deploy
+        from enginehouse import deploy, nodes
         from enginehouse.client import Client
 
         status = Client(is_embedded=False).status()
         app = deploy.live_app()
         host, port = deploy.http_address()
         threads = {
-            name: asked or availability.threads_per_engine(cpus, engines)
-            for name, asked, cpus, engines in _engines(app)
+            name: asked or nodes.threads_per_engine(cpus, engines) for name, asked, cpus, engines in _engines(app)
         }
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
     entry = next((entry for entry in status["models"] if entry["name"] == model), None)
