@@ -26,12 +26,12 @@ from benchmarks.peers import PEERS, Conditions, Contestant, Enginehouse, NotRun
 from benchmarks.peers.environment import python_of, version_of
 from benchmarks.peers.table import lines, table
 from benchmarks.peers.turn import Durations, Turn, take
-from enginehouse import hardware
-from enginehouse.bench.limit import Engines, Order
-from enginehouse.bench.samples import synthetic
-from enginehouse.bundle import Bundle
-from enginehouse.manifest import EngineKind
-from enginehouse.store import Store
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.manifest import EngineKind
+from enginehouse.contract.store import Store
+from enginehouse.engines import hardware
+from enginehouse.tools.bench.limit import Engines, Order
+from enginehouse.tools.bench.samples import synthetic
 
 HERE = Path(__file__).parent
 MODELS = ("tiny", "mobilenet", "resnet18")

@@ -25,18 +25,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from enginehouse import replicas as known_replicas
-from enginehouse.backends import Backend, Backends, Sender
-from enginehouse.calls import PoolCall, freest
-from enginehouse.config import APP_NAME, ModelConfig, PoolConfig
-from enginehouse.hosting import HostedModels
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.listener import Listener
-from enginehouse.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, SignatureRecord, TensorRecord
-from enginehouse.policy import USUAL, BackendState, Demand, FastestInTime
-from enginehouse.report import ModelReport
-from enginehouse.reports import Reports, Served
-from enginehouse.tensors import Answer, Tensors, Timing
+from enginehouse.contract.config import APP_NAME, ModelConfig, PoolConfig
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, SignatureRecord, TensorRecord
+from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.pools.hosting import HostedModels
+from enginehouse.pools.report import ModelReport
+from enginehouse.routing import replicas as known_replicas
+from enginehouse.routing.backends import Backend, Backends, Sender
+from enginehouse.routing.policy import USUAL, BackendState, Demand, FastestInTime
+from enginehouse.routing.pool_call import PoolCall, freest
+from enginehouse.routing.view import Reports, Served
+from enginehouse.transport.replica_end import Listener
 
 ENGINES: Sequence[EngineKind] = ("onnxruntime-cpu", "openvino-cpu", "onnxruntime-cuda", "tensorrt")
 #: Replicas of each pool, and whether a router hosts the model as well.

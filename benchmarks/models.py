@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
 SEED = 5
 SIDE = 224
@@ -87,7 +87,7 @@ def images(rows: int, seed: int = SEED) -> np.ndarray:
 def _source(module: nn.Module, name: str, samples: np.ndarray) -> ModelSource:
     import torch
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
     module.train()
     with torch.no_grad():

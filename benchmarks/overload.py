@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.served import served
-from enginehouse.bench import answers
-from enginehouse.bench.samples import synthetic
-from enginehouse.store import Store
+from enginehouse.contract.store import Store
+from enginehouse.tools.bench import answers
+from enginehouse.tools.bench.samples import synthetic
 
 CAPACITY_S = 10
 #: Requests a second that one connection is asked for at most: it waits for an answer before it sends the next.

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
 HELD_OUT = 360
 SEED = 7
@@ -34,7 +34,7 @@ def digits() -> ModelSource:
     """Train the CNN (a few seconds on two cores, seeded) and describe it to `enginehouse build`."""
     import torch
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
     images, labels = _shuffled()
     module = _train(torch.from_numpy(images[HELD_OUT:]), torch.from_numpy(labels[HELD_OUT:]))

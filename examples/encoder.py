@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
 SEED = 3
 WORDS = 5000
@@ -36,7 +36,7 @@ def encoder() -> ModelSource:
     from torch import Tensor, nn
     from transformers import BertConfig, BertModel
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
     class Encoder(nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
 SEED = 11
 SIDE = 224
@@ -54,7 +54,7 @@ def resnet50() -> ModelSource:
 def _source(module: nn.Module) -> ModelSource:
     import torch
 
-    from enginehouse_build.source import ModelSource
+    from enginehouse_build import ModelSource
 
     _measure_normalisations(module)
     return ModelSource(

@@ -17,7 +17,7 @@ from tests.integration.cluster import Cluster, adopt_orphans, free_port, wait_fo
 from benchmarks.faults import model
 from benchmarks.faults.rows import CALM_S, LOAD, Outcome
 from benchmarks.faults.traffic import Kind, callers, capacity, quantile_ms, traffic
-from enginehouse.config import SERVING_ENV
+from enginehouse.contract.config import SERVING_ENV
 
 #: How long the head is away.
 AWAY_S = 10.0

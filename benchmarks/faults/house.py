@@ -14,7 +14,7 @@ from tests.integration.conftest import House as Served
 from tests.integration.conftest import deploy_app
 
 from benchmarks.faults import model, traffic
-from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
+from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
 
 #: The GPU is a logical one. Routers ask for more than the pools' nodes have.
 APP = AppConfig(

@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tests.integration.bundles import artifact
 
-from enginehouse.bundle import MANIFEST
-from enginehouse.manifest import Manifest, SignatureRecord
-from enginehouse.store import Store
-from enginehouse.tensors import Signature, TensorSpec
+from enginehouse.contract.bundle import MANIFEST
+from enginehouse.contract.manifest import Manifest, SignatureRecord
+from enginehouse.contract.store import Store
+from enginehouse.contract.tensors import Signature, TensorSpec
 
 NAME = "guarded"
 MAX_BATCH = 4

@@ -15,8 +15,8 @@ from benchmarks.faults import model
 from benchmarks.faults.house import APP, House
 from benchmarks.faults.rows import Outcome
 from benchmarks.faults.traffic import Kind, traffic
-from enginehouse import deploy
-from enginehouse.config import APP_NAME, AppConfig
+from enginehouse.cluster import deploy
+from enginehouse.contract.config import APP_NAME, AppConfig
 
 #: Seconds of an engine a second that a replica is to have: so little that two cores hold four.
 TARGET = 0.2

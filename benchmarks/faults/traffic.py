@@ -15,7 +15,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.faults import model
-from enginehouse.bench.arrivals import poisson
+from enginehouse.tools.bench.arrivals import poisson
 
 #: Inputs that the model can bear.
 GOOD = range(9, 200)

@@ -15,7 +15,7 @@ import typer
 from benchmarks.gpu.lab import PARTS, Lab
 from benchmarks.gpu.page import page
 from benchmarks.gpu.runner import Outcome, run
-from enginehouse import hardware
+from enginehouse.engines import hardware
 
 HERE = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.lab import Lab
-from enginehouse.tensors import Tensors
+from enginehouse.contract.tensors import Tensors
 
 
 class Plain:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from enginehouse.manifest import EngineKind
+from enginehouse.contract.manifest import EngineKind
 
 #: One line of a part's table: column -> value. `not run` is the column of what a figure is missing for.
 Row: TypeAlias = dict[str, Any]

@@ -11,11 +11,11 @@ import numpy as np
 from examples import digits, encoder, resnet
 
 from benchmarks.gpu.lab import Lab, NotRun
-from enginehouse.bundle import Bundle
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.manifest import EngineKind, Precision
+from enginehouse.contract.store import Store
 from enginehouse.engines import Engine, load_engine
-from enginehouse.errors import EnginehouseError
-from enginehouse.manifest import EngineKind, Precision
-from enginehouse.store import Store
 
 Request: TypeAlias = dict[str, np.ndarray]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.gpu.lab import Lab, Part, Row
-from enginehouse import child
+from enginehouse.engines import worker_process
 
 #: Seconds that a part has to end by itself once it was told to.
 GRACE_S = 10.0
@@ -43,8 +43,8 @@ def run(part: Part, lab: Lab, log: Path) -> Outcome:
             {"module": f"{part.package}.{part.name}", "found": str(found), **asdict(lab), "store": str(lab.store)}
         )
         process = subprocess.Popen(
-            child.command("benchmarks.gpu.work", order),
-            env=child.environment(),
+            worker_process.command("benchmarks.gpu.work", order),
+            env=worker_process.environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

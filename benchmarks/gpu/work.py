@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.lab import Lab, NotRun
-from enginehouse import child
+from enginehouse.engines import worker_process
 
 
 def work(order: Mapping[str, Any]) -> None:
@@ -37,4 +37,4 @@ def work(order: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    work(json.loads(child.begin(sys.argv)[0]))
+    work(json.loads(worker_process.begin(sys.argv)[0]))

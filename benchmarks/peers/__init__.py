@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from enginehouse.bench import answers
-from enginehouse.tensors import Tensors
+from enginehouse.contract.tensors import Tensors
+from enginehouse.tools.bench import answers
 
 HERE = Path(__file__).parent
 

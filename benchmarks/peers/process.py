@@ -21,8 +21,8 @@ import psutil
 
 from benchmarks.peers import HERE, Conditions, Contestant, NotRun, NotStarted
 from benchmarks.peers.environment import ENVIRONMENTS
-from enginehouse.bench.subject import ask
-from enginehouse.errors import EnginehouseError
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse.tools.bench.subject import ask
 
 HOST = "127.0.0.1"
 _MARK = "BENCHMARKS_CONTESTANT"

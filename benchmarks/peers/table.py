@@ -13,8 +13,8 @@ from rich.table import Table
 
 from benchmarks.peers import Conditions
 from benchmarks.peers.turn import MANY, ONE, Turn
-from enginehouse.bench import Rules, judge
-from enginehouse.bench.report import overhead_ms
+from enginehouse.tools.bench import Rules, judge
+from enginehouse.tools.bench.report import overhead_ms
 
 #: Throughput of a contestant that was started anew: (most - least) / least of its rounds.
 SPREAD = 0.20

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from benchmarks.peers import Conditions, Contestant, NotRun, NotStarted, decode, encode
 from benchmarks.peers.process import Process, running
-from enginehouse.bench import closed_loop, judge
-from enginehouse.bench.figure import Figure
-from enginehouse.bench.limit import Limit
-from enginehouse.bench.subject import ask
-from enginehouse.errors import EnginehouseError
-from enginehouse.parity import LIMITS, compare
-from enginehouse.tensors import Tensors
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.parity import LIMITS, compare
+from enginehouse.contract.tensors import Tensors
+from enginehouse.tools.bench import closed_loop, judge
+from enginehouse.tools.bench.figure import Figure
+from enginehouse.tools.bench.limit import Limit
+from enginehouse.tools.bench.subject import ask
 
 #: Connections: as many as keep every contestant busy, and one, whose latency is the way there and back.
 MANY, ONE = 32, 1

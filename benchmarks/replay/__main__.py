@@ -15,7 +15,7 @@ from benchmarks.replay import fleet, report, traces
 from benchmarks.replay.figures import figure
 from benchmarks.replay.replay import policies, replay
 from benchmarks.replay.router import NAME
-from enginehouse.config import RouterConfig
+from enginehouse.contract.config import RouterConfig
 
 RESULTS = Path(__file__).parent.parent / "results"
 #: Wide enough for the table, also where the output goes to a file.

@@ -1,4 +1,4 @@
-"""One model on one pool as a router has it: `enginehouse.backends.Backend` and its `Coalescer`, in simulated time."""
+"""One model on one pool as a router has it, in simulated time: `routing.backends.Backend` and its `Coalescer`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.replay.channel import Channel
 from benchmarks.replay.clock import Clock, Timer
 from benchmarks.replay.fleet import PRICE, Model
 from benchmarks.replay.machines import Call, Pool
-from enginehouse.backends import FAILURES, PROBE_S, attempt_s
-from enginehouse.coalescing import HOLD_S, KNOWN_S, NEWEST
-from enginehouse.manifest import ACCELERATOR_OF
-from enginehouse.pace import Crowd, Pace
-from enginehouse.policy import HOP_MS, BackendState, Choice
+from enginehouse.contract.manifest import ACCELERATOR_OF
+from enginehouse.routing.backends import FAILURES, PROBE_S, attempt_s
+from enginehouse.routing.coalescing import HOLD_S, KNOWN_S, NEWEST
+from enginehouse.routing.pace import Crowd, Pace
+from enginehouse.routing.policy import HOP_MS, BackendState, Choice
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.fleet import Model
-from enginehouse.policy import HOP_MS
+from enginehouse.routing.policy import HOP_MS
 
 
 class Ended(IntEnum):

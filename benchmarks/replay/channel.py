@@ -1,4 +1,4 @@
-"""What one router knows of one replica: `enginehouse.channel.Channel`, in simulated time."""
+"""What one router knows of one replica: `enginehouse.transport.router_end.Channel`, in simulated time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.replay.fleet import Model
 from benchmarks.replay.machines import Replica
-from enginehouse.channel import PING_S, SILENT_S
+from enginehouse.transport.router_end import PING_S, SILENT_S
 
 
 @dataclass(slots=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import ACCELERATOR_OF, Accelerator, EngineKind
-from enginehouse.policy import HOP_MS
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKind
+from enginehouse.routing.policy import HOP_MS
 
 #: US dollars an hour: AWS c5.4xlarge (8 cores) and g5.xlarge (one A10G), us-east-1, on demand.
 PRICE: Mapping[Accelerator, float] = {"cpu": 0.68, "gpu": 1.006}

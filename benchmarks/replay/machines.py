@@ -11,9 +11,9 @@ from typing import Protocol
 from benchmarks.replay.book import Request
 from benchmarks.replay.clock import Clock, Timer
 from benchmarks.replay.fleet import ENGINES, Fleet, Model, Node
-from enginehouse.batching import NEWEST
-from enginehouse.channel import SILENT_S
-from enginehouse.manifest import EngineKind
+from enginehouse.contract.manifest import EngineKind
+from enginehouse.pools.batching import NEWEST
+from enginehouse.transport.router_end import SILENT_S
 
 #: Spread of the time of one batch, log-normal: 0.1 is a p99 of 1.26 times the median. Assumed.
 NOISE = 0.1
@@ -95,7 +95,7 @@ class Machine:
 
 
 class Engine:
-    """One model on a replica: a batch of its waiting calls at a time (`enginehouse.batching.LoadedModel`)."""
+    """One model on a replica: a batch of its waiting calls at a time (`enginehouse.pools.batching.LoadedModel`)."""
 
     def __init__(self, clock: Clock, replica: Replica, model: Model, noise: Random) -> None:
         self._clock = clock

@@ -34,12 +34,12 @@ from benchmarks.replay.replay import Outcome, policies, replay
 from benchmarks.replay.router import NAME
 from benchmarks.replay.traces import ROWS, Trace
 from benchmarks.served import served
-from enginehouse.bench import answers, generator
-from enginehouse.bench.samples import synthetic
-from enginehouse.config import RouterConfig
-from enginehouse.latency import LatencyTable
-from enginehouse.manifest import FORMAT_OF, EngineKind, Manifest
-from enginehouse.store import Store
+from enginehouse.contract.config import RouterConfig
+from enginehouse.contract.latency import LatencyTable
+from enginehouse.contract.manifest import FORMAT_OF, EngineKind, Manifest
+from enginehouse.contract.store import Store
+from enginehouse.tools.bench import answers, generator
+from enginehouse.tools.bench.samples import synthetic
 
 ENGINE: EngineKind = "onnxruntime-cpu"
 #: A body and its headers, by model and rows.

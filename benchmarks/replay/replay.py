@@ -16,7 +16,7 @@ from benchmarks.replay.fleet import Fleet
 from benchmarks.replay.machines import Machines
 from benchmarks.replay.router import FASTEST_KIND, NAME, OfFastestKind, Routers
 from benchmarks.replay.traces import Trace
-from enginehouse.manifest import Accelerator
+from enginehouse.contract.manifest import Accelerator
 
 
 class Dispatcher(Protocol):

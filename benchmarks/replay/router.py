@@ -1,9 +1,9 @@
 """enginehouse's router in simulated time: `FastestInTime` over the state that a router has.
 
 Each router knows its own calls, and of others' only what replicas tell with an answer. Left out are sizes, priorities,
-admission, residents, requests suspected of a crash, and the time that routers take. The rest is told as in
-`enginehouse.router`, `backends`, `coalescing` and `channel`, whose constants it uses: states are 5 ms old at most, a
-call is waited for until its deadline, and what takes longer teaches `Pace` nothing.
+admission, residents, requests suspected of a crash, and the time that routers take. The rest is as in
+`enginehouse.routing` and `transport.router_end`, whose constants it uses: states are 5 ms old at most, a call is
+waited for until its deadline, and what takes longer teaches `Pace` nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from benchmarks.replay.channel import Channel
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.fleet import ENGINES, Fleet, Model
 from benchmarks.replay.machines import Machines, Pool, Replica
-from enginehouse.backends import attempt_s
-from enginehouse.manifest import ACCELERATOR_OF
-from enginehouse.pace import Crowd, Pace
-from enginehouse.policy import BackendState, Choice, Demand, FastestInTime, Policy
-from enginehouse.reports import LIVE_FOR_S
-from enginehouse.router import BACKOFF_S
+from enginehouse.contract.manifest import ACCELERATOR_OF
+from enginehouse.routing.backends import attempt_s
+from enginehouse.routing.pace import Crowd, Pace
+from enginehouse.routing.policy import BackendState, Choice, Demand, FastestInTime, Policy
+from enginehouse.routing.router import BACKOFF_S
+from enginehouse.routing.view import LIVE_FOR_S
 
 NAME = "enginehouse"
 FASTEST_KIND = "enginehouse, fastest kind"
@@ -53,7 +53,7 @@ class PolicyRouter:
         self._machines = machines
         self._book = book
         self._policy = policy
-        # Calls under way for each replica (`enginehouse.backends`): alone, a second one hides the way.
+        # Calls under way for each replica (`enginehouse.routing.backends`): alone, a second one hides the way.
         self._calls = 2 if is_alone else 1
         self._random = Random(seed)
         self._channels: dict[Replica, Channel] = {}

@@ -14,22 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from enginehouse import archive
-from enginehouse.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract import tensor_file
+from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
+from enginehouse.contract.latency import LatencyTable
+from enginehouse.contract.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
+from enginehouse.contract.store import Store, version_order
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
-from enginehouse.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
-from enginehouse.latency import LatencyTable
-from enginehouse.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
-from enginehouse.store import Store, version_order
-from enginehouse_build import choice, profile, provenance, report
-from enginehouse_build.cache import code_digest, digest_of, link, versions
-from enginehouse_build.convert import convert
-from enginehouse_build.isolate import Bounds
-from enginehouse_build.on_node import Made, Order, order_of, taken_over
-from enginehouse_build.recipe import Recipe, next_version
-from enginehouse_build.reference import ANSWERS, REQUESTS, SAMPLES, Reference, make_reference
-from enginehouse_build.steps import Outcome, Progress, Steps
-from enginehouse_build.verify import Verified, verify
+from enginehouse_build import report
+from enginehouse_build.convert.convert import convert
+from enginehouse_build.inputs.recipe import Recipe, next_version
+from enginehouse_build.judge import choice, profile
+from enginehouse_build.judge.verify import Verified, verify
+from enginehouse_build.reference.reference import ANSWERS, REQUESTS, SAMPLES, Reference, make_reference
+from enginehouse_build.steps import provenance
+from enginehouse_build.steps.cache import code_digest, digest_of, link, versions
+from enginehouse_build.steps.isolate import Bounds
+from enginehouse_build.steps.on_node import Made, Order, order_of, taken_over
+from enginehouse_build.steps.steps import Outcome, Progress, Steps
 
 _T = TypeVar("_T")
 REPORT = "report.html"
@@ -259,7 +261,7 @@ class _Build:
 
     def _carry_checks(self, source: Path) -> None:
         """Give the bundle requests and answers, for engines that are made or loaded on other hardware."""
-        requests, answers = archive.read(source / REQUESTS), archive.read(source / ANSWERS)
+        requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
         kept, total = 0, 0
         for request in requests:
             total += sum(array.nbytes for array in request.values())
@@ -267,8 +269,8 @@ class _Build:
                 break
             kept += 1
         (self.folder / CHECK_REQUESTS).parent.mkdir()
-        archive.write(self.folder / CHECK_REQUESTS, requests[:kept])
-        archive.write(self.folder / CHECK_ANSWERS, answers[:kept])
+        tensor_file.write(self.folder / CHECK_REQUESTS, requests[:kept])
+        tensor_file.write(self.folder / CHECK_ANSWERS, answers[:kept])
 
     def _manifest(self, version: str, key: str, reference: Reference, artifacts: Sequence[Artifact]) -> Manifest:
         return Manifest(
@@ -305,7 +307,7 @@ class _Build:
 def _measure(
     _: Path, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], samples: Path, threads: int, budget_s: float
 ) -> _Measured:
-    return profile.measure(bundle, targets, archive.read(samples)[0], threads, budget_s=budget_s)
+    return profile.measure(bundle, targets, tensor_file.read(samples)[0], threads, budget_s=budget_s)
 
 
 def _is_settled(measured: _Measured) -> bool:

@@ -10,11 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from enginehouse.bundle import Bundle
-    from enginehouse.client import Client
-    from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
-    from enginehouse.engines import Engine, load_engine
-    from enginehouse.errors import (
+    from enginehouse.contract.bundle import Bundle
+    from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
+    from enginehouse.contract.errors import (
         ArtifactMissing,
         BuildError,
         BundleError,
@@ -39,10 +37,12 @@ if TYPE_CHECKING:
         RequestTooLarge,
         StepDied,
     )
-    from enginehouse.latency import LatencyTable
-    from enginehouse.manifest import Artifact, Manifest
-    from enginehouse.store import Store
-    from enginehouse.tensors import Signature, TensorSpec
+    from enginehouse.contract.latency import LatencyTable
+    from enginehouse.contract.manifest import Artifact, Manifest
+    from enginehouse.contract.store import Store
+    from enginehouse.contract.tensors import Signature, TensorSpec
+    from enginehouse.engines import Engine, load_engine
+    from enginehouse.faces.python.client import Client
 
 __all__ = [
     "AppConfig",
@@ -85,29 +85,30 @@ __all__ = [
     "load_engine",
 ]
 
-_ROOM_OF = {
-    "Artifact": "manifest",
-    "Bundle": "bundle",
-    "LatencyTable": "latency",
-    "Manifest": "manifest",
-    "Client": "client",
-    "AppConfig": "config",
-    "Catalog": "config",
-    "ModelConfig": "config",
-    "PoolConfig": "config",
-    "RouterConfig": "config",
+#: Where each name is that is not an error.
+_MODULE_OF = {
+    "Artifact": "contract.manifest",
+    "Bundle": "contract.bundle",
+    "LatencyTable": "contract.latency",
+    "Manifest": "contract.manifest",
+    "Client": "faces.python.client",
+    "AppConfig": "contract.config",
+    "Catalog": "contract.config",
+    "ModelConfig": "contract.config",
+    "PoolConfig": "contract.config",
+    "RouterConfig": "contract.config",
     "Engine": "engines",
     "load_engine": "engines",
-    "Store": "store",
-    "Signature": "tensors",
-    "TensorSpec": "tensors",
+    "Store": "contract.store",
+    "Signature": "contract.tensors",
+    "TensorSpec": "contract.tensors",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'enginehouse' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"enginehouse.{_ROOM_OF.get(name, 'errors')}"), name)
+    value = getattr(importlib.import_module(f"enginehouse.{_MODULE_OF.get(name, 'contract.errors')}"), name)
     globals()[name] = value
     return value
 

@@ -1,5 +1,5 @@
 """`python -m enginehouse`."""
 
-from enginehouse.cli import main
+from enginehouse.tools.cli import main
 
 main()

@@ -2,7 +2,7 @@
 
     HTTP ─┐                                     ┌─ Pool tensorrt          gpu nodes
           ├─> Router: check, rank, fail over ───┼─ Pool onnxruntime-cuda  gpu nodes
-    handle┘   (Starlette routes in ingress.py)  ├─ Pool openvino-cpu      cpu nodes
+    handle┘   (Starlette routes in routes.py)  ├─ Pool openvino-cpu      cpu nodes
                                                 └─ Pool onnxruntime-cpu   cpu nodes
 
 The graph is fixed by `args`; the models come and go through `user_config`, which keeps every process.
@@ -18,25 +18,28 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from enginehouse import ingress, memory, mirror, nodes, router
-from enginehouse.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig, missing_flags
-from enginehouse.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
-from enginehouse.hints import NO_HINTS, Hints
-from enginehouse.hosting import HostedModels
-from enginehouse.manifest import ACCELERATOR_OF, Precision
-from enginehouse.policy import USUAL
-from enginehouse.pool import Pool
-from enginehouse.reports import Reports
-from enginehouse.served import ServedModels
+from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig, missing_flags
+from enginehouse.contract.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
+from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
+from enginehouse.engines import allocator
+from enginehouse.faces.http import routes
+from enginehouse.pools import nodes
+from enginehouse.pools.deployment import Pool
+from enginehouse.pools.hosting import HostedModels
+from enginehouse.routing import remote_versions, router
+from enginehouse.routing.hints import NO_HINTS, Hints
+from enginehouse.routing.policy import USUAL
+from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.view import Reports
 
 
-@serve.ingress(ingress.http)
+@serve.ingress(routes.http)
 class Router:
-    """Deployment around the router core: HTTP through `ingress.http`, handle calls through its methods."""
+    """Deployment around the router core: HTTP through `routes.http`, handle calls through its methods."""
 
     def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
-        memory.keep_freed()
-        memory.collect_less()
+        allocator.keep_freed()
+        allocator.collect_less()
         self.config = AppConfig.parse(args)
         cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
         settings = self.config.router
@@ -55,7 +58,7 @@ class Router:
 
     async def enginehouse_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: an inference request, handed over by shortcut.py."""
-        await ingress.answer(self, scope, receive, send)
+        await routes.answer(self, scope, receive, send)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""
@@ -109,7 +112,7 @@ class Router:
 
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one serves, once that is not what `tag` stands for."""
-        return await mirror.tell(self.config, self.models.serving, tag)
+        return await remote_versions.tell(self.config, self.models.serving, tag)
 
 
 def _builtin(error: EnginehouseError) -> Exception:
@@ -163,7 +166,7 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             metrics_interval_s=1 if pool.min_replicas < pool.max_replicas else 10,
             look_back_period_s=5 if pool.min_replicas < pool.max_replicas else 30,
             policy=AutoscalingPolicy(
-                policy_function="enginehouse.autoscaling:HardwareAndLoad",
+                policy_function="enginehouse.pools.autoscaling:HardwareAndLoad",
                 policy_kwargs={
                     "nodes": list(pool.nodes),
                     "min_replicas": pool.min_replicas,
@@ -179,7 +182,7 @@ def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:
             "label_selector": {ACCELERATOR_LABEL: _selector(pool)},
         },
         "request_router_config": RequestRouterConfig(
-            request_router_class="enginehouse.ray_private:LiveReplicas",
+            request_router_class="enginehouse.routing.ray_private:LiveReplicas",
             request_routing_stats_period_s=1,
             request_routing_stats_timeout_s=5,
         ),

@@ -12,11 +12,9 @@ import pytest
 from numpy.random import Generator
 from tests.conformance.models import Case
 
-from enginehouse.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.engines import Engine, load_engine
-from enginehouse.errors import EngineUnavailable
-from enginehouse.hardware import engine_versions, probe_gpus
-from enginehouse.manifest import (
+from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract.errors import EngineUnavailable
+from enginehouse.contract.manifest import (
     ACCELERATOR_OF,
     ENGINE_KINDS,
     FORMAT_OF,
@@ -28,7 +26,9 @@ from enginehouse.manifest import (
     Precision,
     SignatureRecord,
 )
-from enginehouse.store import Store
+from enginehouse.contract.store import Store
+from enginehouse.engines import Engine, load_engine
+from enginehouse.engines.hardware import engine_versions, probe_gpus
 
 MAX_ROWS = 8
 #: Distributions of which one must be installed for an engine to be tested.
@@ -99,7 +99,7 @@ def write_bundle(folder: Path, case: Case, fmt: Format, precision: Precision, ve
 
         openvino.save_model(openvino.Core().read_model(source), files / "model.xml", compress_to_fp16=False)
     elif fmt == "tensorrt":
-        from enginehouse_build import tensorrt
+        from enginehouse_build.convert import tensorrt
 
         requires = tensorrt.convert(source, files, case.signature, MAX_ROWS, (), precision, None).requires
     artifact = Artifact(

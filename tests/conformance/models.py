@@ -11,7 +11,7 @@ import onnx
 from numpy.random import Generator
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.tensors import Signature, Tensors, TensorSpec
+from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 
 OPSET = 20
 _ONNX_OF = {

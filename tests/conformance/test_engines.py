@@ -13,12 +13,12 @@ from numpy.random import Generator
 from tests.conformance.conftest import MAX_ROWS, Load, Publish
 from tests.conformance.models import BIAS, BY_NAME, CASES, DISAGREEING, WEIGHT, Case
 
-from enginehouse.bundle import Bundle, sha256_of
+from enginehouse.contract.bundle import Bundle, sha256_of
+from enginehouse.contract.errors import ConfigError, DigestMismatch, EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, EngineKind
+from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import load_engine
-from enginehouse.errors import ConfigError, DigestMismatch, EngineUnavailable, InferenceFailed, InvalidInput
-from enginehouse.hardware import probe_gpus
-from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, EngineKind
-from enginehouse.tensors import Tensors
+from enginehouse.engines.hardware import probe_gpus
 
 AFFINE = BY_NAME["affine"]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

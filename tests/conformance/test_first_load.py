@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse import archive
-from enginehouse.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract import tensor_file
+from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract.errors import DigestMismatch, EngineUnavailable
+from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord, Status
+from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import load_engine, measure
+from enginehouse.engines.hardware import probe_cpu
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS, verify
-from enginehouse.errors import DigestMismatch, EngineUnavailable
-from enginehouse.hardware import probe_cpu
-from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord, Status
-from enginehouse.tensors import Signature, TensorSpec
 
 pytest.importorskip("onnxruntime")
 
@@ -44,8 +44,8 @@ def unverified(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
     (folder / "check").mkdir()
-    archive.write(folder / CHECK_REQUESTS, REQUESTS)
-    archive.write(folder / CHECK_ANSWERS, ANSWERS)
+    tensor_file.write(folder / CHECK_REQUESTS, REQUESTS)
+    tensor_file.write(folder / CHECK_ANSWERS, ANSWERS)
     signature = Signature(
         (TensorSpec("x", np.dtype(np.float32), (None, 6)),), (TensorSpec("y", np.dtype(np.float32), (None, 4)),)
     )
@@ -100,7 +100,7 @@ def test_without_requests_and_answers_nothing_unverified_is_loaded(tmp_path: Pat
 
 def test_answers_that_changed_on_disk_verify_nothing(tmp_path: Path) -> None:
     bundle = unverified(tmp_path)
-    archive.write(tmp_path / CHECK_ANSWERS, [{"y": answer["y"] * 2} for answer in ANSWERS])
+    tensor_file.write(tmp_path / CHECK_ANSWERS, [{"y": answer["y"] * 2} for answer in ANSWERS])
     with pytest.raises(DigestMismatch, match="answers.npz"):
         load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
 

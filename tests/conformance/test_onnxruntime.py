@@ -9,8 +9,8 @@ import pytest
 from tests.conformance.conftest import Publish, why_not_here
 from tests.conformance.models import BY_NAME
 
+from enginehouse.contract.errors import InvalidInput
 from enginehouse.engines import load_engine
-from enginehouse.errors import InvalidInput
 
 pytestmark = pytest.mark.skipif(bool(why_not_here("onnxruntime-cpu")), reason=str(why_not_here("onnxruntime-cpu")))
 

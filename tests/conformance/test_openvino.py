@@ -10,9 +10,9 @@ from onnx import helper, numpy_helper
 from tests.conformance.conftest import Publish, why_not_here
 from tests.conformance.models import BIAS, BY_NAME, WEIGHT, Case
 
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
+from enginehouse.contract.manifest import Precision
 from enginehouse.engines import EngineOptions, load_engine
-from enginehouse.errors import EngineUnavailable, InferenceFailed
-from enginehouse.manifest import Precision
 
 pytestmark = pytest.mark.skipif(bool(why_not_here("openvino-cpu")), reason=str(why_not_here("openvino-cpu")))
 AFFINE = BY_NAME["affine"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from enginehouse.contract.errors import EngineUnavailable
+from enginehouse.contract.manifest import Artifact
+from enginehouse.contract.tensors import Signature
 from enginehouse.engines import EngineOptions
+from enginehouse.engines.hardware import probe_gpus
 from enginehouse.engines.tensorrt import device, fitted, library, runtime
-from enginehouse.errors import EngineUnavailable
-from enginehouse.hardware import probe_gpus
-from enginehouse.manifest import Artifact
-from enginehouse.tensors import Signature
 
 INSTALLED = [name for name in library.FLAVOURS if importlib.util.find_spec(name.replace("-", "_"))]
 needs_flavour = pytest.mark.skipif(not INSTALLED, reason="neither tensorrt nor tensorrt_rtx is installed")

@@ -10,11 +10,11 @@ import onnx
 import openvino
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.bundle import MANIFEST, sha256_of
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import Artifact, EngineKind, File, Manifest, SignatureRecord
-from enginehouse.store import Store
-from enginehouse.tensors import Signature, TensorSpec
+from enginehouse.contract.bundle import MANIFEST, sha256_of
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import Artifact, EngineKind, File, Manifest, SignatureRecord
+from enginehouse.contract.store import Store
+from enginehouse.contract.tensors import Signature, TensorSpec
 
 WIDTH = 4
 MAX_BATCH = 8

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
-from enginehouse.config import SERVING_ENV
+from enginehouse.contract.config import SERVING_ENV
 
 ROOT = Path(__file__).parents[2]
 #: The node types that users start from: what is placed here is placed there.

@@ -12,7 +12,7 @@ import pytest
 from tests.integration import bundles
 from tests.integration.cluster import Cluster, Node, adopt_orphans, descendants, describe, wait_for
 
-from enginehouse.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
+from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
 
 #: The GPU is a logical one: Ray places by it, while the engine behind it computes on the CPU. The Router asks for more
 #: than the pools' nodes have, so it is on the head, which no test kills.
@@ -50,7 +50,7 @@ class House:
         return bundles.publish(self.store, name, version, factor, **options)
 
     def status(self) -> dict[str, Any]:
-        from enginehouse.client import Client
+        from enginehouse.faces.python.client import Client
 
         return Client(is_embedded=False).status()
 
@@ -69,13 +69,13 @@ class House:
 
     def add(self, name: str, version: str, timeout: float = 60, **options: Any) -> None:
         """Change the catalog and wait until every pool with hardware answers for it."""
-        from enginehouse import deploy
+        from enginehouse.cluster import deploy
 
         deploy.add_model(ModelConfig(name=name, version=version, **options))
         wait_for(lambda: self._serves(name, version), timeout, f"{name}@{version} served")
 
     def remove(self, name: str) -> None:
-        from enginehouse import deploy
+        from enginehouse.cluster import deploy
 
         deploy.remove_model(name)
         gone = lambda: name not in [entry["name"] for entry in self.status()["models"]]  # noqa: E731
@@ -127,8 +127,8 @@ def deploy_app(cluster: Cluster, catalog: Catalog, app: AppConfig = APP) -> None
     """Deploy and wait until the Router answers."""
     from ray import serve
 
-    from enginehouse import deploy
-    from enginehouse.client import Client
+    from enginehouse.cluster import deploy
+    from enginehouse.faces.python.client import Client
 
     # All nodes have one machine's ports: one proxy for them all.
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": cluster.http_port})

@@ -119,7 +119,7 @@ def by_handle(model: str, is_embedded: bool = True) -> Callable[[], Call]:
     """Callers through the Python client, from this process: routed here, or by the deployed routers."""
 
     def caller() -> Call:
-        from enginehouse.client import Client
+        from enginehouse.faces.python.client import Client
 
         client = Client(is_embedded)
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from tests.integration.conftest import House
 
-from enginehouse.bench import live
+from enginehouse.tools.bench import live
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from tests.integration.bundles import WIDTH
 from tests.integration.cluster import NODE_TYPES, Cluster, adopt_orphans, descendants, describe, wait_for
 from tests.integration.load import body, value
 
-from enginehouse.config import ACCELERATOR_LABEL, SERVING_ENV
+from enginehouse.contract.config import ACCELERATOR_LABEL, SERVING_ENV
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +39,8 @@ DEPLOY = """
 import json, os, sys
 import ray
 from ray import serve
-from enginehouse import deploy
-from enginehouse.config import AppConfig, Catalog
+from enginehouse.cluster import deploy
+from enginehouse.contract.config import AppConfig, Catalog
 
 app, catalog, port = json.loads(sys.argv[1])
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")

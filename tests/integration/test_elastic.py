@@ -15,7 +15,7 @@ from tests.integration.conftest import APP, House, deploy_app
 from tests.integration.load import by_http, load
 from tests.integration.test_nodes import restore, wait_dead
 
-from enginehouse.config import ACCELERATOR_LABEL, AppConfig
+from enginehouse.contract.config import ACCELERATOR_LABEL, AppConfig
 
 X = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
 #: Seconds of an engine a second that a replica is to have.
@@ -47,7 +47,7 @@ def elastic(house: House) -> Iterator[House]:
 def redeploy(house: House, app: AppConfig) -> None:
     from ray import serve
 
-    from enginehouse import deploy
+    from enginehouse.cluster import deploy
 
     deploy.undeploy()
     wait_for(lambda: "enginehouse" not in serve.status().applications, 60, "undeployed")

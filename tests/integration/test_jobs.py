@@ -13,8 +13,8 @@ from tests.integration.bundles import WIDTH
 from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 
-from enginehouse.config import SERVING_ENV
-from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InvalidInput, ModelNotFound
+from enginehouse.contract.config import SERVING_ENV
+from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InvalidInput, ModelNotFound
 
 #: A job of somebody who has never heard of this package: importing it fails as where it is not installed.
 STRANGER = """
@@ -94,7 +94,7 @@ def test_a_job_with_only_ray_and_numpy(house: House, tmp_path: Path, flags: str)
 
 
 def test_the_client_raises_our_own_errors(house: House) -> None:
-    from enginehouse.client import Client
+    from enginehouse.faces.python.client import Client
 
     client = Client()
     x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
@@ -112,7 +112,7 @@ def test_the_client_raises_our_own_errors(house: House) -> None:
 
 
 def test_the_client_routes_in_its_own_process_and_by_the_routers_when_it_cannot(house: House) -> None:
-    from enginehouse.client import Client
+    from enginehouse.faces.python.client import Client
 
     client = Client()
     x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
@@ -151,8 +151,8 @@ def test_the_client_routes_in_its_own_process_and_by_the_routers_when_it_cannot(
 def test_where_the_clients_own_router_gets_no_answer_the_deployed_ones_give_it(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from enginehouse.client import Client
-    from enginehouse.router import Router
+    from enginehouse.faces.python.client import Client
+    from enginehouse.routing.router import Router
 
     client, asked = Client(), []
     x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
@@ -181,9 +181,9 @@ def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:
     script = (
         "import os, numpy as np\n"
         "from enginehouse import cluster\n"
-        "from enginehouse.errors import ModelNotFound\n"
+        "from enginehouse.contract.errors import ModelNotFound\n"
         "with cluster.connected(os.environ['RAY_ADDRESS']):\n"
-        "    from enginehouse.client import Client\n"
+        "    from enginehouse.faces.python.client import Client\n"
         "    client = Client()\n"
         "    print(client.infer('other', {'x': np.ones((1, 4), np.float32)})['y'].tolist())\n"
         "    try:\n"

@@ -41,7 +41,7 @@ def foreign(house: House) -> Iterator[str]:
 
 
 def test_a_foreign_application_survives_our_changes(house: House, foreign: str) -> None:
-    from enginehouse import deploy
+    from enginehouse.cluster import deploy
 
     def says(word: str) -> int:
         answer = httpx.get(foreign, params={"say": word}, timeout=5)
@@ -68,7 +68,7 @@ def _controller() -> ray.actor.ActorHandle:
 
 
 def test_changes_at_the_same_time_all_land(house: House) -> None:
-    from enginehouse import deploy
+    from enginehouse.cluster import deploy
 
     names = ["left", "right"]
     for name in names:

@@ -15,7 +15,7 @@ from tests.integration.cluster import Node, wait_for
 from tests.integration.conftest import House
 from tests.integration.load import body, by_http, load
 
-from enginehouse.config import ACCELERATOR_LABEL
+from enginehouse.contract.config import ACCELERATOR_LABEL
 
 X = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
 

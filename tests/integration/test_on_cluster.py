@@ -16,22 +16,22 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.integration.cluster import Cluster, adopt_orphans
 
-from enginehouse import archive
-from enginehouse.bundle import MANIFEST
+from enginehouse.contract import tensor_file
+from enginehouse.contract.bundle import MANIFEST
+from enginehouse.contract.manifest import Artifact, Manifest, SignatureRecord
+from enginehouse.contract.store import Store
+from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse.engines.hardware import engine_versions, probe_gpus
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
-from enginehouse.hardware import engine_versions, probe_gpus
-from enginehouse.manifest import Artifact, Manifest, SignatureRecord
-from enginehouse.store import Store
-from enginehouse.tensors import Signature, TensorSpec
 
 #: What `enginehouse build --on-cluster` does with the cluster; the first argument names the step.
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
-from enginehouse.bundle import Bundle
-from enginehouse.cluster import connected
-from enginehouse.errors import EnginehouseError
-from enginehouse_build.on_node import make, order_of
+from enginehouse.contract.bundle import Bundle
+from enginehouse.cluster.connect import connected
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse_build.steps.on_node import make, order_of
 
 def failure(call, *arguments, **options):
     try:
@@ -43,7 +43,7 @@ steps, address, folder = sys.argv[1:]
 told = {}
 with connected(address):
     import ray
-    from enginehouse.remote import on_gpu_node
+    from enginehouse.cluster.gpu_task import on_gpu_node
 
     order = order_of(Bundle.open(Path(folder)), "tensorrt-fp32")
     for step in steps.split():
@@ -101,8 +101,8 @@ def unfinished(tmp_path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "tensorrt-fp32" / "model.onnx")
     requests = [{"x": rng.standard_normal((rows, 6), dtype=np.float32)} for rows in (1, 2, 8)]
-    archive.write(tmp_path / CHECK_REQUESTS, requests)
-    archive.write(tmp_path / CHECK_ANSWERS, [{"y": request["x"] @ weight} for request in requests])
+    tensor_file.write(tmp_path / CHECK_REQUESTS, requests)
+    tensor_file.write(tmp_path / CHECK_ANSWERS, [{"y": request["x"] @ weight} for request in requests])
     signature = Signature(
         (TensorSpec("x", np.dtype(np.float32), (None, 6)),), (TensorSpec("y", np.dtype(np.float32), (None, 4)),)
     )

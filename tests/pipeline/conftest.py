@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.bundle import Bundle
+from enginehouse.contract.bundle import Bundle
 from enginehouse_build import pipeline
+from enginehouse_build.inputs.recipe import PRECISIONS, Recipe
 from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import PRECISIONS, Recipe
 
 from . import steps
 

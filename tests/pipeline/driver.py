@@ -54,7 +54,7 @@ class Driver:
         while True:
             assert self.process.poll() is None
             for child in psutil.Process(self.process.pid).children():
-                if "enginehouse_build.isolate" in child.cmdline():
+                if "enginehouse_build.steps.isolate" in child.cmdline():
                     return child
 
     def end(self) -> list[tuple[str, str]]:
@@ -71,8 +71,8 @@ class Driver:
 
 
 def _main() -> None:
+    from enginehouse_build.inputs.recipe import Recipe
     from enginehouse_build.pipeline import build
-    from enginehouse_build.recipe import Recipe
 
     def tell(stage: str, outcome: str, detail: str = "") -> None:
         print(json.dumps([stage, outcome, detail]), flush=True)

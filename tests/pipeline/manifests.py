@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import (
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import (
     Artifact,
     Axis,
     Chosen,

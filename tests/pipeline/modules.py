@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from enginehouse_build.source import ModelSource
+from enginehouse_build import ModelSource
 
 
 class Net(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from enginehouse.manifest import Manifest
+from enginehouse.contract.manifest import Manifest
 from enginehouse_build.report import render
 
 #: Elements that have no end tag.

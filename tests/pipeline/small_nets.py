@@ -11,9 +11,9 @@ import onnxruntime
 import openvino
 from onnx.reference import ReferenceEvaluator
 
-from enginehouse.manifest import Precision
-from enginehouse_build import postprocess
-from enginehouse_build.preprocess import Preprocess
+from enginehouse.contract.manifest import Precision
+from enginehouse_build.inputs import postprocess
+from enginehouse_build.inputs.preprocess import Preprocess
 
 from .graphs import Inputs, f32, i64, model, node, save, weights
 

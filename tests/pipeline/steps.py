@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enginehouse.errors import ConversionFailed
+from enginehouse.contract.errors import ConversionFailed
 
 
 def add(left: int, right: int) -> int:
@@ -53,7 +53,8 @@ def grow(mib: int) -> None:
 
 def measure_once(*arguments: Any) -> Any:
     """The step of a build that measures its engines, with one round where ten may be needed until figures settle."""
-    from enginehouse_build import pipeline, profile
+    from enginehouse_build import pipeline
+    from enginehouse_build.judge import profile
 
     profile.AGREEING_ROUNDS = profile.MOST_ROUNDS = 1
     return pipeline._measure(*arguments)

@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from enginehouse.errors import ExportFailed
-from enginehouse.parity import compare
-from enginehouse.tensors import TensorSpec
-from enginehouse_build.adopt import Adopted, adopt
-from enginehouse_build.onnx import prove_dynamic
+from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.parity import compare
+from enginehouse.contract.tensors import TensorSpec
+from enginehouse_build.reference.adopt import Adopted, adopt
+from enginehouse_build.reference.onnx import prove_dynamic
 
 from .awkward import SERVED
 from .graphs import Awkward, Inputs, f32, floats, model, node, save, weights

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, EngineKind
+from enginehouse.contract.parity import LIMITS, compare
+from enginehouse.contract.store import Store
 from enginehouse.engines import load_engine
-from enginehouse.errors import ExportFailed
-from enginehouse.manifest import ENGINE_KINDS, FORMAT_OF, EngineKind
-from enginehouse.parity import LIMITS, compare
-from enginehouse.store import Store
+from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import Recipe
 
 from .awkward import SERVED
 from .refused import REFUSED

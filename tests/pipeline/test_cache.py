@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse_build.cache import KEPT_S, StepCache, digest_of, link
+from enginehouse_build.steps.cache import KEPT_S, StepCache, digest_of, link
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import (
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import (
     Artifact,
     Axis,
     Chosen,
@@ -19,8 +19,8 @@ from enginehouse.manifest import (
     SignatureRecord,
     Status,
 )
-from enginehouse.tensors import Signature, TensorSpec
-from enginehouse_build.choice import choose
+from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse_build.judge.choice import choose
 
 SPEC = TensorSpec("x", np.dtype(np.float32), (None, 4))
 KIND: Mapping[str, EngineKind] = {"onnx": "onnxruntime-cpu", "openvino": "openvino-cpu", "tensorrt": "tensorrt"}

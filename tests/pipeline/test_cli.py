@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from enginehouse.cli.build import build
-from enginehouse.cli.inspect import inspect
-from enginehouse.errors import ConfigError
+from enginehouse.contract.errors import ConfigError
+from enginehouse.tools.cli.build import build
+from enginehouse.tools.cli.inspect import inspect
 
 from .conftest import Built
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from examples.digits import held_out
 
-from enginehouse.bundle import MANIFEST
+from enginehouse.contract.bundle import MANIFEST
+from enginehouse.contract.manifest import FORMAT_OF, EngineKind, Manifest
+from enginehouse.contract.parity import LIMITS
 from enginehouse.engines import load_engine
-from enginehouse.hardware import probe_gpus
-from enginehouse.manifest import FORMAT_OF, EngineKind, Manifest
-from enginehouse.parity import LIMITS
+from enginehouse.engines.hardware import probe_gpus
 
 from .conftest import Built
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginehouse import archive
-from enginehouse.errors import BuildError, ExportFailed
-from enginehouse_build.onnx import plain_session
-from enginehouse_build.provenance import is_current
-from enginehouse_build.recipe import Recipe
-from enginehouse_build.reference import ANSWERS, MODEL, REQUESTS, SAMPLES, Reference, make_reference
+from enginehouse.contract import tensor_file
+from enginehouse.contract.errors import BuildError, ExportFailed
+from enginehouse_build.inputs.recipe import Recipe
+from enginehouse_build.reference.onnx import plain_session
+from enginehouse_build.reference.reference import ANSWERS, MODEL, REQUESTS, SAMPLES, Reference, make_reference
+from enginehouse_build.steps.provenance import is_current
 
 MODULES = Path(__file__).with_name("modules.py")
 
@@ -76,7 +76,7 @@ def test_given_samples_are_used_and_recorded(tmp_path: Path) -> None:
     rows = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
     np.savez(tmp_path / "mine.npz", x=rows)
     reference = reference_of(tmp_path, "plain", samples=tmp_path / "mine.npz")
-    np.testing.assert_array_equal(archive.read(tmp_path / SAMPLES)[0]["x"], rows)
+    np.testing.assert_array_equal(tensor_file.read(tmp_path / SAMPLES)[0]["x"], rows)
     assert reference.origin == "compared with torch on samples of mine.npz"
 
 
@@ -89,7 +89,7 @@ def test_named_axes_are_free_in_their_range_and_asked_at_several_sizes(tmp_path:
     reference = reference_of(tmp_path, "embedding", max_batch=4)
     (axis,) = reference.axes
     assert (axis.name, axis.min, axis.opt, axis.max, axis.dims) == ("words", 2, 6, 20, (("words", 1),))
-    requests, answers = archive.read(tmp_path / REQUESTS), archive.read(tmp_path / ANSWERS)
+    requests, answers = tensor_file.read(tmp_path / REQUESTS), tensor_file.read(tmp_path / ANSWERS)
     shapes = {request["words"].shape for request in requests}
     assert {(1, 6), (2, 6), (4, 6), (2, 2), (2, 20)} <= shapes
     assert all(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.gpu.lab import PARTS
 
-from enginehouse.hardware import probe_gpus
+from enginehouse.engines.hardware import probe_gpus
 
 ROOT = Path(__file__).parents[2]
 

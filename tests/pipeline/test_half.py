@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from enginehouse.errors import ConversionFailed
-from enginehouse.parity import LIMITS
-from enginehouse_build import openvino as for_openvino
-from enginehouse_build.half import to_fp16
+from enginehouse.contract.errors import ConversionFailed
+from enginehouse.contract.parity import LIMITS
+from enginehouse_build.convert import openvino as for_openvino
+from enginehouse_build.convert.fp16 import to_fp16
 
 from .graphs import f32, i64, model, node, save, weights
 from .small_nets import ask, ask_exactly, attention, distance

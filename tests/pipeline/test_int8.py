@@ -11,11 +11,11 @@ import onnxruntime
 import openvino
 import pytest
 
-from enginehouse.errors import ConversionFailed
-from enginehouse_build import openvino as for_openvino
-from enginehouse_build.best_of import Calibration, best_of
-from enginehouse_build.preprocess import Preprocess
-from enginehouse_build.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
+from enginehouse.contract.errors import ConversionFailed
+from enginehouse_build.convert import openvino as for_openvino
+from enginehouse_build.convert.best_of import Calibration, best_of
+from enginehouse_build.convert.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
+from enginehouse_build.inputs.preprocess import Preprocess
 
 from .graphs import f32, model, node, save, weights
 from .small_nets import (

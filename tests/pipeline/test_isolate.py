@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from enginehouse.errors import BuildError, ConversionFailed, StepDied
-from enginehouse_build.isolate import Bounds, run
+from enginehouse.contract.errors import BuildError, ConversionFailed, StepDied
+from enginehouse_build.steps.isolate import Bounds, run
 
 from . import steps
 
@@ -83,7 +83,7 @@ def test_a_step_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from enginehouse_build.isolate import Bounds, run
+from enginehouse_build.steps.isolate import Bounds, run
 from tests.pipeline.steps import hang
 
 run(hang, Path(sys.argv[1]), log=Path(sys.argv[2]), bounds=Bounds(50, 4096))

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
+from enginehouse.contract.manifest import EngineKind
+from enginehouse.contract.parity import LIMITS, compare
 from enginehouse.engines import load_engine
-from enginehouse.manifest import EngineKind
-from enginehouse.parity import LIMITS, compare
+from enginehouse_build.inputs.recipe import PRECISIONS, Recipe
 from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import PRECISIONS, Recipe
 
 from .test_adopt import LIGHT, Runtime
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from enginehouse.errors import ConversionFailed
-from enginehouse_build.lint import check_for_tensorrt
-from enginehouse_build.quantize import quantize_for_onnxruntime
+from enginehouse.contract.errors import ConversionFailed
+from enginehouse_build.convert.int8_lint import check_for_tensorrt
+from enginehouse_build.convert.quantize import quantize_for_onnxruntime
 
 from .graphs import f32, model, node, save, weights
 

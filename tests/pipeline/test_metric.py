@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from enginehouse.bundle import Bundle
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import BuildError
 from enginehouse.engines import load_engine
-from enginehouse.errors import BuildError
+from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import Recipe
 
 from .conftest import rerun, write_onnx
 

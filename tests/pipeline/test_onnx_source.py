@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from enginehouse.bundle import Bundle
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import BuildError, ExportFailed
+from enginehouse.contract.store import Store
 from enginehouse.engines import load_engine
-from enginehouse.errors import BuildError, ExportFailed
-from enginehouse.store import Store
 
 from .conftest import write_onnx
 

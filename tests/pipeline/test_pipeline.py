@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginehouse.bundle import MANIFEST, Bundle
-from enginehouse.errors import ConfigError
-from enginehouse.manifest import Manifest
-from enginehouse.store import Store
+from enginehouse.contract.bundle import MANIFEST, Bundle
+from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.manifest import Manifest
+from enginehouse.contract.store import Store
+from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.pipeline import build
-from enginehouse_build.recipe import Recipe
 
 from .conftest import Recorder, rerun, write_onnx
 from .driver import Driver

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import TypeAdapter
 
-from enginehouse.errors import ConfigError
-from enginehouse_build import postprocess
-from enginehouse_build.postprocess import Postprocess
+from enginehouse.contract.errors import ConfigError
+from enginehouse_build.inputs import postprocess
+from enginehouse_build.inputs.postprocess import Postprocess
 
 from .composed import ENGINES, build_for_tensorrt, dims, load, make, tensor
 

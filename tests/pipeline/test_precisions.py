@@ -13,14 +13,14 @@ import pytest
 from examples.digits import digits, held_out
 from onnx import TensorProto, numpy_helper
 
-from enginehouse.manifest import Precision
-from enginehouse.parity import LIMITS
-from enginehouse_build import export
-from enginehouse_build import openvino as for_openvino
-from enginehouse_build.half import to_fp16
-from enginehouse_build.lint import check_for_tensorrt
-from enginehouse_build.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
-from enginehouse_build.source import TorchModel
+from enginehouse.contract.manifest import Precision
+from enginehouse.contract.parity import LIMITS
+from enginehouse_build.convert import openvino as for_openvino
+from enginehouse_build.convert.fp16 import to_fp16
+from enginehouse_build.convert.int8_lint import check_for_tensorrt
+from enginehouse_build.convert.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
+from enginehouse_build.inputs.source import TorchModel
+from enginehouse_build.reference import export
 
 from .composed import build_for_tensorrt
 from .graphs import Inputs, model, node, save, weights

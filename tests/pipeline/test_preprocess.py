@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from enginehouse.errors import ConfigError
-from enginehouse_build.preprocess import Preprocess
+from enginehouse.contract.errors import ConfigError
+from enginehouse_build.inputs.preprocess import Preprocess
 
 from .composed import ENGINES, build_for_tensorrt, dims, distance, load, make, tensor
 

@@ -20,11 +20,11 @@ import psutil
 import pytest
 from onnx import helper
 
-from enginehouse.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.manifest import Artifact, Axis, EngineKind, File, Manifest, SignatureRecord
-from enginehouse.tensors import Signature, TensorSpec
-from enginehouse_build.profile import MOST_BYTES, MOST_ENGINES, grid, groups, measure, table
-from enginehouse_build.stopwatch import Cell, Window, write_order
+from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract.manifest import Artifact, Axis, EngineKind, File, Manifest, SignatureRecord
+from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse_build.judge.profile import MOST_BYTES, MOST_ENGINES, grid, groups, measure, table
+from enginehouse_build.judge.stopwatch import Cell, Window, write_order
 
 from .conftest import write_onnx
 
@@ -84,7 +84,7 @@ def stopwatches() -> list[psutil.Process]:
 
 def is_stopwatch(process: psutil.Process) -> bool:
     try:
-        return "enginehouse_build.stopwatch" in process.cmdline()
+        return "enginehouse_build.judge.stopwatch" in process.cmdline()
     except psutil.Error:
         return False
 
@@ -183,7 +183,8 @@ def test_an_engine_that_does_not_load_says_why(bundle: Bundle) -> None:
 
 def test_measuring_processes_end_with_a_parent_that_is_killed(bundle: Bundle) -> None:
     program = (
-        "import pathlib, numpy; from enginehouse.bundle import Bundle; from enginehouse_build.profile import measure; "
+        "import pathlib, numpy; from enginehouse.contract.bundle import Bundle; "
+        "from enginehouse_build.judge.profile import measure; "
         f"bundle = Bundle.open(pathlib.Path({str(bundle.path)!r})); "
         f"measure(bundle, [{ORT}, {OPENVINO}], {{'x': numpy.ones((4, 8), 'float32')}}, 1)"
     )

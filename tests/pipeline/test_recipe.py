@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginehouse.errors import ConfigError
-from enginehouse.parity import LIMITS
-from enginehouse_build.recipe import Recipe
+from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.parity import LIMITS
+from enginehouse_build.inputs.recipe import Recipe
 
 GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
 

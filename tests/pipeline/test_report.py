@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from enginehouse.manifest import Artifact, Axis, Manifest, Step
+from enginehouse.contract.manifest import Artifact, Axis, Manifest, Step
 from enginehouse_build.report import render, text
 from enginehouse_build.report.findings import Findings
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from enginehouse.latency import LatencyPoint
-from enginehouse.manifest import Manifest
+from enginehouse.contract.latency import LatencyPoint
+from enginehouse.contract.manifest import Manifest
 from enginehouse_build.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, charts
 from enginehouse_build.report.findings import Findings
 

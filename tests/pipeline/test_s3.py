@@ -20,10 +20,10 @@ from s3fs import S3FileSystem
 from tests.pipeline.s3 import Server, Wire
 from tests.unit.test_bundle import SIGNATURE
 
-from enginehouse.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.errors import ArtifactMissing, BuildError, ConfigError, DigestMismatch
-from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord
-from enginehouse.store import Store
+from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
+from enginehouse.contract.errors import ArtifactMissing, BuildError, ConfigError, DigestMismatch
+from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord
+from enginehouse.contract.store import Store
 
 MB = 1 << 20
 #: Enough for two rounds of range requests, so that a download can be interrupted between them.
@@ -102,7 +102,7 @@ def is_big(bundle: Bundle) -> bool:
 
 
 def opener(store: Store) -> subprocess.Popen[bytes]:
-    program = "import sys; from enginehouse.store import Store; Store(sys.argv[1]).open('net', '1')"
+    program = "import sys; from enginehouse.contract.store import Store; Store(sys.argv[1]).open('net', '1')"
     return run(program, store.url)
 
 
@@ -279,7 +279,7 @@ def test_of_many_publishers_one_wins_and_its_files_are_the_ones(store: Store) ->
 def test_a_publisher_that_was_killed_leaves_no_version_and_is_succeeded(store: Store, wire: Wire) -> None:
     folder = bundle_folder(store, big=BIG, onnx=SMALL)
     wire.bytes_per_s = 5 * MB
-    program = "import sys, pathlib; from enginehouse.store import Store; "
+    program = "import sys, pathlib; from enginehouse.contract.store import Store; "
     program += "Store(sys.argv[1]).publish(pathlib.Path(sys.argv[2]), 'net', '1')"
     process = run(program, store.url, str(folder))
     claim = f"{store.url}/net/1/.publishing"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.bundle import MANIFEST, Bundle
-from enginehouse.errors import BuildError
-from enginehouse.store import Store
+from enginehouse.contract.bundle import MANIFEST, Bundle
+from enginehouse.contract.errors import BuildError
+from enginehouse.contract.store import Store
 
 
 def test_version_defaults_to_the_next_number(linear: Path, build_onnx: Callable[..., Bundle], tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
+from enginehouse.contract.manifest import Artifact, Axis, Precision
+from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt.cache import engine_file
 from enginehouse.engines.tensorrt.key import NodeFacts
 from enginehouse.engines.tensorrt.library import RTX, library
-from enginehouse.errors import ConversionFailed, EngineUnavailable
-from enginehouse.manifest import Artifact, Axis, Precision
-from enginehouse.tensors import Signature, TensorSpec
-from enginehouse_build.tensorrt import Converted, convert
+from enginehouse_build.convert.tensorrt import Converted, convert
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None or importlib.util.find_spec("tensorrt") is not None,

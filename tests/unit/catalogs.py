@@ -13,16 +13,16 @@ from pathlib import Path
 
 from tests.unit.test_policy import TENSOR, artifact
 
-from enginehouse.bundle import MANIFEST
-from enginehouse.channel import Channel
-from enginehouse.config import Catalog, PoolConfig
-from enginehouse.errors import ModelNotFound, NoBackend
-from enginehouse.latency import LatencyTable
-from enginehouse.manifest import Manifest, SignatureRecord
-from enginehouse.replicas import Replica
-from enginehouse.report import ModelState
-from enginehouse.reports import BackendStatus, Reports
-from enginehouse.served import ServedModels
+from enginehouse.contract.bundle import MANIFEST
+from enginehouse.contract.config import Catalog, PoolConfig
+from enginehouse.contract.errors import ModelNotFound, NoBackend
+from enginehouse.contract.latency import LatencyTable
+from enginehouse.contract.manifest import Manifest, SignatureRecord
+from enginehouse.pools.report import ModelState
+from enginehouse.routing.replicas import Replica
+from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.view import BackendStatus, Reports
+from enginehouse.transport.router_end import Channel
 
 POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine="openvino-cpu")}
 

@@ -11,7 +11,8 @@ import uvloop
 from tests.unit.catalogs import Cluster, publish
 from tests.unit.connections import Run, bounded
 
-from enginehouse import nodes, replicas, served
+from enginehouse.pools import nodes
+from enginehouse.routing import replicas, versions
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -25,8 +26,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(replicas, "of_pool", lambda app, pool: cluster.replicas.get(pool, []))
     monkeypatch.setattr(nodes, "count_with", lambda wanted: len(cluster.accelerators & set(wanted)))
-    monkeypatch.setattr(served, "PERIOD_S", 0.005)
-    monkeypatch.setattr(served, "COUNT_NODES_S", 0.0)
+    monkeypatch.setattr(versions, "PERIOD_S", 0.005)
+    monkeypatch.setattr(versions, "COUNT_NODES_S", 0.0)
     return cluster
 
 

@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from enginehouse.channel import Address, Channel
-from enginehouse.listener import Infer, Listener
-from enginehouse.tensors import Answer, Tensors, Timing
+from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.transport.replica_end import Infer, Listener
+from enginehouse.transport.router_end import Address, Channel
 
 #: Runs what is to be awaited on an event loop of the kind that is tested.
 Run: TypeAlias = Callable[[Awaitable[Any]], Any]

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from enginehouse import archive
-from enginehouse.errors import BundleError
-from enginehouse.tensors import Tensors
+from enginehouse.contract import tensor_file
+from enginehouse.contract.errors import BundleError
+from enginehouse.contract.tensors import Tensors
 
 
 def test_tensors_of_every_kind_come_back_equal(tmp_path: Path) -> None:
@@ -20,8 +20,8 @@ def test_tensors_of_every_kind_come_back_equal(tmp_path: Path) -> None:
         {"half": np.array([[1.5, -2.0]], dtype=ml_dtypes.bfloat16), "text": words, "scalar": np.float32(3).reshape(())},
         {"empty": np.zeros((0, 4), np.float64)},
     ]
-    archive.write(tmp_path / "requests.npz", requests)
-    read = archive.read(tmp_path / "requests.npz")
+    tensor_file.write(tmp_path / "requests.npz", requests)
+    read = tensor_file.read(tmp_path / "requests.npz")
     assert [list(request) for request in read] == [list(request) for request in requests]
     for got, want in zip(read, requests, strict=True):
         for name, array in want.items():
@@ -35,13 +35,13 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "requests.npz"
     path.write_bytes(content)
     with pytest.raises(BundleError, match="is no archive of requests"):
-        archive.read(path)
+        tensor_file.read(path)
 
 
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "requests.npz"
     np.savez(path, **{"index": np.frombuffer(b"[[]]", np.uint8), "0/0": np.array([{}], dtype=object)})
-    assert archive.read(path) == [{}]
+    assert tensor_file.read(path) == [{}]
     np.savez(
         path,
         **{
@@ -50,4 +50,4 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
         },
     )
     with pytest.raises(BundleError, match="allow_pickle"):
-        archive.read(path)
+        tensor_file.read(path)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from enginehouse import autoscaling
-from enginehouse import nodes as node_facts
-from enginehouse.autoscaling import BUSY, DEMAND, HardwareAndLoad
+from enginehouse.pools import autoscaling
+from enginehouse.pools import nodes as node_facts
+from enginehouse.pools.autoscaling import BUSY, DEMAND, HardwareAndLoad
 
 POOL = HardwareAndLoad(["cpu"], min_replicas=1, max_replicas=4, target_busy=0.8)
 RESTS = HardwareAndLoad(["cpu"], min_replicas=0, max_replicas=4, target_busy=0.8)

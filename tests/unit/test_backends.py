@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from tests.unit.test_policy import artifact, backend, manifest, table
 
-from enginehouse import backends
-from enginehouse.backends import FAILURES, Backend, Backends, Sender
-from enginehouse.config import ModelConfig
-from enginehouse.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import Axis
-from enginehouse.policy import FIRST, LAST, USUAL, BackendState
-from enginehouse.reports import Served
-from enginehouse.tensors import Answer, Tensors, Timing
+from enginehouse.contract.config import ModelConfig
+from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import Axis
+from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.routing import backends
+from enginehouse.routing.backends import FAILURES, Backend, Backends, Sender
+from enginehouse.routing.policy import FIRST, LAST, USUAL, BackendState
+from enginehouse.routing.view import Served
 
 X = {"x": np.zeros((1, 4), np.float32)}
 TIMES = (1, 2.0), (8, 8.0)

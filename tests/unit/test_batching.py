@@ -18,15 +18,15 @@ from ray.serve._private.config import DeploymentConfig
 from tests.conformance.conftest import MAX_ROWS, write_bundle
 from tests.conformance.models import BY_NAME, Case
 
-from enginehouse import batching, hosting
-from enginehouse.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _parts
-from enginehouse.bundle import Bundle
-from enginehouse.config import ModelConfig
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.config import ModelConfig
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
+from enginehouse.contract.store import Store
+from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse.engines import load_engine
-from enginehouse.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
-from enginehouse.hosting import HostedModels
-from enginehouse.store import Store
-from enginehouse.tensors import Signature, Tensors, TensorSpec
+from enginehouse.pools import batching, hosting
+from enginehouse.pools.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _parts
+from enginehouse.pools.hosting import HostedModels
 
 TABLE = np.arange(10, dtype=np.float32) ** 2
 #: Looks numbers up in a table of 10: a number that is not in it fails the whole batch it is in.

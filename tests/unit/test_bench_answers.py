@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginehouse import protocol
-from enginehouse.bench import answers, samples
-from enginehouse.bench.answers import Expected
-from enginehouse.bench.samples import Samples
-from enginehouse.errors import InferenceFailed, InvalidInput
-from enginehouse.manifest import Artifact, Manifest, SignatureRecord
-from enginehouse.parity import LIMITS
-from enginehouse.tensors import Signature, TensorSpec
+from enginehouse.contract.errors import InferenceFailed, InvalidInput
+from enginehouse.contract.manifest import Artifact, Manifest, SignatureRecord
+from enginehouse.contract.parity import LIMITS
+from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse.faces import oip
+from enginehouse.tools.bench import answers, samples
+from enginehouse.tools.bench.answers import Expected
+from enginehouse.tools.bench.samples import Samples
 
 SIGNATURE = Signature(
     (TensorSpec("x", np.dtype(np.float32), (None, 3)), TensorSpec("word", np.dtype(object), (None,))),
@@ -36,11 +36,11 @@ OUTPUTS = {"y": np.array([[1.5, 2], [3, 4]], np.float32), "label": np.array([7, 
 def answer(as_json: bool, outputs: dict[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
     """What our server answers to INPUTS."""
     body, headers = answers.encode(INPUTS, as_json)
-    length = protocol.parse_header_length(headers.get("Inference-Header-Content-Length"))
-    request = protocol.decode_request(body, length, SIGNATURE)
+    length = oip.parse_header_length(headers.get("Inference-Header-Content-Length"))
+    request = oip.decode_request(body, length, SIGNATURE)
     for name, array in INPUTS.items():
         np.testing.assert_array_equal(request.inputs[name], array)
-    content, length = protocol.encode_response("m", "1", request, outputs, SIGNATURE)
+    content, length = oip.encode_response("m", "1", request, outputs, SIGNATURE)
     assert (length is None) == as_json
     return content, {"Enginehouse-Backend": "b"} | ({} if as_json else {"Inference-Header-Content-Length": str(length)})
 

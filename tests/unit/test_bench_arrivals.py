@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.bench.arrivals import highest_rate, poisson, read_trace
-from enginehouse.errors import InvalidInput
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.tools.bench.arrivals import highest_rate, poisson, read_trace
 
 
 def test_poisson_arrivals_have_their_rate_and_spread() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tests.integration import bundles
 
-from enginehouse.bench.limit import WINDOWS, Engines, Order
-from enginehouse.errors import ArtifactMissing, DigestMismatch
+from enginehouse.contract.errors import ArtifactMissing, DigestMismatch
+from enginehouse.tools.bench.limit import WINDOWS, Engines, Order
 
 
 @pytest.fixture

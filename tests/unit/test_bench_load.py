@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from enginehouse.bench import closed_loop, generator, load
-from enginehouse.errors import ConfigError, NoBackend
+from enginehouse.contract.errors import ConfigError, NoBackend
+from enginehouse.tools.bench import closed_loop, generator, load
 
 BODY = b"\x00\xffnot text\r\n" * 10
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from enginehouse.bench import usage
+from enginehouse.tools.bench import usage
 
 #: Uses so many CPU seconds, says so, and waits to be ended.
 BURN = """

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from enginehouse.bench import Figure, Latency, Usage, judge
-from enginehouse.bench.figure import percentile
-from enginehouse.bench.limit import Limit
+from enginehouse.tools.bench import Figure, Latency, Usage, judge
+from enginehouse.tools.bench.figure import percentile
+from enginehouse.tools.bench.limit import Limit
 
 GOOD = Figure(
     scenario="closed-loop",

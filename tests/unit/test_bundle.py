@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginehouse.bundle import Bundle, sha256_of
-from enginehouse.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import Artifact, File, Manifest, SignatureRecord
-from enginehouse.tensors import Signature, TensorSpec
+from enginehouse.contract.bundle import Bundle, sha256_of
+from enginehouse.contract.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord
+from enginehouse.contract.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature(
     (TensorSpec("image", np.dtype(np.uint8), (None, 8, 8)),), (TensorSpec("logits", np.dtype(np.float32), (None, 10)),)

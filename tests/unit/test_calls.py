@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from tests.unit.connections import Run, connected, echo, pool
 
-from enginehouse import replicas
-from enginehouse.calls import PoolCall
-from enginehouse.channel import FULL_S, Channel
-from enginehouse.config import APP_NAME
-from enginehouse.errors import DeadlineExceeded, EngineUnavailable, Overloaded
-from enginehouse.listener import Infer
-from enginehouse.replicas import Replica
-from enginehouse.tensors import Answer, Tensors
+from enginehouse.contract.config import APP_NAME
+from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
+from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.routing import replicas
+from enginehouse.routing.pool_call import PoolCall
+from enginehouse.routing.replicas import Replica
+from enginehouse.transport.replica_end import Infer
+from enginehouse.transport.router_end import FULL_S, Channel
 
 X = [{"x": np.zeros((1, 2), np.float32)}]
 

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 from tests.unit.connections import TIMING, Run, connected, echo
 
-from enginehouse import channel as channels
-from enginehouse import errors
-from enginehouse.channel import Address, Channel
-from enginehouse.errors import (
+from enginehouse.contract import errors
+from enginehouse.contract.errors import (
     EnginehouseError,
     EngineUnavailable,
     InferenceFailed,
@@ -23,7 +21,9 @@ from enginehouse.errors import (
     Overloaded,
     ReplicaLost,
 )
-from enginehouse.tensors import DTYPES, Answer, Tensors
+from enginehouse.contract.tensors import DTYPES, Answer, Tensors
+from enginehouse.transport import router_end as channels
+from enginehouse.transport.router_end import Address, Channel
 
 
 def values(kind: str, shape: Sequence[int]) -> np.ndarray:

@@ -15,9 +15,9 @@ import yaml
 from tests.unit.test_served import publish
 from typer.testing import CliRunner
 
-from enginehouse import cli
-from enginehouse.cli.status import show
-from enginehouse.config import AppConfig, Catalog, serve_config
+from enginehouse.contract.config import AppConfig, Catalog, serve_config
+from enginehouse.tools import cli
+from enginehouse.tools.cli.status import show
 
 NOBODY = "127.0.0.1:1"
 

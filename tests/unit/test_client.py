@@ -31,8 +31,7 @@ from ray.serve.exceptions import (
 )
 
 from enginehouse.app import _builtin
-from enginehouse.client import translate
-from enginehouse.errors import (
+from enginehouse.contract.errors import (
     ArtifactMissing,
     DeadlineExceeded,
     EnginehouseError,
@@ -44,6 +43,7 @@ from enginehouse.errors import (
     Overloaded,
     RequestTooLarge,
 )
+from enginehouse.faces.python.client import translate
 
 LOST: list[Exception] = [
     ActorDiedError(),

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from enginehouse.config import ACCELERATOR_LABEL, SERVING_ENV, AppConfig
-from enginehouse.manifest import ACCELERATOR_OF
+from enginehouse.contract.config import ACCELERATOR_LABEL, SERVING_ENV, AppConfig
+from enginehouse.contract.manifest import ACCELERATOR_OF
 
 ROOT = Path(__file__).parents[2]
 WORKERS = ("cpu-worker", "gpu-worker")

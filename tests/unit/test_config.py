@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from enginehouse import app
-from enginehouse.config import (
+from enginehouse.contract.config import (
     APP_NAME,
     ROUTER,
     SERVING_ENV,
@@ -26,8 +26,8 @@ from enginehouse.config import (
     RouterConfig,
     serve_config,
 )
-from enginehouse.errors import ConfigError
-from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, EngineKind
+from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, EngineKind
 
 EXAMPLE = Path(__file__).parents[2] / "serve" / "app.yaml"
 DIGITS = ModelConfig(name="digits", version="1")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.crashes import FORGET_AFTER_S, Crashes
+from enginehouse.pools.crashes import FORGET_AFTER_S, Crashes
 
 DIES = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from enginehouse.crashes import Crashes
+from enginehouse.pools.crashes import Crashes
 record = Crashes(Path(sys.argv[1]))
 idle, busy, done = record.flag("idle"), record.flag("busy"), record.flag("done")
 with done: pass

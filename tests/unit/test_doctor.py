@@ -15,9 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from enginehouse.cli.doctor import command
-from enginehouse.config import SERVING_ENV
-from enginehouse.doctor import Finding, judge_node, probe_from_worker, probe_node
+from enginehouse.contract.config import SERVING_ENV
+from enginehouse.tools.cli.doctor import command
+from enginehouse.tools.doctor import Finding, judge_node, probe_from_worker, probe_node
 
 LISTENER = """
 import socket, time

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.unit.test_doctor import GPU, HEALTHY
 
-from enginehouse.config import SERVING_ENV, AppConfig, PoolConfig
-from enginehouse.doctor import Finding, Member, Survey, judge_cluster, judge_member
+from enginehouse.contract.config import SERVING_ENV, AppConfig, PoolConfig
+from enginehouse.tools.doctor import Finding, Member, Survey, judge_cluster, judge_member
 
 IN_MEMORY = {"gcs": [{"pid": 3, "redis": ""}]}
 IN_REDIS = {"gcs": [{"pid": 3, "redis": "10.0.0.9"}]}

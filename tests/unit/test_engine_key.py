@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from enginehouse.contract.errors import ConversionFailed
+from enginehouse.contract.manifest import Axis
+from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines.tensorrt.key import EngineKey, mismatch, profile_of, profile_text
 from enginehouse.engines.tensorrt.library import readable
-from enginehouse.errors import ConversionFailed
-from enginehouse.manifest import Axis
-from enginehouse.tensors import Signature, TensorSpec
 
 KEY = EngineKey(
     onnx="ab" * 32,

@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from enginehouse import errors
-from enginehouse.errors import CapacityError, EnginehouseError
+from enginehouse.contract import errors
+from enginehouse.contract.errors import CapacityError, EnginehouseError
 
 
 def hierarchy(base: type[EnginehouseError] = EnginehouseError) -> list[type[EnginehouseError]]:

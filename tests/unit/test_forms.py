@@ -7,16 +7,16 @@ import orjson
 import pytest
 from tests.unit.test_protocol import echo
 
-from enginehouse import protocol
-from enginehouse.errors import InvalidInput
-from enginehouse.tensors import DTYPES, Signature, TensorSpec
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
+from enginehouse.faces import oip
 
 
-def ask(text: dict[str, object], *arrays: np.ndarray, signature: Signature) -> protocol.InferRequest:
+def ask(text: dict[str, object], *arrays: np.ndarray, signature: Signature) -> oip.InferRequest:
     """Read a request of this JSON, with the arrays after it."""
     head = orjson.dumps(text)
     body = head + b"".join(array.tobytes() for array in arrays)
-    return protocol.decode_request(body, len(head), signature)
+    return oip.decode_request(body, len(head), signature)
 
 
 def binary(name: str, array: np.ndarray, kind: str) -> dict[str, object]:
@@ -44,7 +44,7 @@ def test_the_same_text_again_means_the_same_with_other_elements() -> None:
     assert again.outputs is once.outputs, "it was not read again"
     for request in (once, again):
         assert (request.id, request.rows, request.parameters) == (None, 2, {"priority": 2})
-        assert request.outputs == (protocol.RequestedOutput("y", binary=True),)
+        assert request.outputs == (oip.RequestedOutput("y", binary=True),)
     with pytest.raises(InvalidInput, match="24; 20 bytes are left"):
         ask(text, first, second.ravel()[:5], signature=signature)
     with pytest.raises(InvalidInput, match="4 bytes after the last input"):

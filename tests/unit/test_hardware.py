@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse import hardware
+from enginehouse.engines import hardware
 
 HAS_DRIVER = Path("/proc/driver/nvidia/version").exists()
 
@@ -33,8 +33,9 @@ def test_cpu_flags_are_those_of_the_kernel() -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
 def test_a_process_that_may_use_one_cpu_counts_one() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from enginehouse.hardware import probe_cpu; cpu = probe_cpu(); assert (cpu.cores, cpu.threads) == (1, 1)"
-    environment = {**os.environ, "PYTHONPATH": str(Path(hardware.__file__).parents[1])}
+    code += "from enginehouse.engines.hardware import probe_cpu; cpu = probe_cpu()\n"
+    code += "assert (cpu.cores, cpu.threads) == (1, 1)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(hardware.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
 
 
@@ -57,18 +58,17 @@ def test_without_a_driver_the_reason_names_its_library() -> None:
 
 @pytest.mark.skipif(not HAS_DRIVER, reason="no NVIDIA driver on this machine")
 def test_hidden_gpus_are_explained_by_the_variable_that_hides_them() -> None:
-    code = "from enginehouse.hardware import probe_gpus; print(probe_gpus().reason)"
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(hardware.__file__).parents[1])}
+    code = "from enginehouse.engines.hardware import probe_gpus; print(probe_gpus().reason)"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(hardware.__file__).parents[2])}
     told = subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60, capture_output=True)
     assert b"CUDA_VISIBLE_DEVICES" in told.stdout
 
 
 def test_engine_versions_are_read_without_importing_engines() -> None:
-    code = (
-        "import sys; from enginehouse.hardware import engine_versions, node_labels; engine_versions(), node_labels()\n"
-    )
+    code = "import sys; from enginehouse.engines.hardware import engine_versions, node_labels\n"
+    code += "engine_versions(), node_labels()\n"
     code += "assert not {'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'cuda', 'ray'} & sys.modules.keys()"
-    environment = {**os.environ, "PYTHONPATH": str(Path(hardware.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(hardware.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
     assert hardware.engine_versions().keys() <= set(hardware.ENGINE_DISTRIBUTIONS)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from enginehouse.errors import InvalidInput
-from enginehouse.hints import NO_HINTS, Hints, headers_of
-from enginehouse.policy import USUAL
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.routing.hints import NO_HINTS, Hints, headers_of
+from enginehouse.routing.policy import USUAL
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,15 @@ from httpx import ASGITransport, AsyncClient
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from enginehouse import body as request_body
-from enginehouse import ingress, nodes
-from enginehouse.admission import Admission, Admitted
-from enginehouse.config import AppConfig, Catalog, RouterConfig
-from enginehouse.errors import InvalidInput, Overloaded, RequestTooLarge
-from enginehouse.reports import Reports
-from enginehouse.router import Router
-from enginehouse.served import ServedModels
+from enginehouse.contract.config import AppConfig, Catalog, RouterConfig
+from enginehouse.contract.errors import InvalidInput, Overloaded, RequestTooLarge
+from enginehouse.faces.http import body as request_body
+from enginehouse.faces.http import routes
+from enginehouse.pools import nodes
+from enginehouse.routing.admission import Admission, Admitted
+from enginehouse.routing.router import Router
+from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.view import Reports
 
 LIMIT = 10_000
 TEXT = b'{"inputs": []}'
@@ -167,9 +168,9 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     reports = Reports(config.pools, None, "here")
     models = ServedModels(reports)
     core = Router(config, models, reports, {})
-    monkeypatch.setattr(ingress, "_replica", lambda: SimpleNamespace(core=core, config=config, models=models))
+    monkeypatch.setattr(routes, "_replica", lambda: SimpleNamespace(core=core, config=config, models=models))
     models.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
-    async with AsyncClient(transport=ASGITransport(ingress.http), base_url="http://here") as client:
+    async with AsyncClient(transport=ASGITransport(routes.http), base_url="http://here") as client:
         yield client
 
 

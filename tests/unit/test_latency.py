@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
 
 MS = st.floats(0.001, 1e4)
 CURVE = st.dictionaries(st.integers(1, 256), MS, min_size=1, max_size=6)

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from tests.unit.connections import Run, connected, pool
 
-from enginehouse import wire
-from enginehouse.channel import Channel
-from enginehouse.errors import EngineUnavailable
+from enginehouse.contract.errors import EngineUnavailable
+from enginehouse.transport import frames
+from enginehouse.transport.router_end import Channel
 
 
 def frame(kind: int, content: bytes, tensors: bytes = b"", call: int = 0) -> bytes:
@@ -30,12 +30,12 @@ def frame(kind: int, content: bytes, tensors: bytes = b"", call: int = 0) -> byt
 
 
 STRANGERS = {
-    "wrong key": frame(wire.Kind.PROOF, b'["00","00"]'),
-    "no text": frame(wire.Kind.PROOF, b"7"),
-    "no JSON": frame(wire.Kind.PROOF, b"{"),
-    "a call": frame(wire.Kind.CALL, b'["m@1",1,1.0,[]]'),
+    "wrong key": frame(frames.Kind.PROOF, b'["00","00"]'),
+    "no text": frame(frames.Kind.PROOF, b"7"),
+    "no JSON": frame(frames.Kind.PROOF, b"{"),
+    "a call": frame(frames.Kind.CALL, b'["m@1",1,1.0,[]]'),
     "unknown kind": frame(77, b"null"),
-    "too much": frame(wire.Kind.PROOF, b"x" * 1000),
+    "too much": frame(frames.Kind.PROOF, b"x" * 1000),
     "endless": struct.pack("<BxxxIQQ", 2, 2**32 - 1, 0, 2**64 - 1),
     "HTTP": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
 }
@@ -61,8 +61,8 @@ def test_a_stranger_is_shown_out_and_others_are_served(run: Run, said: bytes) ->
 
 
 IMPOSTORS = {
-    "another key": [[wire.VERSION, "00" * 16], "00" * 32],
-    "another version": [[wire.VERSION + 1, "00" * 16], None],
+    "another key": [[frames.VERSION, "00" * 16], "00" * 32],
+    "another version": [[frames.VERSION + 1, "00" * 16], None],
     "no list": [7, None],
 }
 
@@ -71,10 +71,10 @@ IMPOSTORS = {
 def test_a_router_does_not_take_an_impostor_for_a_replica(run: Run, hello: object, welcome: object) -> None:
     async def work() -> None:
         async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(frame(wire.Kind.HELLO, orjson.dumps(hello)))
+            writer.write(frame(frames.Kind.HELLO, orjson.dumps(hello)))
             with contextlib.suppress(ConnectionError):
                 await reader.read(1000)
-                writer.write(frame(wire.Kind.WELCOME, orjson.dumps(welcome)))
+                writer.write(frame(frames.Kind.WELCOME, orjson.dumps(welcome)))
                 await reader.read()
             writer.close()
 
@@ -90,7 +90,7 @@ def test_a_router_does_not_take_an_impostor_for_a_replica(run: Run, hello: objec
 
 
 def test_one_that_says_nothing_is_shown_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enginehouse.listener.CONNECT_S", 0.1)
+    monkeypatch.setattr("enginehouse.transport.replica_end.CONNECT_S", 0.1)
 
     async def work() -> None:
         async with pool() as (_, address):
@@ -110,8 +110,8 @@ def test_garbage_from_one_that_was_let_in_costs_only_its_own_connection(run: Run
             stranger, friend = Channel("pool"), Channel("pool")
             await stranger.open(address)
             await friend.open(address)
-            metas, buffers = wire.encode([{"x": np.arange(40, dtype=np.float32)}])
-            call = bytearray(frame(wire.Kind.CALL, orjson.dumps(["m", 1, 1.0, metas]), b"".join(buffers), 5))
+            metas, buffers = frames.encode([{"x": np.arange(40, dtype=np.float32)}])
+            call = bytearray(frame(frames.Kind.CALL, orjson.dumps(["m", 1, 1.0, metas]), b"".join(buffers), 5))
             for _ in range(int(rng.integers(1, 6))):
                 call[int(rng.integers(0, len(call)))] = int(rng.integers(0, 256))
             assert stranger.transport is not None
@@ -172,7 +172,7 @@ def test_on_a_cluster_with_tls_both_ends_prove_its_certificates(
             with pytest.raises(EngineUnavailable):
                 await Channel("pool").open(address)
             monkeypatch.delenv("RAY_USE_TLS")
-            monkeypatch.setattr("enginehouse.channel.CONNECT_S", 0.5)
+            monkeypatch.setattr("enginehouse.transport.router_end.CONNECT_S", 0.5)
             with pytest.raises(EngineUnavailable):
                 await Channel("pool").open(address)
 

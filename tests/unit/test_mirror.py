@@ -8,11 +8,11 @@ import time
 import pytest
 from tests.unit.test_policy import artifact, manifest, table
 
-from enginehouse import mirror
-from enginehouse.config import AppConfig, ModelConfig
-from enginehouse.errors import ModelNotFound
-from enginehouse.mirror import Mirror, tell
-from enginehouse.reports import Served
+from enginehouse.contract.config import AppConfig, ModelConfig
+from enginehouse.contract.errors import ModelNotFound
+from enginehouse.routing import remote_versions
+from enginehouse.routing.remote_versions import Mirror, tell
+from enginehouse.routing.view import Served
 
 CONFIG = AppConfig()
 
@@ -40,8 +40,8 @@ async def test_what_a_router_serves_is_known_elsewhere() -> None:
 
 
 async def test_a_change_is_told_at_once_and_otherwise_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "LOOK_S", 0.01)
-    monkeypatch.setattr(mirror, "HOLD_S", 0.2)
+    monkeypatch.setattr(remote_versions, "LOOK_S", 0.01)
+    monkeypatch.setattr(remote_versions, "HOLD_S", 0.2)
     serving = {"m": served(), "other": served(name="other")}
     here = Mirror()
     here.take(await tell(CONFIG, lambda: serving, here.tag))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginehouse.pace import CROWD_HALF_LIFE_S, HALF_LIFE_S, MOST_CROWD, Crowd, Crowds, Pace
+from enginehouse.routing.pace import CROWD_HALF_LIFE_S, HALF_LIFE_S, MOST_CROWD, Crowd, Crowds, Pace
 
 
 def test_nothing_heard_is_as_measured() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginehouse.errors import ParityFailed
-from enginehouse.manifest import MetricRecord, Parity
-from enginehouse.parity import LIMITS, Comparison, compare, gate
+from enginehouse.contract.errors import ParityFailed
+from enginehouse.contract.manifest import MetricRecord, Parity
+from enginehouse.contract.parity import LIMITS, Comparison, compare, gate
 
 WANT = np.array([[3.0, 4.0], [0.0, 5.0]])
 

@@ -18,9 +18,9 @@ from benchmarks.peers.process import running
 from benchmarks.peers.table import invalid
 from benchmarks.peers.turn import Durations, Turn, take
 
-from enginehouse.bench.figure import Figure, Latency
-from enginehouse.bench.limit import Limit
-from enginehouse.bench.usage import Usage
+from enginehouse.tools.bench.figure import Figure, Latency
+from enginehouse.tools.bench.limit import Limit
+from enginehouse.tools.bench.usage import Usage
 
 FASTAPI = next(peer for peer in PEERS if peer.name == "fastapi")
 ROW = {"x": np.arange(4, dtype=np.float32).reshape(1, 4)}

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.choice import choose_artifact
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import (
+from enginehouse.contract.choice import choose_artifact
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import (
     Artifact,
     EngineKind,
     Format,
@@ -23,7 +23,7 @@ from enginehouse.manifest import (
     Status,
     TensorRecord,
 )
-from enginehouse.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime
+from enginehouse.routing.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
 

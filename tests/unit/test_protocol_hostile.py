@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse import protocol
-from enginehouse.errors import InvalidInput
-from enginehouse.tensors import DTYPES, Signature, TensorSpec
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
+from enginehouse.faces import oip
 
 INT = TensorSpec("n", np.dtype(np.int64), (None, 2))
 FLOAT = TensorSpec("x", np.dtype(np.float32), (None, 2))
@@ -109,7 +109,7 @@ DOCUMENTS = {
 @pytest.mark.parametrize(("document", "message"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
 def test_a_malformed_document_is_refused(document: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        protocol.decode_request(json.dumps(document).encode(), None, ONE)
+        oip.decode_request(json.dumps(document).encode(), None, ONE)
 
 
 TEXTS = {
@@ -128,7 +128,7 @@ TEXTS = {
 @pytest.mark.parametrize(("text", "message"), TEXTS.values(), ids=TEXTS.keys())
 def test_what_is_not_json_is_refused(text: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        protocol.decode_request(text, None, ONE)
+        oip.decode_request(text, None, ONE)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_json_elements_are_checked_against_the_datatype(kind: str, value: object
     body = json.dumps({"inputs": [entry(datatype=kind, shape=[1], data=[value])]}).encode()
     expected = pytest.raises(InvalidInput, match=message) if message else contextlib.nullcontext()
     with expected:
-        request = protocol.decode_request(body, None, Signature((spec,), (spec,)))
+        request = oip.decode_request(body, None, Signature((spec,), (spec,)))
         assert request.inputs["x"].tolist() == [value]
 
 
@@ -161,7 +161,7 @@ def test_an_integer_beyond_64_bits_is_refused_not_rounded() -> None:
     body = b'{"inputs": [{"name": "x", "datatype": "UINT64", "shape": [1], "data": [18446744073709551616]}]}'
     spec = TensorSpec("x", DTYPES["UINT64"], (None,))
     with pytest.raises(InvalidInput, match="UINT64 takes integers"):
-        protocol.decode_request(body, None, Signature((spec,), (spec,)))
+        oip.decode_request(body, None, Signature((spec,), (spec,)))
 
 
 def binary(spec: TensorSpec, shape: list[int], payload: bytes, size: int | None = None) -> tuple[bytes, int]:
@@ -204,23 +204,23 @@ def test_a_malformed_payload_is_refused(
     spec: TensorSpec, shape: list[int], payload: bytes, size: int | None, message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
-        protocol.decode_request(*binary(spec, shape, payload, size), Signature((spec,), (spec,)))
+        oip.decode_request(*binary(spec, shape, payload, size), Signature((spec,), (spec,)))
 
 
 @pytest.mark.parametrize("length", [-1, 10_000, 2**70])
 def test_a_header_length_outside_the_body_is_refused(length: int) -> None:
     with pytest.raises(InvalidInput, match=f"Content-Length is {length}; the body has 2 bytes"):
-        protocol.decode_request(b"{}", length, ONE)
+        oip.decode_request(b"{}", length, ONE)
 
 
 @pytest.mark.parametrize("value", ["", "-1", "+1", "1.0", "1_0", "0x10", "\u0661", "9" * 30, "many"])
 def test_a_header_that_is_no_number_is_refused(value: str) -> None:
     with pytest.raises(InvalidInput, match="Inference-Header-Content-Length"):
-        protocol.parse_header_length(value)
+        oip.parse_header_length(value)
 
 
 def test_a_header_that_is_a_number_is_read() -> None:
-    assert [protocol.parse_header_length(value) for value in (None, "0", " 17 ")] == [None, 0, 17]
+    assert [oip.parse_header_length(value) for value in (None, "0", " 17 ")] == [None, 0, 17]
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,12 @@ def test_a_header_that_is_a_number_is_read() -> None:
 )
 def test_a_raw_request_of_the_wrong_size_is_refused(signature: Signature, body: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        protocol.decode_request(body, 0, signature)
+        oip.decode_request(body, 0, signature)
 
 
 def test_a_message_does_not_repeat_megabytes() -> None:
     with pytest.raises(InvalidInput) as caught:
-        protocol.decode_request(orjson.dumps({"inputs": [entry(name="z" * 10**6)]}), None, ONE)
+        oip.decode_request(orjson.dumps({"inputs": [entry(name="z" * 10**6)]}), None, ONE)
     assert len(str(caught.value)) < 1000
 
 
@@ -248,7 +248,7 @@ def test_a_million_wrong_elements_are_refused_promptly() -> None:
     body = orjson.dumps({"inputs": [entry(shape=[500_000, 2], data=[0.5] * 999_999 + [True])]})
     started = time.perf_counter()
     with pytest.raises(InvalidInput, match="element true"):
-        protocol.decode_request(body, None, ONE)
+        oip.decode_request(body, None, ONE)
     assert time.perf_counter() - started < 2
 
 
@@ -278,14 +278,14 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def refused_or_fits(body: bytes, length: int | None, signature: Signature) -> None:
     with contextlib.suppress(InvalidInput):
-        request = protocol.decode_request(body, length, signature)
+        request = oip.decode_request(body, length, signature)
         assert signature.check(request.inputs) == request.rows
         assert {output.name for output in request.outputs} <= {spec.name for spec in signature.outputs}
 
 
 def test_the_request_that_is_mutated_below_is_valid() -> None:
     text = orjson.dumps(VALID)
-    assert protocol.decode_request(text + PAYLOAD, len(text), THREE).rows == 1
+    assert oip.decode_request(text + PAYLOAD, len(text), THREE).rows == 1
 
 
 @settings(max_examples=300, deadline=None)

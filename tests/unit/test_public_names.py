@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import enginehouse
-from enginehouse import errors
+from enginehouse.contract import errors
 
 
 def test_the_public_names_are_sorted_and_each_once() -> None:
@@ -21,9 +21,7 @@ def test_what_readers_are_told_to_import_is_public() -> None:
 
 def test_every_error_is_public() -> None:
     ours = {
-        name
-        for name, value in vars(errors).items()
-        if isinstance(value, type) and value.__module__ == "enginehouse.errors"
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "enginehouse"
     }
     assert ours <= set(enginehouse.__all__)
     assert all(getattr(enginehouse, name) is getattr(errors, name) for name in ours)
@@ -50,7 +48,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("import enginehouse", "ray torch onnxruntime openvino numpy pydantic"),
         ("from enginehouse import Bundle, Store, load_engine, InvalidInput", "ray torch onnxruntime openvino"),
         ("from enginehouse import Client", "torch onnxruntime openvino enginehouse_build"),
-        ("import enginehouse.cli", "ray torch onnxruntime openvino enginehouse_build"),
+        ("import enginehouse.tools.cli", "ray torch onnxruntime openvino enginehouse_build"),
         ("import enginehouse.app", "torch onnxruntime openvino enginehouse_build"),
     ],
 )

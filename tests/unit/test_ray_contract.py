@@ -1,4 +1,4 @@
-"""The Ray names that are not public and that ray_private.py and deploy.py rely on, in the pinned version."""
+"""The Ray names that are not public and that the files called ray_private.py rely on, in the pinned version."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any
 import pytest
 
 NAMES = [
-    # ray_private.LiveReplicas
+    # routing: LiveReplicas
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.update_replicas"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.initialize_state"),
     ("ray.serve._private.request_router.pow_2_router", "PowerOfTwoChoicesRequestRouter.curr_replicas"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.routing_stats"),
     ("ray.serve._private.request_router.replica_wrapper", "RunningReplica.replica_id"),
-    # ray_private.watch
+    # routing: watch
     ("ray.serve.handle", "DeploymentHandle.is_initialized"),
     ("ray.serve.handle", "DeploymentHandle._init"),
-    # ray_private.job
+    # routing: job
     ("ray._private.worker", "Worker.connected"),
     ("ray._private.worker", "Worker.current_job_id"),
     # autoscaling
     ("ray.serve.config", "AutoscalingContext.aggregated_metrics"),
     ("ray.serve.config", "AutoscalingContext.total_num_requests"),
-    # deploy
+    # cluster
+    ("ray._private.services", "find_gcs_addresses"),
+    ("ray._private.node", "Node.get_session_dir_path"),
     ("ray.serve.context", "_get_global_client"),
     ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),
     ("ray.serve._private.client", "ServeControllerClient.deploy_apps"),
@@ -91,7 +93,7 @@ def test_request_routing_options_are_known() -> None:
 
 
 def test_the_environment_that_serving_sets_is_still_read() -> None:
-    from enginehouse.config import SERVING_ENV
+    from enginehouse.contract.config import SERVING_ENV
 
     constants = inspect.getsource(importlib.import_module("ray.serve._private.constants"))
     assert [name for name in SERVING_ENV if name not in constants] == []

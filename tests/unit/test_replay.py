@@ -17,7 +17,7 @@ from benchmarks.replay.replay import Outcome, policies, replay
 from benchmarks.replay.router import FASTEST_KIND
 from benchmarks.replay.traces import Loss, Trace
 
-from enginehouse.bench.generator import Sent
+from enginehouse.tools.bench.generator import Sent
 
 POLICIES = policies(routers=2)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until, vino
 from tests.unit.test_policy import table
 
-from enginehouse.reports import Reports
-from enginehouse.served import ServedModels
+from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.view import Reports
 
 
 async def test_live_backends_carry_what_the_policy_needs(cluster: Cluster, store: Path) -> None:

@@ -15,16 +15,16 @@ from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, until
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import table
 
-from enginehouse import waking
-from enginehouse.channel import Channel
-from enginehouse.config import AppConfig
-from enginehouse.errors import InferenceFailed, NoBackend
-from enginehouse.hints import Hints
-from enginehouse.listener import Infer
-from enginehouse.reports import Reports
-from enginehouse.router import Router
-from enginehouse.served import ServedModels
-from enginehouse.tensors import Answer, Tensors
+from enginehouse.contract.config import AppConfig
+from enginehouse.contract.errors import InferenceFailed, NoBackend
+from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.routing import waking
+from enginehouse.routing.hints import Hints
+from enginehouse.routing.router import Router
+from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.view import Reports
+from enginehouse.transport.replica_end import Infer
+from enginehouse.transport.router_end import Channel
 
 X = {"x": np.zeros((1, 4), np.float32)}
 #: ONNX Runtime is preferred.

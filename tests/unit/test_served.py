@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until
 
-from enginehouse import served
-from enginehouse.bundle import MANIFEST
-from enginehouse.config import Catalog, ModelConfig
-from enginehouse.errors import ModelNotFound, NoBackend
-from enginehouse.report import ModelState
-from enginehouse.reports import Reports
-from enginehouse.served import ServedModels
+from enginehouse.contract.bundle import MANIFEST
+from enginehouse.contract.config import Catalog, ModelConfig
+from enginehouse.contract.errors import ModelNotFound, NoBackend
+from enginehouse.pools.report import ModelState
+from enginehouse.routing import versions
+from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.view import Reports
 
 
 async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, store: Path) -> None:
@@ -71,7 +71,7 @@ async def test_a_pool_that_is_still_loading_holds_the_new_version_back_but_not_f
     cluster.report("vino", {"m@1": "ready", "m@2": "loading"})
     await turns()
     assert answers(models) == "1"
-    monkeypatch.setattr(served, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(versions, "PATIENCE_S", 0.0)
     await until(lambda: answers(models) == "2")
 
 
@@ -117,7 +117,7 @@ async def test_a_bad_manifest_leaves_the_old_version_and_says_why(
 async def test_a_manifest_that_appears_later_is_found(
     cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "RETRY_AFTER_S", 0.01)
+    monkeypatch.setattr(versions, "RETRY_AFTER_S", 0.01)
     models = await serving(cluster, store)
     models.apply(catalog(store, "3"))
     await until(lambda: models.status()["models"][0]["state"] == "failed")

@@ -11,9 +11,9 @@ import pytest
 from tests.unit.catalogs import until
 from tests.unit.connections import TIMING, Run, connected
 
-from enginehouse import channel as channels
-from enginehouse.errors import EngineUnavailable, ReplicaLost
-from enginehouse.tensors import Answer
+from enginehouse.contract.errors import EngineUnavailable, ReplicaLost
+from enginehouse.contract.tensors import Answer
+from enginehouse.transport import router_end as channels
 
 
 def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import LocalFileSystem
 from tests.unit.test_bundle import SIGNATURE, artifact
 
-from enginehouse.bundle import Bundle, sha256_of
-from enginehouse.errors import (
+from enginehouse.contract.bundle import Bundle, sha256_of
+from enginehouse.contract.errors import (
     BuildError,
     ConfigError,
     DigestMismatch,
@@ -32,9 +32,9 @@ from enginehouse.errors import (
     ManifestInvalid,
     ModelNotFound,
 )
-from enginehouse.manifest import Manifest, SignatureRecord
-from enginehouse.store import Store
-from enginehouse.store.upload import upload
+from enginehouse.contract.manifest import Manifest, SignatureRecord
+from enginehouse.contract.store import Store
+from enginehouse.contract.store.upload import upload
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -246,7 +246,7 @@ def test_remote_bundles_are_fetched_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_staging_folders_of_killed_processes_are_removed_and_only_those(store: Store) -> None:
     publish(store, "seed", "1")
     program = (
-        "import sys, time; from enginehouse.store import Store; "
+        "import sys, time; from enginehouse.contract.store import Store; "
         "folder = Store(sys.argv[1]).staging(); (folder / 'half').write_text('done'); print(folder, flush=True); "
         "time.sleep(60)"
     )

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from enginehouse.errors import InvalidInput
-from enginehouse.tensors import DTYPES, Signature, TensorSpec, datatype, split, stack
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec, datatype, split, stack
 
 IMAGE = TensorSpec("image", np.dtype(np.uint8), (None, 8, 8))
 SCALE = TensorSpec("scale", np.dtype(np.float32), (None,))

@@ -13,8 +13,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.gpu.lab import Lab, NotRun, Row, tried
+from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.engines.tensorrt.library import FLAVOURS, installed_flavour, local_node
-from enginehouse.errors import EngineUnavailable
 
 _ROOT = Path(__file__).parents[3]
 _ENGINES = "tests/conformance/test_engines.py"

@@ -11,7 +11,7 @@ from benchmarks.gpu.binding import Plain
 from benchmarks.gpu.lab import NOT_RUN, Lab, Row, tried
 from benchmarks.gpu.sessions import session
 from benchmarks.gpu.timing import in_turns
-from enginehouse.tensors import Tensors
+from enginehouse.contract.tensors import Tensors
 
 Infer: TypeAlias = Callable[[Tensors], object]
 

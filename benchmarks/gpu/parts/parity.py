@@ -10,10 +10,10 @@ from benchmarks.gpu import models
 from benchmarks.gpu.binding import Plain
 from benchmarks.gpu.lab import Lab, Row, tried
 from benchmarks.gpu.sessions import session
-from enginehouse import parity
-from enginehouse.errors import ParityFailed
-from enginehouse.manifest import Precision
-from enginehouse.tensors import Tensors
+from enginehouse.contract import parity
+from enginehouse.contract.errors import ParityFailed
+from enginehouse.contract.manifest import Precision
+from enginehouse.contract.tensors import Tensors
 
 #: Requests and the reference's answers.
 Pairs: TypeAlias = Sequence[tuple[Tensors, Tensors]]

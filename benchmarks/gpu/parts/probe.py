@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.gpu.lab import Lab, Row, tried
+from enginehouse.contract.errors import EngineUnavailable
+from enginehouse.engines.hardware import probe_gpus
 from enginehouse.engines.tensorrt.library import FLAVOURS, library
-from enginehouse.errors import EngineUnavailable
-from enginehouse.hardware import probe_gpus
 
 _PACKAGES = (
     "ray",

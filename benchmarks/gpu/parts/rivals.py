@@ -22,7 +22,7 @@ from benchmarks.gpu.lab import NOT_RUN, Lab, Row, tried
 from benchmarks.gpu.rates import Rates, Work, device, measured, settle, use, work_of
 from benchmarks.gpu.sessions import session
 from benchmarks.gpu.timing import Call, in_turns
-from enginehouse.parity import compare
+from enginehouse.contract.parity import compare
 
 #: ONNX Runtime: name -> arithmetic, artifact, settings of the CUDA provider.
 _ONNX: Mapping[str, tuple[str, str, Mapping[str, str]]] = {

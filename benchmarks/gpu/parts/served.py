@@ -16,13 +16,13 @@ import psutil
 from benchmarks.gpu import models
 from benchmarks.gpu.lab import Lab, NotRun, Row
 from benchmarks.served import served
-from enginehouse.bench import closed_loop
-from enginehouse.bench.answers import decode, encode
-from enginehouse.bench.limit import Engines, Order
-from enginehouse.choice import choose_artifact
-from enginehouse.errors import EnginehouseError
-from enginehouse.parity import LIMITS, compare
-from enginehouse.tensors import Tensors
+from enginehouse.contract.choice import choose_artifact
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.parity import LIMITS, compare
+from enginehouse.contract.tensors import Tensors
+from enginehouse.tools.bench import closed_loop
+from enginehouse.tools.bench.answers import decode, encode
+from enginehouse.tools.bench.limit import Engines, Order
 
 #: Rows of a request: several of them fill the engine's batch.
 _ROWS = 8

@@ -10,14 +10,14 @@ from pathlib import Path
 from benchmarks.gpu import models
 from benchmarks.gpu.lab import Lab, NotRun, Row, tried
 from benchmarks.gpu.timing import in_turns
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.manifest import Artifact, Precision
+from enginehouse.contract.parity import compare
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt import TensorRT, fitted
 from enginehouse.engines.tensorrt.builder import RTX_COMPUTE_CAPABILITIES, build_engine
 from enginehouse.engines.tensorrt.key import profile_of
 from enginehouse.engines.tensorrt.library import FLAVOURS, RTX, library, local_node
-from enginehouse.errors import EnginehouseError
-from enginehouse.manifest import Artifact, Precision
-from enginehouse.parity import compare
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 _ROWS = (1, 8, 32)

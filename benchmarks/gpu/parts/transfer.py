@@ -16,8 +16,8 @@ from benchmarks.gpu.binding import Bound, Pinned, Plain
 from benchmarks.gpu.lab import Lab, Row, tried
 from benchmarks.gpu.sessions import session
 from benchmarks.gpu.timing import in_turns
-from enginehouse.parity import LIMITS, compare
-from enginehouse.tensors import Tensors
+from enginehouse.contract.parity import LIMITS, compare
+from enginehouse.contract.tensors import Tensors
 
 
 def run(lab: Lab) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from enginehouse.manifest import Manifest
+from enginehouse.contract.manifest import Manifest
 from enginehouse_build.report import text
 from enginehouse_build.report.charts import charts
 from enginehouse_build.report.findings import Findings

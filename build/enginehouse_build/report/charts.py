@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
 
-from enginehouse.latency import LatencyPoint
+from enginehouse.contract.latency import LatencyPoint
 from enginehouse_build.report.findings import Findings, Speed
 from enginehouse_build.report.text import magnitude, milliseconds, number
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from enginehouse.latency import LatencyPoint, LatencyTable
-from enginehouse.manifest import (
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import (
     ACCELERATOR_OF,
     ENGINE_KINDS,
     Artifact,

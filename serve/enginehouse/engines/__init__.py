@@ -22,13 +22,13 @@ from typing import Protocol
 
 import numpy as np
 
-from enginehouse.bundle import Bundle
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.latency import AS_GOOD
+from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
+from enginehouse.contract.tensors import Signature, Tensors
+from enginehouse.engines.hardware import probe_cpu
 from enginehouse.engines.verify import verify
-from enginehouse.errors import ConfigError
-from enginehouse.hardware import probe_cpu
-from enginehouse.latency import AS_GOOD
-from enginehouse.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
-from enginehouse.tensors import Signature, Tensors
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines import EngineOptions
-from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
-from enginehouse.hardware import probe_gpus
-from enginehouse.tensors import Signature, Tensors
+from enginehouse.engines.hardware import probe_gpus
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16

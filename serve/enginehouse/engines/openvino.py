@@ -13,12 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
+from enginehouse.contract.manifest import Precision
+from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines import EngineOptions
+from enginehouse.engines.hardware import probe_cpu
 from enginehouse.engines.slots import Slots
-from enginehouse.errors import EngineUnavailable, InferenceFailed
-from enginehouse.hardware import probe_cpu
-from enginehouse.manifest import Precision
-from enginehouse.tensors import Signature, Tensors
 
 _KIND = "openvino-cpu"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from enginehouse.errors import EngineUnavailable
+from enginehouse.contract.errors import EngineUnavailable
 
 T = TypeVar("T")
 

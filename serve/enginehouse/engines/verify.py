@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enginehouse import archive
-from enginehouse.bundle import Bundle
-from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
-from enginehouse.manifest import Artifact, EngineKind, Parity
-from enginehouse.parity import gate, limits_of, measure
-from enginehouse.tensors import Tensors
+from enginehouse.contract import tensor_file
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
+from enginehouse.contract.manifest import Artifact, EngineKind, Parity
+from enginehouse.contract.parity import gate, limits_of, measure
+from enginehouse.contract.tensors import Tensors
 
-#: Where a bundle keeps requests and the reference's answers to them; both in the format of `enginehouse.archive`.
+#: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
 CHECK_REQUESTS = "check/requests.npz"
 CHECK_ANSWERS = "check/answers.npz"
 
@@ -28,7 +28,7 @@ def verify(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle
             f"artifact {artifact.name!r} was not verified for this machine, and the bundle has no {CHECK_REQUESTS} "
             "to do so; build it again",
         )
-    requests, answers = (archive.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
+    requests, answers = (tensor_file.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
     limits = limits_of(artifact.precision, artifact.limit)
     try:
         figures = measure(kind, infer, zip(requests, answers, strict=True), limits.relative_l2)

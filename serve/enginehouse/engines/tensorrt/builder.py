@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginehouse.contract.errors import ConversionFailed
 from enginehouse.engines.tensorrt.key import Profile
 from enginehouse.engines.tensorrt.library import RTX, library, listener, readable, told
-from enginehouse.errors import ConversionFailed
 
 #: What TensorRT-RTX builds for where nothing narrower is asked; it knows no 9.0 (Hopper).
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

@@ -4,7 +4,7 @@
     CACHE/engines/<digest of the key>/key.json        what it is: the key, its sha256, how long it took, remarks
     CACHE/engines/<digest of the key>.lock            held by the one process that builds it
 
-CACHE is that of `enginehouse.store.cache`. Nothing is ever removed from it but what a killed builder left.
+CACHE is that of `enginehouse.contract.store.cache`. Nothing is ever removed from it but what a killed builder left.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginehouse import child
-from enginehouse.bundle import sha256_of
-from enginehouse.engines import EngineOptions
+from enginehouse.contract.bundle import sha256_of
+from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
+from enginehouse.contract.store.cache import cache_folder
+from enginehouse.engines import EngineOptions, worker_process
 from enginehouse.engines.tensorrt.key import (
     EngineKey,
     NodeFacts,
@@ -29,8 +30,6 @@ from enginehouse.engines.tensorrt.key import (
     profile_text,
 )
 from enginehouse.engines.tensorrt.library import KIND
-from enginehouse.errors import ConversionFailed, EngineUnavailable
-from enginehouse.store.cache import cache_folder
 
 ENGINE_FILE = "model.engine"
 KEY_FILE = "key.json"
@@ -97,12 +96,12 @@ def _make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
     order = {"folder": str(folder), "onnx": str(onnx.resolve()), "key": key.record(), "profile": profile}
     try:
         builder = subprocess.run(
-            child.command("enginehouse.engines.tensorrt.make"),
+            worker_process.command("enginehouse.engines.tensorrt.make"),
             input=json.dumps(order),
             capture_output=True,
             text=True,
             errors="replace",
-            env=child.environment(),
+            env=worker_process.environment(),
             timeout=BUILD_LIMIT_S,
             check=False,
         )

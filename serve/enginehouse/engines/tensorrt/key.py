@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, TypeAlias
 
-from enginehouse.errors import ConversionFailed
-from enginehouse.manifest import Axis
-from enginehouse.tensors import Signature, TensorSpec
+from enginehouse.contract.errors import ConversionFailed
+from enginehouse.contract.manifest import Axis
+from enginehouse.contract.tensors import Signature, TensorSpec
 
 Shape: TypeAlias = tuple[int, ...]
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from enginehouse.contract.errors import EngineUnavailable
+from enginehouse.engines.hardware import probe_gpus
 from enginehouse.engines.tensorrt.key import NodeFacts
-from enginehouse.errors import EngineUnavailable
-from enginehouse.hardware import probe_gpus
 
 KIND = "tensorrt"
 RTX = "tensorrt-rtx"

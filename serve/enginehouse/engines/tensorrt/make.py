@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from enginehouse import child
-from enginehouse.bundle import sha256_of
+from enginehouse.contract.bundle import sha256_of
+from enginehouse.contract.errors import EnginehouseError
+from enginehouse.engines import worker_process
 from enginehouse.engines.tensorrt.builder import build_engine
 from enginehouse.engines.tensorrt.cache import ENGINE_FILE, KEY_FILE, is_whole
 from enginehouse.engines.tensorrt.key import EngineKey, Profile, Range
-from enginehouse.errors import EnginehouseError
 
 
 def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
@@ -55,7 +55,7 @@ def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
 
 
 def _work() -> None:
-    child.begin(sys.argv)
+    worker_process.begin(sys.argv)
     order = json.load(sys.stdin)
     answers = os.fdopen(os.dup(1), "w")
     # Libraries print to stdout as they please; the answer goes through the copy made above.

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.tensors import DTYPES, Signature, Tensors
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.slots import Slots
 from enginehouse.engines.tensorrt.device import Buffer, DeviceError, cuda, stream
 from enginehouse.engines.tensorrt.library import KIND, library, listener, readable
-from enginehouse.errors import EngineUnavailable, InferenceFailed, InvalidInput
-from enginehouse.tensors import DTYPES, Signature, Tensors
 
 _PROFILE = 0
 

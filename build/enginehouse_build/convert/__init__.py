@@ -1,0 +1,1 @@
+"""From the reference to each format and precision."""

@@ -1,0 +1,157 @@
+"""What a build starts from: a torch factory (`package.module:factory`, `path/to/file.py:factory`) or an ONNX file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from enginehouse.contract.errors import BuildError, ExportFailed
+from enginehouse.contract.tensors import Tensors
+from enginehouse_build.inputs.functions import load_function
+
+ExampleInputs: TypeAlias = Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a factory returns: a trained module, what one call of it looks like, and real data.
+
+    - `inputs`: example tensors: a mapping from input name to tensor, or tensors in the order of `forward`'s arguments,
+      which then name them.
+    - `outputs`: names of the outputs (default `output`, or `output_0`, `output_1`, ...; a module that returns a mapping
+      names its own).
+    - `axes`: names of free dimensions besides the batch, by input and dimension: `{"input_ids": {1: "sequence"}}`.
+      Dimensions of one name always have the same extent. `ranges` gives `(min, opt, max)` for each name.
+    - `samples`: numpy arrays by input name that artifacts are compared on: rows along dim 0, or one whole request for
+      a build without a batch. `labels`: one for each row of `samples`.
+    - `metric`: "accuracy", or a function of a module `(outputs by name, labels) -> float`, larger being better.
+    - `calibration`: like `samples`, for the ranges of int8; default `samples`. Other rows than those of the metric
+      make the metric an honest one.
+    - `preprocess`, `postprocess`: what to put around the module in the graph, as the options of the same name. The
+      samples are then what comes before the pre-processing.
+    - `files`: files that the factory reads in ways Python cannot see (safetensors maps them, say), so that a change of
+      them is noticed. Environment variables are not watched: build with `--fresh` after changing one.
+    """
+
+    module: torch.nn.Module
+    inputs: ExampleInputs
+    outputs: Sequence[str] | None = None
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    samples: Mapping[str, np.ndarray] | None = None
+    labels: np.ndarray | None = None
+    metric: str | Callable[[Tensors, np.ndarray], float] | None = None
+    calibration: Mapping[str, np.ndarray] | None = None
+    preprocess: str | None = None
+    postprocess: str | None = None
+    files: Sequence[Path | str] = ()
+
+
+class TorchModel:
+    """A ModelSource made definite: eval mode, inputs by name in the order of `forward`, outputs by name."""
+
+    def __init__(self, source: ModelSource) -> None:
+        """Raises ExportFailed for inputs that do not fit `forward`, and when the module fails on its own example."""
+        self.source = source
+        self.module = source.module.eval()
+        self.inputs = _named_inputs(source)
+        self._wanted = tuple(source.outputs) if source.outputs is not None else None
+        try:
+            self.outputs = tuple(self._call(list(self.inputs.values())))
+        except ExportFailed:
+            raise
+        except Exception as error:
+            raise ExportFailed(
+                f"the module fails on its example inputs ({', '.join(self.inputs)}): {type(error).__name__}: {error}"
+            ) from error
+
+    def __call__(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """The torch answer to numpy inputs, by output name: what every artifact is compared with."""
+        # torch warns about arrays it may not write to; a copy is cheaper than the doubt.
+        tensors = [torch.from_numpy(np.array(inputs[name])) for name in self.inputs]
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self._call(tensors).items()}
+
+    def _call(self, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.inference_mode():
+            return _named_outputs(self.module(*tensors), self._wanted)
+
+
+def load_source(text: str) -> TorchModel | Path:
+    """Resolve SOURCE: the torch model its factory makes, or the path of an ONNX file.
+
+    Raises BuildError when nothing is there, and ExportFailed when what is there is no usable model.
+    """
+    if text.endswith(".onnx"):
+        path = Path(text)
+        if not path.is_file():
+            raise BuildError(f"source {text!r}: no such file (looked at {path.resolve()})")
+        return path
+    return TorchModel(_made_by(text, load_function(text, "source")))
+
+
+def _made_by(text: str, factory: Callable[[], object]) -> ModelSource:
+    try:
+        made = factory()
+    except Exception as error:
+        raise BuildError(f"source {text!r}: the factory raised {type(error).__name__}: {error}") from error
+    if isinstance(made, tuple) and len(made) == 2:
+        made = ModelSource(*made)
+    if isinstance(made, ModelSource) and isinstance(made.module, torch.nn.Module):
+        return made
+    raise BuildError(
+        f"source {text!r}: the factory returned {type(made).__name__}; return enginehouse_build.ModelSource "
+        "or (torch.nn.Module, example inputs)"
+    )
+
+
+def _named_inputs(source: ModelSource) -> dict[str, torch.Tensor]:
+    arguments = [
+        parameter.name
+        for parameter in inspect.signature(source.module.forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    inputs = source.inputs
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    if not isinstance(inputs, Mapping):
+        names = arguments + [f"input_{index}" for index in range(len(arguments), len(inputs))]
+        inputs = dict(zip(names, inputs, strict=False))
+    elif set(inputs) <= set(arguments):
+        inputs = {name: inputs[name] for name in arguments if name in inputs}
+        if list(inputs) != arguments[: len(inputs)]:
+            raise ExportFailed(
+                f"example inputs {', '.join(inputs)} skip an argument of forward({', '.join(arguments)})"
+            )
+    if not inputs:
+        raise ExportFailed("there are no example inputs; give at least one tensor")
+    for name, tensor in inputs.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ExportFailed(f"example input {name!r} is a {type(tensor).__name__}; give a torch.Tensor")
+    return dict(inputs)
+
+
+def _named_outputs(result: object, wanted: tuple[str, ...] | None) -> dict[str, torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        found = {"output": result}
+    elif isinstance(result, Mapping):
+        found = {str(name): value for name, value in result.items()}
+    elif isinstance(result, tuple | list):
+        found = {f"output_{index}": value for index, value in enumerate(result)}
+    else:
+        raise ExportFailed(
+            f"the module returns a {type(result).__name__}; return a tensor, a tuple or a mapping of tensors"
+        )
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise ExportFailed(f"output {name!r} is a {type(value).__name__}; every output must be a tensor")
+    if wanted is None:
+        return found
+    if len(wanted) != len(found):
+        raise ExportFailed(f"the module has {len(found)} outputs, but {len(wanted)} names: {', '.join(wanted)}")
+    return dict(zip(wanted, found.values(), strict=True))

@@ -1,0 +1,87 @@
+"""Why an artifact that was converted correctly may still answer differently: models that magnify rounding errors."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from enginehouse.contract.errors import EnginehouseError, ParityFailed
+from enginehouse.contract.manifest import Precision
+from enginehouse.contract.parity import compare
+from enginehouse.contract.tensors import Tensors
+from enginehouse_build.reference.onnx import plain_session
+
+#: Unit roundoff of each precision: the relative error of storing one value. int8: half a step of 127.
+_ROUNDOFF: Mapping[Precision, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.5 / 127}
+_FP16_MAX = 65504.0
+#: Perturbations of this relative size leave a well-conditioned model's answer within a few times of it.
+_PROBE = 2.0**-20
+#: A model that magnifies the probe by less than this is not to blame.
+_MAGNIFIED = 100.0
+SEED = 0
+
+
+def explain(model: Path, request: Tensors, answer: Tensors, precision: Precision, threads: int) -> str:
+    """What in the fp32 model itself makes `precision` answer differently; empty when nothing was found.
+
+    Looks at how far the reference moves when every weight and float input moves by 2^-20 of itself, and at magnitudes
+    beyond fp16.
+    """
+    found = []
+    try:
+        moved = _perturbed(model, threads)(_shaken(request, np.random.default_rng(SEED)))
+        shift = compare(moved, answer).relative_l2
+        changed = "all of its finite values" if shift > 1 else f"its answer by {shift:.1e}"
+    except ParityFailed:
+        shift, changed = np.inf, "finite answers into infinite ones"
+    except EnginehouseError:
+        return ""
+    if shift > _MAGNIFIED * _PROBE:
+        found.append(
+            f"the model is ill-conditioned: moving its weights and inputs by {_PROBE:.0e} of themselves changes "
+            f"{changed} (relative L2), and {precision} rounds by {_ROUNDOFF[precision]:.0e}"
+        )
+    largest = max((float(np.abs(array[np.isfinite(array)]).max(initial=0)) for array in _floats(answer)), default=0.0)
+    if precision == "fp16" and largest > _FP16_MAX:
+        found.append(f"its answers reach {largest:.1e}, and fp16 ends at {_FP16_MAX:.0f}")
+    return "; ".join(found)
+
+
+def _floats(tensors: Tensors) -> list[np.ndarray]:
+    return [array for array in tensors.values() if array.dtype.kind == "f"]
+
+
+def _perturbed(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.ndarray]]:
+    model = onnx.load(path)
+    _write_out(model.graph)
+    generator = np.random.default_rng(SEED)
+    for weights in model.graph.initializer:
+        if weights.data_type == onnx.TensorProto.FLOAT:
+            weights.CopyFrom(numpy_helper.from_array(_moved(numpy_helper.to_array(weights), generator), weights.name))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "perturbed.onnx"
+        onnx.save(model, target)
+        return plain_session(target, threads)
+
+
+def _write_out(graph: onnx.GraphProto) -> None:
+    """Make weights of what the graph itself fills with one value: as such they could all move only together."""
+    shapes = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "ConstantOfShape" and node.input[0] in shapes]:
+        filled = [numpy_helper.to_array(attribute.t) for attribute in node.attribute] or [np.zeros(1, np.float32)]
+        weights = np.full(numpy_helper.to_array(shapes[node.input[0]]), filled[0].item(), filled[0].dtype)
+        graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
+        graph.node.remove(node)
+
+
+def _shaken(request: Tensors, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: _moved(array, generator) if array.dtype == np.float32 else array for name, array in request.items()}
+
+
+def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return np.asarray(array * (1 + generator.uniform(-_PROBE, _PROBE, array.shape)), dtype=np.float32)

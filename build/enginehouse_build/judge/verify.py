@@ -1,0 +1,105 @@
+"""The gate: one artifact's answers on the user's samples, through every engine of this machine that will serve it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from enginehouse.contract import parity, tensor_file
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, ParityFailed
+from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
+from enginehouse.contract.parity import Limits
+from enginehouse.engines import Engine, load_engine
+from enginehouse_build.inputs.metric import score
+from enginehouse_build.judge import conditioning
+from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready."""
+
+    status: Literal["ready", "unverified", "failed"]
+    parity: Parity | None
+    effective_precision: str | None
+    kinds: tuple[EngineKind, ...]
+    reason: str | None = None
+
+
+def verify(
+    _: Path,
+    bundle: Bundle,
+    name: str,
+    reference: Reference,
+    source: Path,
+    limits: Limits,
+    max_drop: float,
+    threads: int,
+) -> Verified:
+    """Judge the artifact called `name`, with the requests, answers and labels of the reference in `source`.
+
+    An artifact that no engine here can run is `unverified`, for its first load elsewhere to verify.
+    """
+    artifact = bundle.manifest.artifact(name)
+    worst: Parity | None = None
+    passed: dict[EngineKind, str] = {}
+    absent: list[str] = []
+    for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
+        try:
+            engine = load_engine(kind, bundle, artifact, threads=threads)
+        except EngineUnavailable as error:
+            absent.append(str(error))
+            continue
+        except (ParityFailed, InferenceFailed) as error:
+            return Verified("failed", worst, None, (), str(error))
+        try:
+            figures = _measured(kind, engine, reference, source, limits, max_drop)
+            worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
+            parity.gate(name, limits, figures)
+            passed[kind] = engine.precision
+        except (ParityFailed, InferenceFailed) as error:
+            figures_or_none, reason = _explained(error, worst, artifact, source, threads)
+            return Verified("failed", figures_or_none, engine.precision, (), reason)
+        finally:
+            engine.close()
+    if worst is None:
+        return Verified("unverified", None, None, (), f"to be verified where it is first loaded: {'; '.join(absent)}")
+    # The first kind is the one for machines without a GPU; the precision is reported for that.
+    return Verified("ready", worst, next(iter(passed.values())), tuple(passed))
+
+
+def _measured(
+    kind: EngineKind, engine: Engine, reference: Reference, source: Path, limits: Limits, max_drop: float
+) -> Parity:
+    pairs = zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
+    figures = parity.measure(kind, engine.infer, pairs, limits.relative_l2)
+    metric = reference.metric
+    if metric is None:
+        return figures
+    labels = np.load(source / LABELS)
+    max_rows = reference.max_rows if reference.signature.batched else None
+    outputs = in_batches(engine.infer, tensor_file.read(source / SAMPLES)[0], max_rows)
+    record = MetricRecord(
+        name=metric.name,
+        reference=metric.value,
+        value=score(metric.name, outputs, labels),
+        max_drop=max_drop,
+        rows=metric.rows,
+    )
+    return figures.model_copy(update={"metric": record})
+
+
+def _explained(
+    error: Exception, worst: Parity | None, artifact: Artifact, source: Path, threads: int
+) -> tuple[Parity | None, str]:
+    """The figures and reason with what the model itself has to do with it."""
+    requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
+    explanation = conditioning.explain(source / MODEL, requests[0], answers[0], artifact.precision, threads)
+    if not explanation:
+        return worst, str(error)
+    figures = worst.model_copy(update={"explanation": explanation}) if worst else None
+    return figures, f"{error}; {explanation}"

@@ -1,0 +1,1 @@
+"""The fp32 ONNX reference that everything else is held against."""

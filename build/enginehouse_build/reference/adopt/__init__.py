@@ -1,0 +1,172 @@
+"""Any ONNX file adopted as the fp32 reference: checked, refused with node and reason, or made fit to be served."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.tensors import Signature
+from enginehouse_build.reference.adopt.batch import make_dynamic
+from enginehouse_build.reference.adopt.refusals import opset_of, refuse_unservable
+from enginehouse_build.reference.adopt.shapes import dims, infer, is_tensor, name_free_dims, set_rank
+from enginehouse_build.reference.adopt.trial import agree, answer, load_proto
+from enginehouse_build.reference.onnx import (
+    PROOF_ROWS,
+    Run,
+    check_batch,
+    finish,
+    inputs_of,
+    plain_session,
+    reason,
+    signature_of,
+)
+
+#: Older files lack what quantization and TensorRT ask for; 13 is the first opset with per-channel scales.
+OLDEST_OPSET = 13
+#: All converters know it well, and no operator changed its meaning on the way there from 13.
+TARGET_OPSET = 17
+_IR_OF_TARGET = 8
+#: From this version of the file format on, weights need not be listed among the inputs.
+_IR_WEIGHTS_APART = 4
+#: protobuf's limit for one message.
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """`signature` is not batched when the model had to keep its batch of 1.
+
+    `remarks` say what was changed, for the manifest. `dim_names` has, for each input, the symbol of every free
+    dimension and None for every fixed one.
+    """
+
+    signature: Signature
+    remarks: tuple[str, ...]
+    dim_names: dict[str, tuple[str | None, ...]]
+
+
+def adopt(source: Path, path: Path, *, batched: bool) -> Adopted:
+    """Write the model of the ONNX file `source` to `path`, as one self-contained file fit to be served.
+
+    Its answers are those of `source` in ONNX Runtime, tried on made-up inputs wherever something was rewritten. With
+    `batched`, a model exported for one row is made to take any number of rows if that can be proven, and otherwise
+    keeps its batch of 1. Raises ExportFailed for what is no valid model, larger than 2 GiB, or cannot be served,
+    naming the node or tensor.
+    """
+    proto, remarks = _read(source)
+    original = plain_session(source)
+    name_free_dims(proto.graph)
+    proto = _with_outputs(proto, original)
+    # Only now: it wants a shape for every output, and names neither the node nor the way out of what was refused above.
+    _check(proto, source)
+    proto, changes = _modern(proto, original, path.parent)
+    remarks += changes
+    signature = signature_of(proto, batched)
+    if batched and _says_one(signature):
+        try:
+            proto = make_dynamic(proto, signature, original, path.parent)
+        except ExportFailed as error:
+            if not any(spec.shape[:1] == (1,) for spec in signature.inputs):
+                check_batch(signature)
+            batched = False
+            remarks.append(f"served one request at a time, because its batch of 1 cannot be made dynamic: {error}")
+        else:
+            rows = ", ".join(str(count) for count in PROOF_ROWS)
+            remarks.append(f"batch of 1 made dynamic: agrees with the original row by row on {rows} rows")
+    signature = finish(proto, path, batched)
+    names = {
+        value.name: tuple(dim if isinstance(dim, str) else None for dim in dims(value) or ())
+        for value in proto.graph.input
+    }
+    return Adopted(signature, tuple(remarks), names)
+
+
+def _read(source: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """The model with its weights in memory and apart from its inputs, and remarks."""
+    remarks: list[str] = []
+    try:
+        size = source.stat().st_size
+        if size <= _LARGEST:
+            proto = onnx.load(source, load_external_data=False)
+            outside = [weight for weight in proto.graph.initializer if uses_external_data(weight)]
+            size += sum(_bytes(weight) for weight in outside)
+        if size > _LARGEST:
+            raise ExportFailed(
+                f"{source} has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB at most, and OpenVINO and "
+                "TensorRT read it as one: export the weights in fp16, or the model in parts"
+            )
+        if outside:
+            load_external_data_for_model(proto, str(source.parent))
+            remarks.append(f"{len(outside)} external weights taken into the file")
+        inputs_of(proto)
+        refuse_unservable(proto)
+    except ExportFailed:
+        raise
+    except Exception as error:
+        raise ExportFailed(f"{source} is not a valid ONNX model: {reason(error)}") from error
+    weights = {weight.name for weight in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    proto.ir_version = max(proto.ir_version, _IR_WEIGHTS_APART)
+    if listed := len(proto.graph.input) - len(inputs):
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+        remarks.append(f"{listed} weights listed as inputs made constants")
+    return proto, remarks
+
+
+def _check(proto: onnx.ModelProto, source: Path) -> None:
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:
+        raise ExportFailed(f"{source} is not a valid ONNX model: {reason(error)}") from error
+
+
+def _bytes(weight: onnx.TensorProto) -> int:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
+    return int(math.prod(weight.dims) * dtype.itemsize)
+
+
+def _with_outputs(proto: onnx.ModelProto, original: Run) -> onnx.ModelProto:
+    """`proto` with inferred output shapes; a rank that inference cannot tell is read off an answer."""
+    inferred = infer(proto)
+    del proto.graph.output[:]
+    proto.graph.output.extend(inferred.graph.output)
+    unknown = [output for output in proto.graph.output if is_tensor(output) and dims(output) is None]
+    if unknown:
+        _, answers = answer(original, inputs_of(proto), 2, 1)
+        for output in unknown:
+            set_rank(output, answers[0][output.name].ndim)
+    return proto
+
+
+def _modern(proto: onnx.ModelProto, original: Run, folder: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """`proto` without functions and in an opset that every converter knows, if it then answers as before."""
+    opset = opset_of(proto)
+    changes = [f"opset {opset} converted to {TARGET_OPSET}"] if opset < OLDEST_OPSET else []
+    changes += [f"{len(proto.functions)} functions written out"] if proto.functions else []
+    if not changes:
+        return proto, []
+    what = " and ".join(changes)
+    try:
+        modern = onnx.inliner.inline_local_functions(proto)
+        if opset < OLDEST_OPSET:
+            modern = onnx.version_converter.convert_version(modern, TARGET_OPSET)
+            modern.ir_version = max(modern.ir_version, _IR_OF_TARGET)
+        requests, answers = answer(original, inputs_of(proto), 2, 2)
+        run = load_proto(modern, folder)
+        for request, want in zip(requests, answers, strict=True):
+            agree(run(request), want, "made-up inputs")
+    except Exception as error:
+        return proto, [f"not {what}, because that failed: {reason(error)}"]
+    return modern, [f"{what}: agrees with the original"]
+
+
+def _says_one(signature: Signature) -> bool:
+    return any(spec.shape[:1] == (1,) for spec in signature.inputs + signature.outputs)

@@ -1,0 +1,98 @@
+"""What cannot be served however it is converted: looked for in an ONNX file before anything runs, named by node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+
+from enginehouse.contract.errors import ExportFailed
+from enginehouse_build.reference.onnx import label
+
+#: Their answers change from call to call (a `seed` only fixes where the sequence starts), so nothing can be verified.
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+_KNOWN_DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
+#: From this opset on Dropout is told its mode by an input, before `_DROPOUT_INFERS` by an attribute.
+_DROPOUT_ASKS = 12
+_DROPOUT_INFERS = 7
+
+
+def refuse_unservable(proto: onnx.ModelProto) -> None:
+    """Raises ExportFailed naming the first node that no engine could serve reproducibly, and why."""
+    opset = opset_of(proto)
+    functions = {(function.domain, function.name) for function in proto.functions}
+    bodies: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    for body in bodies:
+        for node, constants in walk(body, {}):
+            reason = None if (node.domain, node.op_type) in functions else _fault(node, constants, opset)
+            if reason:
+                raise ExportFailed(f"{label(node)} {reason}")
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Version of the standard operators `proto` is written in."""
+    versions = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
+    return versions[0] if versions else 1
+
+
+def walk(
+    body: onnx.GraphProto | onnx.FunctionProto, outer: Mapping[str, np.ndarray]
+) -> Iterator[tuple[onnx.NodeProto, Mapping[str, np.ndarray]]]:
+    """Every node of `body` and of the branches and loops inside it, with the constants it can see by name."""
+    constants = {**outer, **constants_of(body)}
+    for node in body.node:
+        yield node, constants
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from walk(inner, constants)
+
+
+def constants_of(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, np.ndarray]:
+    """The small constants among initializers and Constant nodes: flags, axes and shapes, not weights."""
+    tensors = {tensor.name: tensor for tensor in getattr(body, "initializer", ())}
+    found: dict[str, np.ndarray] = {}
+    for node in body.node:
+        if node.op_type != "Constant":
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                tensors[node.output[0]] = attribute.t
+            elif attribute.name in ("value_int", "value_ints"):
+                found[node.output[0]] = np.array(onnx.helper.get_attribute_value(attribute), np.int64)
+    for name, tensor in tensors.items():
+        if len(tensor.dims) <= 1 and sum(tensor.dims) <= 16:
+            found[name] = onnx.numpy_helper.to_array(tensor)
+    return found
+
+
+def _fault(node: onnx.NodeProto, constants: Mapping[str, np.ndarray], opset: int) -> str | None:
+    domain = node.domain
+    if domain.startswith("com.microsoft."):
+        return "was made by ONNX Runtime for one kind of processor; give the model as it was before that optimisation"
+    if domain not in _KNOWN_DOMAINS:
+        return (
+            f"is a custom operator: neither ONNX nor ONNX Runtime knows the domain {domain!r}; "
+            "write it with standard operators, or define it as a function in the ONNX file"
+        )
+    if domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, max_inclusive_version=opset):
+        return f"is no operator of ONNX opset {opset}"
+    if node.op_type in _RANDOM:
+        return (
+            "draws random numbers, so its answers cannot be reproduced and no artifact verified; "
+            "make the random tensor an input of the model"
+        )
+    if node.op_type == "Dropout" and _drops(node, constants, opset):
+        return "is in training mode: it drops values at random; export the model for inference"
+    return None
+
+
+def _drops(node: onnx.NodeProto, constants: Mapping[str, np.ndarray], opset: int) -> bool:
+    if opset < _DROPOUT_INFERS:
+        return not any(attribute.name == "is_test" and attribute.i for attribute in node.attribute)
+    if opset < _DROPOUT_ASKS or len(node.input) < 3 or not node.input[2]:
+        return False
+    mode = constants.get(node.input[2])
+    return mode is None or bool(mode.any())

@@ -1,0 +1,115 @@
+"""Torch to ONNX: the module exported as the fp32 reference, with a free batch dimension."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxscript.optimizer
+import torch
+
+from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.tensors import Signature
+from enginehouse_build.graph.compose import rename
+from enginehouse_build.inputs.recipe import AxisRange
+from enginehouse_build.inputs.source import TorchModel
+from enginehouse_build.reference.onnx import PROOF_ROWS, finish, reason
+
+#: 17 silently becomes 18; from 23 on the exporter emits `Attention`, which TensorRT-RTX cannot build in fp32.
+OPSET = 20
+#: The exporter does not see that a name it is given is already that of a tensor inside ("embedding", say).
+_PLACEHOLDER = "enginehouse/"
+
+
+def export(
+    model: TorchModel, path: Path, *, batched: bool, max_batch: int, ranges: Mapping[str, AxisRange]
+) -> Signature:
+    """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`, and so are its axes.
+
+    Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in.
+    """
+    examples = tuple(model.inputs.values())
+    if batched:
+        examples = tuple(_two_rows(name, tensor) for name, tensor in model.inputs.items())
+    shapes = _free_dimensions(model, ranges, max(max_batch, *PROOF_ROWS) if batched else None)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model.module,
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes if any(shapes) else None,
+                input_names=[f"{_PLACEHOLDER}{name}" for name in model.inputs],
+                output_names=[f"{_PLACEHOLDER}{name}" for name in model.outputs],
+                verbose=False,
+            )
+            if program is None:
+                raise ExportFailed("torch's exporter returned nothing")
+            # Passing the file to `export` itself writes weights to a second file even for small models.
+            program.save(path, external_data=False)
+            proto = onnxscript.optimizer.optimize(onnx.load(path))
+    except ExportFailed:
+        raise
+    except Exception as error:
+        raise ExportFailed(f"torch cannot export the module: {reason(error)}") from error
+    _take_names(proto, [*model.inputs, *model.outputs])
+    return finish(proto, path, batched)
+
+
+def _take_names(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give the inputs and outputs their `names` in the place of the placeholders they were exported with."""
+    graph = proto.graph
+    for name in names:
+        rename(graph, name, f"inner/{name}")
+        rename(graph, _PLACEHOLDER + name, name)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.name == _PLACEHOLDER + name:
+                value.name = name
+            elif value.name == name:
+                value.name = f"inner/{name}"
+
+
+def _free_dimensions(
+    model: TorchModel, ranges: Mapping[str, AxisRange], max_batch: int | None
+) -> tuple[dict[int, Any], ...]:
+    """What torch.export takes for each input: its free dimensions, named; dim 0 is the batch unless there is none."""
+    axes = model.source.axes
+    if unknown := sorted(axes.keys() - model.inputs.keys()):
+        raise ExportFailed(f"axes name the input {unknown[0]!r}; the inputs are {', '.join(model.inputs)}")
+    missing = sorted({name for dims in axes.values() for name in dims.values()} - ranges.keys())
+    if missing:
+        raise ExportFailed(f"axis {missing[0]!r} has no range; give ModelSource(ranges=...) or --axis NAME=MIN:OPT:MAX")
+    dims = {name: torch.export.Dim(name, min=extents.min, max=extents.max) for name, extents in ranges.items()}
+    batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch is not None else {}
+    return tuple(batch | {dim: dims[axis] for dim, axis in axes.get(name, {}).items()} for name in model.inputs)
+
+
+def _two_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    # torch.export specialises on sizes 0 and 1, so the example must have two rows at least.
+    if tensor.dim() == 0:
+        raise ExportFailed(f"example input {name!r} is a scalar: it has no batch dimension; build with --no-batch")
+    return tensor[:2] if len(tensor) >= 2 else torch.cat([tensor, tensor])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs, warns and prints graphs even when all is well; what matters comes as an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,198 @@
+"""What every fp32 ONNX reference goes through: its signature read, its metadata stripped, its batch proven dynamic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from enginehouse.contract.errors import ExportFailed, InvalidInput, ParityFailed
+from enginehouse.contract.parity import LIMITS, compare
+from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
+from enginehouse_build.inputs.samples import take
+
+Run: TypeAlias = Callable[[Tensors], dict[str, np.ndarray]]
+
+#: One row is what exporters specialise on, two is what the export itself saw, five is neither.
+PROOF_ROWS = (1, 2, 5)
+_CAUSES = "int(x.shape[0]), a literal size in reshape/view/expand, or a tensor made for one batch size"
+
+
+def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
+    """Strip `proto` of its writer's notes, save it to `path` and return its signature.
+
+    Raises ExportFailed for tensors that cannot be served, and for a fixed dim 0 when `batched`.
+    """
+    _strip_metadata(proto)
+    signature = signature_of(proto, batched)
+    if batched:
+        check_batch(signature)
+    onnx.save(proto, path)
+    return signature
+
+
+def plain_session(path: Path, threads: int = 0) -> Run:
+    """The file at `path` in ONNX Runtime without fusions: not the serving engine, which is what is being judged.
+
+    `threads` 0 is the runtime's own choice. Raises ExportFailed with the runtime's reason.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportFailed(f"ONNX Runtime cannot load {path.name}: {reason(error)}") from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Tensors) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return run
+
+
+def prove_dynamic(run: Callable[[Tensors], Tensors], reference: Callable[[Tensors], Tensors], samples: Tensors) -> None:
+    """Run the exported model on 1, 2 and 5 rows and compare with the reference, together and row by row.
+
+    Raises ExportFailed when the batch is not free after all, or when a row's answer depends on its neighbours.
+    """
+    largest: Tensors = {}
+    alone: Tensors = {}
+    for rows in PROOF_ROWS:
+        batch = take(samples, 0, rows)
+        try:
+            got = run(batch)
+        except Exception as error:
+            raise ExportFailed(
+                f"the model does not run with {rows} rows of the samples: {reason(error)}; either they are not what it "
+                f"takes, or its batch is not dynamic; usual causes of that: {_CAUSES}"
+            ) from error
+        for name, array in got.items():
+            if array.ndim == 0 or array.shape[0] != rows:
+                raise ExportFailed(
+                    f"output {name!r} has shape {list(array.shape)} for {rows} rows: dim 0 must be the batch "
+                    "(build with --no-batch if the model has none)"
+                )
+        _same(got, reference(batch), f"with {rows} rows the exported model")
+        alone = alone or got
+        largest = got
+    _same({name: array[:1] for name, array in largest.items()}, alone, "a row that shares its batch (--no-batch helps)")
+
+
+def reason(error: Exception) -> str:
+    """The lines of an exporter's or runtime's long message that say what is wrong, at most about 400 characters."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    _, marker, summary = text.partition("## Exception summary")
+    lines = [line.strip() for line in (summary if marker else text).splitlines()]
+    found = next((line for line in lines if line), type(error).__name__)
+    if marker:
+        where = [" ".join(pair) for pair in _calls(lines)]
+        found += f" (at {where[-1]})" if where else ""
+    return found if len(found) <= 400 else found[:400] + "..."
+
+
+def _same(got: Tensors, want: Tensors, what: str) -> None:
+    try:
+        figures = compare(got, want)
+    except ParityFailed as error:
+        raise ExportFailed(f"{what} differs from the reference: {error}") from None
+    if figures.relative_l2 > LIMITS["fp32"].relative_l2:
+        raise ExportFailed(
+            f"{what} differs from the reference by {figures.relative_l2:.2e} (relative L2 of {figures.output!r}, "
+            f"allowed {LIMITS['fp32'].relative_l2:.0e}); a model must answer each row on its own, always alike"
+        )
+
+
+def check_batch(signature: Signature) -> None:
+    """Raises ExportFailed for the first tensor whose dim 0 is not free."""
+    for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            if not spec.shape:
+                raise ExportFailed(
+                    f"{what} {spec.name!r} is a scalar: it has no batch dimension; build with --no-batch"
+                )
+            if spec.shape[0] is not None:
+                raise ExportFailed(
+                    f"{what} {spec.name!r} has a fixed batch: dim 0 of {list(spec.shape)} is {spec.shape[0]}; "
+                    f"usual causes: {_CAUSES}; or build with --no-batch"
+                )
+
+
+def signature_of(proto: onnx.ModelProto, batched: bool) -> Signature:
+    """Names, dtypes and shapes as the file has them. Raises ExportFailed for what is no tensor that can be served."""
+    inputs = inputs_of(proto)
+    outputs = tuple(_spec("output", value, _maker(proto, value.name)) for value in proto.graph.output)
+    if not inputs or not outputs:
+        raise ExportFailed(
+            f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it needs at least one of each"
+        )
+    return Signature(inputs, outputs, batched)
+
+
+def inputs_of(proto: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs that are not weights. Raises ExportFailed as `signature_of` does."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return tuple(_spec("input", value) for value in proto.graph.input if value.name not in constants)
+
+
+def label(node: onnx.NodeProto) -> str:
+    """How messages name `node`: by its name, or by its output where the writer gave it none."""
+    op = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+    if node.name:
+        return f"node {node.name!r} ({op})"
+    return f"the node ({op}) that makes {next(filter(None, node.output), '')!r}"
+
+
+def _maker(proto: onnx.ModelProto, output: str) -> str:
+    return next((f", made by {label(node)}," for node in proto.graph.node if output in node.output), "")
+
+
+def _spec(what: str, value: onnx.ValueInfoProto, maker: str = "") -> TensorSpec:
+    if not value.name or not value.type.HasField("tensor_type"):
+        kind = (value.type.WhichOneof("value") or "unknown type").removesuffix("_type").replace("_", " ")
+        raise ExportFailed(f"{what} {value.name!r}{maker} is no named tensor but a {kind}; only tensors can be served")
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise ExportFailed(
+            f"{what} {value.name!r}{maker} has no known number of dimensions; give it a shape in the ONNX file"
+        )
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        datatype(dtype)
+    except (InvalidInput, KeyError) as error:
+        raise ExportFailed(f"{what} {value.name!r}{maker}: {error}") from None
+    return TensorSpec(value.name, dtype, shape)
+
+
+def _strip_metadata(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes on every node: stack traces and source paths of the machine it ran on."""
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    graphs: list[Any] = [proto.graph, *proto.functions]
+    while graphs:
+        graph = graphs.pop()
+        for record in (graph, *graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
+            record.doc_string = ""
+            del record.metadata_props[:]
+        for record in (*graph.input, *graph.output):
+            # Functions list their inputs and outputs by name only.
+            if isinstance(record, onnx.ValueInfoProto):
+                record.doc_string = ""
+                del record.metadata_props[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                graphs.extend([attribute.g] if attribute.HasField("g") else [])
+                graphs.extend(attribute.graphs)
+
+
+def _calls(lines: Sequence[str]) -> list[tuple[str, str]]:
+    return [(line, lines[at + 1]) for at, line in enumerate(lines[:-1]) if line.startswith("File ")]

@@ -1,0 +1,154 @@
+"""Changing what a running cluster serves, without touching anything that is not ours.
+
+Serve's declarative deploy deletes every declaratively deployed application that the new config omits, so a change is
+always *read the live config, replace our application, write it back*. Writers are serialised through one named actor
+per cluster: two changes at the same time both land.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from enginehouse.cluster import ray_private
+from enginehouse.cluster.ray_private import Applications
+from enginehouse.contract.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.errors import ConfigError, NoBackend
+
+Change = Callable[[Applications], Applications]
+
+_NAMESPACE = "enginehouse"
+_TRIES = 10
+
+
+class _Writer:
+    """The one place from which this cluster's Serve config is changed; an actor runs one method at a time."""
+
+    def apply(self, change: Change) -> None:
+        live = ray_private.live_applications()
+        wanted = change(live)
+        if wanted != live:
+            ray_private.put_applications(wanted)
+
+
+def apply(change: Change) -> None:
+    """Run `change` on the live applications and deploy the result. Idempotent changes only: it may run twice."""
+    writer = ray.remote(_Writer).options(
+        name="writer", namespace=_NAMESPACE, get_if_exists=True, num_cpus=0, max_restarts=0
+    )
+    for attempt in range(_TRIES):
+        try:
+            # Held until the answer is there: the actor ends with its last handle.
+            actor = writer.remote()
+            ray.get(actor.apply.remote(change))
+            return
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError:
+            # The actor belonged to another job, which ended; the next one is ours.
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+
+
+def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
+    """Start Serve if it is not running, and put our application in place beside whatever else it runs."""
+    config = serve_config(app, catalog, host, port)
+    serve.start(
+        proxy_location=config["proxy_location"],
+        http_options=config["http_options"],
+        logging_config=config["logging_config"],
+    )
+    (application,) = config["applications"]
+    apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
+
+
+def http_address() -> tuple[str, int]:
+    """Host and port that this cluster's Serve listens on: those it was first started with."""
+    options = ray_private.http_options()
+    return str(options["host"]), int(options["port"])
+
+
+def add_model(model: ModelConfig) -> None:
+    """Serve `model`, or move it to another version; every process and every other model is left alone."""
+    apply(functools.partial(_change_catalog, functools.partial(_with_model, model)))
+
+
+def remove_model(name: str) -> None:
+    """Stop serving `name`. Raises ConfigError when it is not served."""
+    apply(functools.partial(_change_catalog, functools.partial(_without_model, name)))
+
+
+def undeploy() -> None:
+    """Remove our application; Serve and every other application go on."""
+    apply(_drop)
+
+
+def live_catalog() -> Catalog:
+    """What the cluster has been told to serve. Raises ConfigError when our application is not deployed."""
+    return _catalog_of(_live_application())
+
+
+def live_app() -> AppConfig:
+    """The pools and router of the running application. Raises ConfigError when it is not deployed."""
+    return AppConfig.parse(_live_application().get("args") or {})
+
+
+def router_handle() -> DeploymentHandle:
+    """Handle to the running Router. Raises NoBackend when the application is not up."""
+    try:
+        return serve.get_app_handle(APP_NAME)
+    except Exception as error:
+        raise NoBackend(f"application {APP_NAME!r} is not running on this cluster: {error}") from None
+
+
+def _live_application() -> dict[str, Any]:
+    applications = ray_private.live_applications()
+    if APP_NAME not in applications:
+        raise ConfigError(
+            f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
+        )
+    return applications[APP_NAME]
+
+
+def _put(application: dict[str, Any], live: Applications) -> Applications:
+    return live | {APP_NAME: application}
+
+
+def _drop(live: Applications) -> Applications:
+    return {name: application for name, application in live.items() if name != APP_NAME}
+
+
+def _with_model(model: ModelConfig, catalog: Catalog) -> Catalog:
+    return catalog.with_model(model)
+
+
+def _without_model(name: str, catalog: Catalog) -> Catalog:
+    if catalog.find(name) is None:
+        raise ConfigError(f"model {name!r} is not served; served: {', '.join(m.id for m in catalog.models) or 'none'}")
+    return catalog.without(name)
+
+
+def _change_catalog(change: Callable[[Catalog], Catalog], live: Applications) -> Applications:
+    if APP_NAME not in live:
+        raise ConfigError(
+            f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
+        )
+    application = live[APP_NAME]
+    user_config = change(_catalog_of(application)).model_dump(mode="json", exclude_defaults=True)
+    deployments = [deployment | {"user_config": user_config} for deployment in application["deployments"]]
+    return live | {APP_NAME: application | {"deployments": deployments}}
+
+
+def _catalog_of(application: dict[str, Any]) -> Catalog:
+    for deployment in application.get("deployments", []):
+        if deployment["name"] == ROUTER:
+            return Catalog.parse(deployment.get("user_config"))
+    raise ConfigError(f"the live config of {APP_NAME!r} has no deployment {ROUTER!r} with a user_config")

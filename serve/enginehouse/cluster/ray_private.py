@@ -1,0 +1,59 @@
+"""What this floor needs of Ray that is not public: Serve's live configuration, this machine's clusters, the session.
+
+The public REST API does the former too, but needs the dashboard, which a local cluster does not run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+#: Applications by name, as plain config data.
+Applications = dict[str, dict[str, Any]]
+
+
+def live_applications() -> Applications:
+    """The applications that were deployed declaratively; none while Serve does not run."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    configs = ray.get(client._controller.get_app_configs.remote())
+    return {name: config.model_dump(exclude_unset=True) for name, config in configs.items()}
+
+
+def put_applications(applications: Applications) -> None:
+    """Deploy exactly these applications, without waiting for them. Serve deletes every other declarative one."""
+    client = _get_global_client()
+    document: dict[str, Any] = {"applications": list(applications.values())}
+    target_capacity = client.get_serve_details().get("target_capacity")
+    if target_capacity is not None:
+        document["target_capacity"] = target_capacity
+    client.deploy_apps(ServeDeploySchema(**document), _blocking=False)
+
+
+def http_options() -> dict[str, Any]:
+    """Serve's HTTP options, as it was first started with them."""
+    options: dict[str, Any] = _get_global_client().get_serve_details()["http_options"]
+    return options
+
+
+def http_port() -> int | None:
+    """The port that Serve was told to listen on; None while Serve does not run."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return int(client.http_config.port) if client else None
+
+
+def clusters_of_this_machine() -> list[str]:
+    """Addresses of the Ray clusters that run here, sorted."""
+    from ray._private.services import find_gcs_addresses
+
+    return sorted(find_gcs_addresses())
+
+
+def session() -> str:
+    """Name of the Ray session that this process is connected to (`session_DATE_TIME_PID`)."""
+    return Path(ray._private.worker.global_worker.node.get_session_dir_path()).name

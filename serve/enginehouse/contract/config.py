@@ -1,0 +1,219 @@
+"""Every serving knob, in one typed place, checked before anything starts.
+
+Two halves, because Ray Serve treats them differently:
+
+- `AppConfig` (pools, router) is the fixed graph. It travels as the application's `args`; changing it restarts the
+  whole application.
+- `Catalog` (store, models) is what is served. It travels as `user_config` to every deployment; changing it keeps every
+  process and every request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKind, NumericsClass
+
+APP_NAME = "enginehouse"
+ROUTER = "Router"
+#: Node label that says what a node has; set from a hardware probe for a local start, by cluster.yaml on clusters.
+ACCELERATOR_LABEL = "enginehouse.io/accelerator"
+
+#: What every Ray node and every driver needs in its environment *before* Ray is imported or started.
+#: HAProxy takes HTTP off Python; without the raised gRPC limit, handle calls over 4 MiB fail (Ray Serve 2.60).
+SERVING_ENV = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # The short way through a router, and no log line of every request for Python to count: routers count themselves.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "enginehouse.shortcut:middlewares",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+}
+
+
+def missing_flags(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What of `SERVING_ENV` is not in a process's environment, as `NAME=value`."""
+    return [f"{name}={value}" for name, value in SERVING_ENV.items() if environment.get(name) != value]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolConfig(_Config):
+    """One Serve deployment: one engine kind on one class of nodes, hosting many models.
+
+    `nodes` are the values of the accelerator label that replicas accept; by default the engine's own accelerator.
+    `num_cpus` and `num_gpus` are for placement only; `threads` is what an engine computes with (default: the node's
+    physical cores over the engine replicas it can hold).
+    With the hardware in the cluster there are `min_replicas` to `max_replicas`, as many as compute for `target_busy` of
+    the time, after the delays; a pool with none at least is woken by the first request that wants it. Without the
+    hardware there is none.
+    `models` reserves the pool for the models named. `price` is what a second of a replica costs beside those of other
+    pools: a request that states a deadline is answered by the cheapest backend that makes it. `starts_nodes` has Ray's
+    cluster autoscaler start a node with the hardware when the pool is wanted and none lives.
+    """
+
+    engine: EngineKind
+    nodes: tuple[Accelerator, ...] = ()
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.5, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    target_busy: float = Field(default=0.8, gt=0, le=1)
+    upscale_delay_s: float = Field(default=1, ge=0)
+    max_ongoing_requests: int = Field(default=256, ge=1)
+    downscale_delay_s: float = Field(default=120, ge=0)
+    unload_after_s: float = Field(default=10, ge=0)
+    models: tuple[str, ...] | None = None
+    price: float = Field(default=1.0, gt=0)
+    starts_nodes: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_engine(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("engine") in ACCELERATOR_OF:
+            accelerator: Accelerator = ACCELERATOR_OF[values["engine"]]
+            # Two pools share one GPU by default: TensorRT and ONNX Runtime.
+            return {"nodes": (accelerator,), "num_gpus": 0.5 if accelerator == "gpu" else 0.0} | values
+        return values
+
+    @model_validator(mode="after")
+    def _bounds(self) -> PoolConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
+class RouterConfig(_Config):
+    """The ingress: replicas of the Router, and the bounds it puts on requests.
+
+    Two, because Serve takes one out of rotation for ~0.1 s when its catalog changes, and a killed one for seconds.
+    More requests, or bytes of inputs, than `max_ongoing_*` are refused. `threads` is what a resident engine computes
+    with (default: the node's physical cores over the routers).
+    """
+
+    num_replicas: int = Field(default=2, ge=1)
+    num_cpus: float = Field(default=0.1, ge=0)
+    max_ongoing_requests: int = Field(default=1024, ge=1)
+    max_ongoing_bytes: int = Field(default=1 << 30, ge=1)
+    default_deadline_s: float = Field(default=30, gt=0)
+    max_body_bytes: int = Field(default=256 << 20, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+
+def _default_pools() -> dict[str, PoolConfig]:
+    kinds: tuple[EngineKind, ...] = ("tensorrt", "onnxruntime-cuda", "openvino-cpu", "onnxruntime-cpu")
+    return {kind: PoolConfig(engine=kind) for kind in kinds}
+
+
+class AppConfig(_Config):
+    """The fixed graph: one Router bound to these pools, by name."""
+
+    pools: dict[str, PoolConfig] = Field(default_factory=_default_pools)
+    router: RouterConfig = RouterConfig()
+
+    @model_validator(mode="after")
+    def _names(self) -> AppConfig:
+        if not self.pools:
+            raise ValueError("at least one pool is needed")
+        if ROUTER in self.pools:
+            raise ValueError(f"{ROUTER!r} is the router's own name; call the pool something else")
+        return self
+
+    @classmethod
+    def parse(cls, values: Any) -> AppConfig:
+        """Validate the application's `args`. Raises ConfigError naming the field."""
+        return _parse(cls, values, "args")
+
+
+class ModelConfig(_Config):
+    """One model to serve. `numerics` says which artifacts may answer; batching values override the manifest's.
+
+    A `resident` model is also loaded into every router, on its fastest CPU engine: requests that it is the best choice
+    for save the hop to a pool. A crash of that engine takes a router with it.
+    """
+
+    name: str
+    version: str
+    numerics: NumericsClass | Literal["any"] = "full"
+    max_batch_size: int | None = Field(default=None, ge=1)
+    batch_wait_ms: float = Field(default=0, ge=0, le=10_000)
+    resident: bool = False
+
+    @property
+    def id(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+class Catalog(_Config):
+    """What is served: bundles of one store. The `user_config` of every deployment."""
+
+    store: str
+    models: tuple[ModelConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_version_each(self) -> Catalog:
+        names = [model.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"model {name!r} is listed twice; a model has one version at a time")
+        return self
+
+    @classmethod
+    def parse(cls, values: Any) -> Catalog:
+        """Validate a `user_config`. Raises ConfigError naming the field."""
+        return _parse(cls, values, "user_config")
+
+    def find(self, name: str) -> ModelConfig | None:
+        """The entry for `name`, if there is one."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def with_model(self, model: ModelConfig) -> Catalog:
+        """A copy with `model` added, or put in place of the entry of that name."""
+        others = [other for other in self.models if other.name != model.name]
+        return Catalog(store=self.store, models=(*others, model))
+
+    def without(self, name: str) -> Catalog:
+        """A copy without the model called `name`."""
+        return Catalog(store=self.store, models=tuple(model for model in self.models if model.name != name))
+
+
+def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port: int = 8000) -> dict[str, Any]:
+    """The Ray Serve config file (`serve deploy`) for this application, as plain data."""
+    user_config = catalog.model_dump(mode="json", exclude_defaults=True)
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port},
+        "logging_config": {"enable_access_log": False},
+        "applications": [
+            {
+                "name": APP_NAME,
+                "route_prefix": "/",
+                "import_path": "enginehouse.app:build",
+                "args": app.model_dump(mode="json", exclude_defaults=True),
+                "deployments": [{"name": name, "user_config": user_config} for name in (ROUTER, *app.pools)],
+            }
+        ],
+    }
+
+
+_C = TypeVar("_C", bound=_Config)
+
+
+def _parse(cls: type[_C], values: Any, what: str) -> _C:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([what, *(str(part) for part in first["loc"])])
+        given = f" (given: {first['input']!r})" if "input" in first else ""
+        raise ConfigError(f"{where}: {first['msg']}{given}") from None

@@ -1,0 +1,285 @@
+"""The manifest: everything known about one model version, as it is written in its bundle's `manifest.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from enginehouse.contract.errors import ArtifactMissing, ManifestInvalid
+from enginehouse.contract.latency import LatencyTable
+from enginehouse.contract.tensors import DTYPES, Signature, Tensors, TensorSpec, datatype
+
+Format: TypeAlias = Literal["onnx", "openvino", "tensorrt"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+NumericsClass: TypeAlias = Literal["full", "int8"]
+#: `ready` was verified where it was built; `unverified` has to pass its gate where it is first loaded.
+Status: TypeAlias = Literal["ready", "unverified", "failed", "unavailable"]
+Objective: TypeAlias = Literal["latency", "throughput"]
+EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu", "tensorrt"]
+Accelerator: TypeAlias = Literal["cpu", "gpu"]
+
+ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
+#: The one format that each kind of engine loads, and the hardware that it needs.
+FORMAT_OF: Mapping[EngineKind, Format] = {
+    "onnxruntime-cpu": "onnx",
+    "onnxruntime-cuda": "onnx",
+    "openvino-cpu": "openvino",
+    "tensorrt": "tensorrt",
+}
+ACCELERATOR_OF: Mapping[EngineKind, Accelerator] = {
+    "onnxruntime-cpu": "cpu",
+    "onnxruntime-cuda": "gpu",
+    "openvino-cpu": "cpu",
+    "tensorrt": "gpu",
+}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorRecord(_Record):
+    """A TensorSpec as JSON: the protocol's datatype, and -1 for a free dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorRecord:
+        shape = tuple(-1 if dim is None else dim for dim in spec.shape)
+        return cls(name=spec.name, datatype=datatype(spec.dtype), shape=shape)
+
+    def spec(self) -> TensorSpec:
+        shape = tuple(None if dim == -1 else dim for dim in self.shape)
+        return TensorSpec(self.name, DTYPES[self.datatype], shape)
+
+
+class SignatureRecord(_Record):
+    """A Signature as JSON."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    batched: bool = True
+
+    @classmethod
+    def of(cls, signature: Signature) -> SignatureRecord:
+        return cls(
+            inputs=tuple(TensorRecord.of(spec) for spec in signature.inputs),
+            outputs=tuple(TensorRecord.of(spec) for spec in signature.outputs),
+            batched=signature.batched,
+        )
+
+    def signature(self) -> Signature:
+        return Signature(
+            tuple(record.spec() for record in self.inputs),
+            tuple(record.spec() for record in self.outputs),
+            self.batched,
+        )
+
+
+class File(_Record):
+    """One file of an artifact; `path` is relative to the bundle."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class MetricRecord(_Record):
+    """A task metric (larger is better) on the labelled samples: of the reference, and of the artifact."""
+
+    name: str
+    reference: float
+    value: float
+    max_drop: float
+    rows: int
+
+    @property
+    def drop(self) -> float:
+        """How much the artifact lost; negative when it gained."""
+        return self.reference - self.value
+
+
+class Parity(_Record):
+    """How far an artifact is from the fp32 reference, worst case over all checked rows and outputs.
+
+    `relative_l2` = |a - r| / |r| over a whole batch; `worst_row` = the same for the worst single row;
+    `top1_agreement` = share of `top1_rows` rows with the same argmax (None for outputs that are not rows x classes);
+    `differing` = share of wrong values in outputs of text and whole numbers, which have no other figures;
+    `limit` = the largest relative_l2 the gate lets pass. `metric` is the task metric, where labels were given.
+    `explanation` says more when the figures alone would mislead.
+    """
+
+    engine: str
+    rows: tuple[int, ...]
+    relative_l2: float
+    worst_row: float
+    cosine: float
+    top1_agreement: float | None
+    top1_rows: int = 0
+    differing: float = 0.0
+    limit: float
+    output: str = ""
+    metric: MetricRecord | None = None
+    explanation: str = ""
+
+
+class Artifact(_Record):
+    """One file set of one format in one precision. Only `ready` and `unverified` ones are served.
+
+    The others say why not in `reason`. `requires` is the engine key: what the process that loads it must match exactly
+    (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed. `limit` is the
+    recipe's own relative L2 limit, for engines that are verified elsewhere; None is that of the precision.
+    """
+
+    name: str
+    format: Format
+    precision: Precision
+    effective_precision: str | None = None
+    status: Status
+    reason: str | None = None
+    files: tuple[File, ...] = ()
+    parity: Parity | None = None
+    requires: dict[str, str] = Field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    limit: float | None = None
+
+    @property
+    def numerics_class(self) -> NumericsClass:
+        """`int8` answers differ from the reference by more than rounding, so they are a class of their own."""
+        return "int8" if self.precision == "int8" else "full"
+
+
+class Axis(_Record):
+    """A free dimension other than the batch: its name, the range that engines are built for, and where it is.
+
+    `dims` are (input, dimension) pairs that always have the same extent. `opt` is the extent that TensorRT tunes for
+    and that warm-up uses. The first axis of a manifest is the cost axis: the one that latency is measured along.
+    """
+
+    name: str
+    min: int = Field(ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=1)
+    dims: tuple[tuple[str, int], ...] = Field(min_length=1)
+
+
+class Step(_Record):
+    """One step of the build, in the order they ran: how it ended, what it took, and where its log is in the bundle.
+
+    `died`: its process crashed, hung or outgrew its bounds, which need not happen again.
+    """
+
+    name: str
+    outcome: Literal["done", "cached", "failed", "unavailable"]
+    detail: str = ""
+    seconds: float = 0.0
+    peak_mib: int = 0
+    log: str | None = None
+    died: bool = False
+
+
+class Chosen(_Record):
+    """The artifact that the latency table calls best within one numerics class, on the machine that built it."""
+
+    numerics: NumericsClass
+    objective: Objective
+    engine: EngineKind
+    artifact: str
+    rows: int
+    reasons: tuple[str, ...] = ()
+
+
+class Manifest(_Record):
+    """Everything known about one model version.
+
+    `key` is the content hash of what it was built from (source, samples, recipe, versions, hardware): a build with the
+    same key would make the same bundle. `files` are those that belong to no artifact.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    version: str
+    created: str
+    source: str
+    signature: SignatureRecord
+    max_batch: int = Field(ge=1)
+    axes: tuple[Axis, ...] = ()
+    preprocess: str = ""
+    postprocess: str = ""
+    remarks: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...]
+    chosen: tuple[Chosen, ...] = ()
+    latency: tuple[LatencyTable, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, str] = Field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    key: str = ""
+    files: tuple[File, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | bytes, path: str) -> Manifest:
+        """Read a manifest's JSON; `path` only serves the message of ManifestInvalid."""
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ManifestInvalid(path, f"{where}: {first['msg']}") from None
+        for record in manifest.signature.inputs + manifest.signature.outputs:
+            if record.datatype not in DTYPES:
+                raise ManifestInvalid(path, f"tensor {record.name!r} has unknown datatype {record.datatype!r}")
+        return manifest
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact called `name`, or ArtifactMissing listing what there is."""
+        for artifact in self.artifacts:
+            if artifact.name == name:
+                return artifact
+        have = ", ".join(artifact.name for artifact in self.artifacts) or "none"
+        raise ArtifactMissing(f"{self.name}@{self.version}", f"no artifact {name!r}; the bundle has {have}")
+
+    def latency_of(self, engine: str, artifact: str) -> LatencyTable | None:
+        """The latency table measured for this engine on this artifact, if there is one."""
+        for table in self.latency:
+            if (table.engine, table.artifact) == (engine, artifact):
+                return table
+        return None
+
+    def efficient_rows(self, engine: str, artifact: str) -> int:
+        """The batch that is worth waiting for (LatencyTable.efficient_rows); `max_batch` where nothing was measured."""
+        table = self.latency_of(engine, artifact)
+        size = self.axes[0].opt if self.axes else None
+        return table.efficient_rows(self.max_batch, size) if table else self.max_batch
+
+    def example(self, rows: int, size: int | None = None) -> dict[str, np.ndarray]:
+        """Zeros that fit the signature: `rows` rows, the cost axis at `size` and every other axis at its `opt`."""
+        extents = {dim: axis.opt for axis in self.axes for dim in axis.dims}
+        if size is not None and self.axes:
+            extents |= dict.fromkeys(self.axes[0].dims, size)
+        return {
+            spec.name: spec.example(rows, {dim: extent for (name, dim), extent in extents.items() if name == spec.name})
+            for spec in self.signature.signature().inputs
+        }
+
+    def size_of(self, inputs: Tensors) -> int | None:
+        """Extent of checked `inputs` along the cost axis; None for a model that has none."""
+        if not self.axes:
+            return None
+        name, dim = self.axes[0].dims[0]
+        return int(inputs[name].shape[dim])
+
+    def batch_buckets(self, most: int | None = None) -> tuple[int, ...]:
+        """Batch sizes that are measured and warmed up: 1, 2, 4 ... and `most`, by default the maximum."""
+        largest = min(most or self.max_batch, self.max_batch)
+        sizes = {1, largest}
+        size = 2
+        while size < largest:
+            sizes.add(size)
+            size *= 2
+        return tuple(sorted(sizes))

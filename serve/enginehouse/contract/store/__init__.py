@@ -1,0 +1,155 @@
+"""Stores: where bundles live. A local folder, or any URL that fsspec knows (`s3://bucket/models`, ...)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from enginehouse.contract.bundle import MANIFEST, Bundle
+from enginehouse.contract.errors import BuildError, ConfigError, InvalidInput, ManifestInvalid, ModelNotFound
+from enginehouse.contract.manifest import File, Manifest
+from enginehouse.contract.store.cache import cache_folder, fetch
+from enginehouse.contract.store.staging import make_staging
+from enginehouse.contract.store.upload import upload
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_name(what: str, name: str) -> str:
+    """`name` itself if it is safe as a folder and URL part, else InvalidInput."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"{what} {name!r} is not usable: letters, digits, '.', '_' and '-' only, at most 128")
+    return name
+
+
+def version_order(version: str) -> tuple[int, int, str]:
+    """Sort key for versions: numbers by value, after all names."""
+    return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+class Store:
+    """Reads and publishes bundles. Every node makes its own from the same URL.
+
+    What is opened from a remote store is copied into a node-local cache (`$ENGINEHOUSE_CACHE`, default
+    `~/.cache/enginehouse`), each file checked against its sha256. A store that cannot be reached raises ConfigError.
+
+    Credentials and endpoints are fsspec's and the backend's own settings and have to be there on every node that opens
+    the store. For `s3://`: the AWS variables and files, with `AWS_ENDPOINT_URL` for MinIO, Ceph and the like; for
+    every backend: `~/.config/fsspec/*.json` or `FSSPEC_<PROTOCOL>_<OPTION>`.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = str(url)
+        self._fs: Any
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            # An unknown scheme, or one whose package (s3fs, gcsfs, ...) is not installed.
+            raise ConfigError(f"store {self.url!r} cannot be used: {error}") from None
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._local = bool(protocols & {"file", "local"})
+
+    def absolute_url(self) -> str:
+        """The store's URL as every process may use it, whatever its working directory."""
+        return str(Path(self.url).resolve()) if self._local and "://" not in self.url else self.url
+
+    def models(self) -> list[str]:
+        """Names of all models in the store, sorted."""
+        return sorted({PurePosixPath(path).parent.parent.name for path in self._manifests("*")})
+
+    def versions(self, model: str) -> list[str]:
+        """Versions of `model`, oldest first; empty when there is none."""
+        found = (PurePosixPath(path).parent.name for path in self._manifests(check_name("model", model)))
+        return sorted(found, key=version_order)
+
+    def latest(self, model: str) -> str:
+        """The newest version of `model`, or ModelNotFound."""
+        versions = self.versions(model)
+        if not versions:
+            raise ModelNotFound(model, None, tuple(self.models()))
+        return versions[-1]
+
+    def manifest(self, model: str, version: str) -> Manifest:
+        """Read only the manifest. Raises ManifestInvalid, ConfigError."""
+        return Manifest.parse(self._read_manifest(model, version), self._path(model, version, MANIFEST))
+
+    def open(self, model: str, version: str, artifacts: Collection[str] | None = None) -> Bundle:
+        """The bundle in a local folder; of a remote store's, the named artifacts (None: all) are fetched first.
+
+        Artifacts that are not named may be absent from that folder; opening the bundle again with other names adds
+        them. A cached file that was damaged since is fetched again. Raises ManifestInvalid, ArtifactMissing (also for
+        a name that the bundle does not have), DigestMismatch when the store itself holds another content than the
+        manifest promises, InvalidInput, ConfigError.
+        """
+        source = self._path(check_name("model", model), check_name("version", version))
+        if self._local:
+            bundle = Bundle.open(Path(source))
+            _files(bundle.manifest, artifacts)
+            return bundle
+        text = self._read_manifest(model, version)
+        manifest = Manifest.parse(text, self._path(model, version, MANIFEST))
+        return Bundle.open(fetch(self._fs, source, text, _files(manifest, artifacts)))
+
+    def publish(self, folder: Path, model: str, version: str) -> str:
+        """Put a finished bundle folder into the store, all at once; its final place is returned.
+
+        A local store takes the folder itself, a remote one a copy of it. Raises BuildError when that version is
+        already there (published bundles are never changed), when it is just being published by another, and when the
+        store fails; no readable version is left then.
+        """
+        target = self._path(check_name("model", model), check_name("version", version))
+        if not self._local:
+            upload(self._fs, folder, target)
+            return target
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.rename(target)
+        except OSError as error:
+            taken = f"{target} already exists and bundles are immutable; choose another --version"
+            raise BuildError(taken if Path(target).exists() else str(error)) from None
+        return target
+
+    def staging(self) -> Path:
+        """A new empty folder on the store's own file system where that is local, so that publishing is one rename.
+
+        Folders that killed builds left there are removed. Raises ConfigError where nothing can be written.
+        """
+        parent = Path(self._root) if self._local else cache_folder()
+        try:
+            return make_staging(parent / ".building")
+        except OSError as error:
+            raise ConfigError(f"{parent} cannot be written: {error.strerror}; choose another --store") from None
+
+    def _path(self, *parts: str) -> str:
+        return "/".join([self._root.rstrip("/"), *parts])
+
+    def _manifests(self, model: str) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.glob(self._path(model, "*", MANIFEST))
+        except Exception as error:
+            # fsspec backends raise their own classes for no credentials, no network, no such bucket.
+            raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
+        return [path for path in found if "/.building/" not in path]
+
+    def _read_manifest(self, model: str, version: str) -> bytes:
+        path = self._path(check_name("model", model), check_name("version", version), MANIFEST)
+        try:
+            return bytes(self._fs.cat_file(path))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise ManifestInvalid(path, f"{type(error).__name__}: {error}") from None
+        except Exception as error:
+            # fsspec backends raise their own classes for no credentials, no network, no such bucket.
+            raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _files(manifest: Manifest, artifacts: Collection[str] | None) -> list[File]:
+    wanted = manifest.artifacts if artifacts is None else [manifest.artifact(name) for name in artifacts]
+    # Whoever loads an engine may have to verify it first.
+    check = [file for file in manifest.files if artifacts is None or file.path.startswith("check/")]
+    return [*check, *(file for artifact in wanted for file in artifact.files)]

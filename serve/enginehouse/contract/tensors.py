@@ -1,0 +1,173 @@
+"""Tensors and signatures: what goes into a model and what comes out, checked once at the door.
+
+A request is a mapping from input name to numpy array. In a batched model dimension 0 of every input and output is the
+batch; its length is called *rows*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from enginehouse.contract.errors import InvalidInput
+
+Tensors: TypeAlias = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds a request waited for its batch and the batch took to compute, and the rows of that batch."""
+
+    queue_ms: float
+    compute_ms: float
+    batch_rows: int
+
+
+#: What an engine made of requests, and how long it took.
+Answer: TypeAlias = tuple[dict[str, np.ndarray], Timing]
+
+#: Open Inference Protocol datatype <-> numpy dtype (the protocol's "Tensor Data Types" table, and Triton's BF16).
+DTYPES: Mapping[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BYTES": np.dtype(np.object_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def datatype(dtype: np.dtype) -> str:
+    """Name of `dtype` in the Open Inference Protocol; every string dtype is BYTES. Raises InvalidInput."""
+    if dtype.kind in "OSU":
+        return "BYTES"
+    try:
+        return _NAMES[dtype]
+    except KeyError:
+        known = ", ".join(DTYPES)
+        raise InvalidInput(f"dtype {dtype} has no place in the protocol; use one of {known}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output. In `shape`, None is a free dimension; in a batched model dim 0 is the batch."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        dims = ",".join("*" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name}: {datatype(self.dtype)}[{dims}]"
+
+    def example(self, rows: int, extents: Mapping[int, int] | None = None) -> np.ndarray:
+        """Zeros with `rows` along dim 0 when that is free; other free dimensions have the extent given, or 1."""
+        shape = [(extents or {}).get(axis, 1) if dim is None else dim for axis, dim in enumerate(self.shape)]
+        if self.shape and self.shape[0] is None:
+            shape[0] = rows
+        return np.full(shape, b"", dtype=object) if self.dtype.hasobject else np.zeros(shape, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Names, dtypes and shapes of a model's inputs and outputs.
+
+    With `batched`, dim 0 of every tensor is the batch; without, a request is one row and is never merged with others.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool = True
+
+    def check(self, inputs: Tensors) -> int:
+        """Number of rows in `inputs`, or InvalidInput naming the tensor at fault and what was expected."""
+        if inputs.keys() != {spec.name for spec in self.inputs}:
+            raise InvalidInput(_names_at_fault(inputs, self.inputs))
+        rows = 1
+        first: TensorSpec | None = None
+        for spec in self.inputs:
+            array = inputs[spec.name]
+            _check_tensor(array, spec)
+            if self.batched:
+                if first is None:
+                    first, rows = spec, array.shape[0]
+                elif array.shape[0] != rows:
+                    raise InvalidInput(
+                        f"inputs disagree on the batch: {first.name!r} has {rows} rows, "
+                        f"{spec.name!r} has {array.shape[0]}"
+                    )
+        if rows < 1:
+            raise InvalidInput(f"input {self.inputs[0].name!r} has 0 rows; send at least 1")
+        return rows
+
+
+def _names_at_fault(inputs: Tensors, specs: Sequence[TensorSpec]) -> str:
+    wanted = ", ".join(str(spec) for spec in specs)
+    known = {spec.name for spec in specs}
+    unknown = sorted(set(inputs) - known)
+    missing = sorted(known - set(inputs))
+    faults = [f"input {name!r} is missing" for name in missing]
+    faults += [f"input {name!r} is not known" for name in unknown]
+    return f"{'; '.join(faults)}; the model wants {wanted}"
+
+
+def _check_tensor(array: np.ndarray, spec: TensorSpec) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InvalidInput(f"input {spec.name!r} is a {type(array).__name__}; send a numpy array ({spec})")
+    fits_dtype = array.dtype.kind in "OSU" if spec.dtype.hasobject else array.dtype == spec.dtype
+    if not fits_dtype:
+        raise InvalidInput(
+            f"input {spec.name!r} has dtype {array.dtype} ({_label(array.dtype)}); "
+            f"the model wants {spec.dtype} ({datatype(spec.dtype)})"
+        )
+    fits_shape = len(array.shape) == len(spec.shape) and all(
+        want is None or want == have for have, want in zip(array.shape, spec.shape, strict=True)
+    )
+    if not fits_shape:
+        dims = ", ".join("*" if dim is None else str(dim) for dim in spec.shape)
+        raise InvalidInput(f"input {spec.name!r} has shape {list(array.shape)}; the model wants [{dims}]")
+
+
+def _label(dtype: np.dtype) -> str:
+    return "BYTES" if dtype.kind in "OSU" else _NAMES.get(dtype, "not in the protocol")
+
+
+def stack(requests: Sequence[Tensors]) -> Tensors:
+    """Join requests along dim 0. A single request is passed through without a copy."""
+    if len(requests) == 1:
+        return requests[0]
+    return {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+
+
+def split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Undo `stack`: one mapping of views for each entry of `rows`, in order."""
+    if len(rows) == 1:
+        return [dict(outputs)]
+    ends = list(accumulate(rows))
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for end, count in zip(ends, rows, strict=True)
+    ]
+
+
+def nbytes(tensors: Tensors) -> int:
+    """Bytes of all arrays together, those of strings included."""
+    return sum(array.nbytes + (_text_bytes(array) if array.dtype.hasobject else 0) for array in tensors.values())
+
+
+def _text_bytes(array: np.ndarray) -> int:
+    return sum(len(element) for element in array.ravel().tolist() if isinstance(element, str | bytes))

@@ -1,0 +1,1 @@
+"""HTTP: the Open Inference Protocol over the data plane."""

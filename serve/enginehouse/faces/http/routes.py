@@ -1,0 +1,252 @@
+"""The HTTP face: Open Inference Protocol v2 over the router. Thin: decode, infer, encode, and errors as `{"error"}`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.metadata
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import orjson
+from ray import serve
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from enginehouse.contract.config import AppConfig
+from enginehouse.contract.errors import EnginehouseError, Overloaded
+from enginehouse.faces import oip
+from enginehouse.faces.http import body
+from enginehouse.routing.admission import Admitted
+from enginehouse.routing.hints import PREFIX, Hints, headers_of
+from enginehouse.routing.router import Router
+from enginehouse.routing.versions import ServedModels
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds after which it is looked whether the client of a request is still there.
+WATCH_AFTER_S = 0.05
+#: JSON of up to this size is read and written on the event loop: a millisecond or two, less than a thread would cost.
+INLINE_BYTES = 1 << 17
+
+
+class Replica(Protocol):
+    """What the routes ask of the deployment that they belong to."""
+
+    core: Router
+    config: AppConfig
+    models: ServedModels
+
+
+def _replica() -> Replica:
+    replica: Replica = serve.get_replica_context().servable_object
+    return replica
+
+
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), status, headers, media_type="application/json")
+
+
+async def live(_: Request) -> Response:
+    return Response(status_code=200)
+
+
+async def ready(_: Request) -> Response:
+    """200 once every model of the catalog answers (Triton's strict readiness), else 400."""
+    models = _replica().models.status()["models"]
+    waiting = [model["name"] for model in models if not _replica().core.is_ready(model["name"])]
+    if waiting:
+        return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
+    return Response(status_code=200)
+
+
+async def server(_: Request) -> Response:
+    return _json(oip.server_metadata(importlib.metadata.version("enginehouse")))
+
+
+async def model(request: Request) -> Response:
+    served = _replica().core.models.get(*_model_of(request))
+    config = served.config
+    return _json(oip.model_metadata(config.name, [config.version], "enginehouse", served.signature))
+
+
+async def model_ready(request: Request) -> Response:
+    name, version = _model_of(request)
+    is_ready = _replica().core.is_ready(name, version)
+    if is_ready:
+        return _json({"name": name, "ready": True})
+    return _json({"error": f"model {name!r} has no live backend; see `enginehouse status`"}, 400)
+
+
+async def infer(request: Request) -> Response:
+    return await _infer(_replica(), request)
+
+
+async def answer(replica: Replica, scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI: one inference request that comes past Serve and Starlette (see shortcut.py), answered whatever happens."""
+    request = Request(scope, receive)
+    watch = _Watch(request)
+    try:
+        response = await _infer(replica, request, watch.start)
+    except EnginehouseError as error:
+        response = await _our_error(request, error)
+    except HTTPException as error:
+        response = await _http_error(request, error)
+    except ClientDisconnect as error:
+        response = await _gone(request, error)
+    except asyncio.CancelledError:
+        if not watch.is_gone:
+            raise
+        return
+    except Exception as error:
+        logger.exception("%s", scope["path"])
+        response = await _any_error(request, error)
+    finally:
+        watch.stop()
+    await response(scope, receive, send)
+
+
+class _Watch:
+    """Cancels the task it was made in when the client goes away while an answer is being made.
+
+    Watching costs a task, so a request is only watched when it takes longer than most.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.is_gone = False
+        self._request = request
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From now on no more of the body is waited for, so that whatever arrives is the client's farewell."""
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self._request.receive()
+        if message["type"] == "http.disconnect" and self._task is not None:
+            self.is_gone = True
+            self._task.cancel()
+
+
+async def _infer(replica: Replica, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
+    headers = headers_of(request.scope["headers"])
+    priority = Hints.of(headers, {}).priority
+    with Admitted(replica.core.admission, request.path_params["model"], priority) as admitted:
+        content = await body.read(request, replica.config.router.max_body_bytes, admitted)
+        on_body()
+        return await _answer(replica, request, content, headers)
+
+
+async def _answer(
+    replica: Replica, request: Request, content: bytes | memoryview, hints: Mapping[str, str]
+) -> Response:
+    name, version = _model_of(request)
+    served = replica.core.models.get(name, version)
+    length = body.json_length(request)
+    # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.
+    decode = functools.partial(oip.decode_request, content, length, served.signature)
+    is_large = length is None and len(content) > INLINE_BYTES
+    wanted = await asyncio.to_thread(decode) if is_large else decode()
+    answer = await replica.core.answer(served, wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
+    origin = answer.origin()
+    encode = functools.partial(
+        oip.encode_response, name, origin["version"], wanted, answer.outputs, served.signature, origin
+    )
+    is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
+    text, json_length = await asyncio.to_thread(encode) if is_large else encode()
+    headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in origin.items()}
+    if json_length is None:
+        return Response(text, 200, headers, media_type="application/json")
+    headers[body.BINARY_HEADER] = str(json_length)
+    return Response(text, 200, headers, media_type="application/octet-stream")
+
+
+async def index(_: Request) -> Response:
+    """The models by name, version and state, as Triton's repository index gives them."""
+    models = _replica().models.status()["models"]
+    return _json(
+        [
+            {
+                "name": entry["name"],
+                "version": entry["serving"] or entry["wanted"],
+                "state": "READY" if _replica().core.is_ready(entry["name"]) else "UNAVAILABLE",
+                "reason": entry["reason"],
+            }
+            for entry in models
+        ]
+    )
+
+
+def _model_of(request: Request) -> tuple[str, str | None]:
+    return request.path_params["model"], request.path_params.get("version")
+
+
+async def _our_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, EnginehouseError)
+    headers = None
+    if error.retryable and error.status != 504:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)) if isinstance(error, Overloaded) else 1)}
+    return _json(oip.error_document(error), error.status, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if error.status_code == 404:
+        detail = f"{request.url.path!r} is not a path of this server; inference is at /v2/models/<model>/infer"
+    elif error.status_code == 405:
+        detail = f"{request.method} is not allowed on {request.url.path!r}"
+    return _json({"error": detail}, error.status_code, dict(error.headers or {}))
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _any_error(_: Request, error: Exception) -> Response:
+    return _json({"error": f"internal error: {type(error).__name__}: {error}"}, 500)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _model_routes(suffix: str, endpoint: Endpoint, method: str) -> list[Route]:
+    paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+    return [Route(path + suffix, endpoint, methods=[method]) for path in paths]
+
+
+http = Starlette(
+    routes=[
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2", server),
+        Route("/v2/", server),
+        Route("/v2/repository/index", index, methods=["POST"]),
+        *_model_routes("", model, "GET"),
+        *_model_routes("/ready", model_ready, "GET"),
+        *_model_routes("/infer", infer, "POST"),
+    ],
+    exception_handlers={
+        EnginehouseError: _our_error,
+        HTTPException: _http_error,
+        ClientDisconnect: _gone,
+        Exception: _any_error,
+    },
+)

@@ -1,0 +1,282 @@
+"""A request body -> InferRequest, or InvalidInput naming the value at fault and what was expected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import orjson
+
+from enginehouse.contract.elements import BINARY_ONLY, from_bytes, from_json, json_text
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.tensors import Signature, TensorSpec, datatype
+from enginehouse.faces.oip import forms
+
+Parameters: TypeAlias = Mapping[str, str | int | float | bool]
+
+MAX_DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """How one output is to be sent. `classification` = k > 0 asks for the k largest values instead of the tensor."""
+
+    name: str
+    binary: bool
+    classification: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that fits the model's signature.
+
+    `outputs` are the wanted ones in the order of the answer, all of them where the request names none.
+    """
+
+    inputs: dict[str, np.ndarray]
+    id: str | None
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Parameters
+    rows: int
+
+
+def parse_header_length(value: str | None) -> int | None:
+    """The number in an `Inference-Header-Content-Length` header; None where there is none. Raises InvalidInput."""
+    if value is None:
+        return None
+    digits = value.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise InvalidInput(f"Inference-Header-Content-Length is {json_text(value)}; send the number of bytes of JSON")
+    return int(digits)
+
+
+def decode_request(body: bytes | memoryview, json_length: int | None, signature: Signature) -> InferRequest:
+    """Read an inference request and check it against `signature`.
+
+    `json_length` is the value of `Inference-Header-Content-Length`: None = the whole body is JSON, 0 = a raw request
+    (the whole body is the bytes of the only input), else that many bytes of JSON with the binary tensors after them.
+    Binary inputs are read-only views on `body` where its alignment allows. Raises InvalidInput.
+    """
+    view = memoryview(body)
+    if json_length is None:
+        json_length = len(view)
+    elif json_length == 0:
+        return _raw_request(view, signature)
+    elif not 0 < json_length <= len(view):
+        raise InvalidInput(
+            f"Inference-Header-Content-Length is {json_length}; the body has {len(view)} bytes, "
+            "so it must be between 0 and that"
+        )
+    text, tail = view[:json_length], view[json_length:]
+    if tail and (form := forms.find(text, len(tail), signature)):
+        return InferRequest(form.inputs(tail), *form.said)
+    document = _document(text)
+    identifier = document.get("id")
+    if identifier is not None and not isinstance(identifier, str):
+        raise InvalidInput(f"'id' is {json_text(identifier)}; send a string")
+    parameters = _parameters(document, "the request")
+    inputs = _inputs(document, signature, tail)
+    outputs = _outputs(document, signature, _flag(parameters, "binary_data_output", "the request"))
+    said = identifier, outputs, parameters, signature.check(inputs)
+    # Whoever numbers requests never sends the same text again.
+    if tail and identifier is None:
+        forms.keep(text, len(tail), signature, inputs, said)
+    return InferRequest(inputs, *said)
+
+
+def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
+    """The answer to a raw request is binary too, like Triton's: who sends bytes alone reads bytes."""
+    if len(signature.inputs) != 1:
+        names = ", ".join(repr(spec.name) for spec in signature.inputs)
+        raise InvalidInput(
+            "Inference-Header-Content-Length is 0, which is a raw request for a model of one input; "
+            f"this one has {names}"
+        )
+    spec = signature.inputs[0]
+    if spec.dtype.hasobject:
+        # One string needs no length prefix: it is the body.
+        array = np.empty(1, dtype=object)
+        array[0] = bytes(body)
+        array = array.reshape([1] * len(spec.shape))
+    else:
+        array = from_bytes(spec.name, spec.dtype, _raw_shape(spec, len(body)), body)
+    inputs = {spec.name: array}
+    outputs = tuple(RequestedOutput(output.name, binary=True) for output in signature.outputs)
+    return InferRequest(inputs, None, outputs, {}, signature.check(inputs))
+
+
+def _raw_shape(spec: TensorSpec, size: int) -> list[int]:
+    free = [axis for axis, dim in enumerate(spec.shape) if dim is None]
+    fixed = spec.dtype.itemsize
+    for dim in spec.shape:
+        fixed *= 1 if dim is None else dim
+    if len(free) > 1:
+        raise InvalidInput(f"a raw request cannot tell the shape of {spec}; send JSON or binary tensors with a shape")
+    if free and (fixed == 0 or size % fixed):
+        raise InvalidInput(f"a raw request for {spec} takes a multiple of {fixed} bytes; the body has {size}")
+    return [size // fixed if dim is None else dim for dim in spec.shape]
+
+
+def _document(text: memoryview) -> dict[str, Any]:
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        document = _with_non_finite(bytes(text), error)
+    if not isinstance(document, dict):
+        raise InvalidInput(f"the request is the JSON value {json_text(document)}; send an object with 'inputs'")
+    _check_depth(document)
+    return document
+
+
+def _with_non_finite(text: bytes, error: orjson.JSONDecodeError) -> Any:
+    """Triton and tritonclient write NaN and infinities into JSON, which only the standard library's parser takes."""
+    if b"NaN" in text or b"Infinity" in text:
+        try:
+            document = json.loads(text)
+            # Refuses what orjson would not have parsed either, such as lone surrogates and integers beyond 64 bits.
+            orjson.dumps(document)
+            return document
+        except (ValueError, TypeError, RecursionError) as other:
+            raise InvalidInput(f"the request is not valid JSON: {other}") from None
+    raise InvalidInput(f"the request is not valid JSON: {error}") from None
+
+
+def _check_depth(document: dict[str, Any]) -> None:
+    """Nothing nested deeper than MAX_DEPTH, leaving out `data`: that is compared with its shape."""
+    nested: list[Any] = [document]
+    depth = 0
+    while nested:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise InvalidInput(f"the request's JSON is nested more than {MAX_DEPTH} deep")
+        children: list[Any] = []
+        for value in nested:
+            if isinstance(value, dict):
+                children += [item for key, item in value.items() if not (depth == 3 and key == "data")]
+            elif isinstance(value, list):
+                children += value
+        nested = [value for value in children if isinstance(value, dict | list)]
+
+
+def _parameters(owner: dict[str, Any], what: str) -> Parameters:
+    parameters = owner.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise InvalidInput(f"'parameters' of {what} is {json_text(parameters)}; send an object")
+    for key, value in parameters.items():
+        if not isinstance(value, str | int | float | bool):
+            raise InvalidInput(
+                f"parameter {json_text(key)} of {what} is {json_text(value)}; "
+                "parameters are strings, numbers or booleans"
+            )
+        if key.startswith("shared_memory"):
+            raise InvalidInput(f"parameter {json_text(key)} of {what}: shared memory is not supported; use binary data")
+    return parameters
+
+
+def _flag(parameters: Parameters, key: str, what: str, default: bool = False) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter {key!r} of {what} is {json_text(value)}; send true or false")
+    return value
+
+
+def _integer(parameters: Parameters, key: str, what: str) -> int | None:
+    value = parameters.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise InvalidInput(f"parameter {key!r} of {what} is {json_text(value)}; send a whole number of at least 0")
+    return value
+
+
+def _items(document: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The named objects of `inputs` or `outputs`. Raises InvalidInput for anything else and for a name given twice."""
+    items = document.get(key)
+    if items is None:
+        items = []
+    if not isinstance(items, list):
+        raise InvalidInput(f"{key!r} is {json_text(items)}; send an array of objects")
+    named: dict[str, dict[str, Any]] = {}
+    for item in items:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            raise InvalidInput(f"{key!r} has the entry {json_text(item)}; each is an object with a 'name'")
+        if name in named:
+            raise InvalidInput(f"{key[:-1]} {json_text(name)} is given twice")
+        named[name] = item
+    return list(named.items())
+
+
+def _inputs(document: dict[str, Any], signature: Signature, tail: memoryview) -> dict[str, np.ndarray]:
+    specs = {spec.name: spec for spec in signature.inputs}
+    arrays: dict[str, np.ndarray] = {}
+    offset = 0
+    for name, item in _items(document, "inputs"):
+        what = f"input {json_text(name)}"
+        if name not in specs:
+            wanted = ", ".join(str(spec) for spec in signature.inputs)
+            raise InvalidInput(f"{what} is not known; the model wants {wanted}")
+        spec = specs[name]
+        shape = _shape(item, spec)
+        size = _integer(_parameters(item, what), "binary_data_size", what)
+        if size is None:
+            if "data" not in item:
+                raise InvalidInput(f"{what} has neither 'data' nor the parameter 'binary_data_size'")
+            arrays[name] = from_json(name, spec.dtype, shape, item["data"])
+            continue
+        if "data" in item:
+            raise InvalidInput(f"{what} has both 'data' and the parameter 'binary_data_size'; send one of them")
+        if size > len(tail) - offset:
+            raise InvalidInput(
+                f"{what} says binary_data_size {size}; {len(tail) - offset} bytes are left after the JSON "
+                "(whose length goes into the header Inference-Header-Content-Length)"
+            )
+        arrays[name] = from_bytes(name, spec.dtype, shape, tail[offset : offset + size])
+        offset += size
+    if offset != len(tail):
+        raise InvalidInput(f"the body has {len(tail) - offset} bytes after the last input")
+    return arrays
+
+
+def _shape(item: dict[str, Any], spec: TensorSpec) -> list[int]:
+    what = f"input {spec.name!r}"
+    kind = datatype(spec.dtype)
+    if item.get("datatype") != kind:
+        raise InvalidInput(f"{what} has the datatype {json_text(item.get('datatype'))}; the model wants {kind}")
+    shape = item.get("shape")
+    if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape):
+        raise InvalidInput(f"{what} has the shape {json_text(shape)}; send an array of whole numbers of at least 0")
+    if len(shape) != len(spec.shape):
+        raise InvalidInput(
+            f"{what} has the shape {json_text(shape)} of {len(shape)} dimensions; the model wants {spec}"
+        )
+    return shape
+
+
+def _outputs(document: dict[str, Any], signature: Signature, binary_default: bool) -> tuple[RequestedOutput, ...]:
+    specs = {spec.name: spec for spec in signature.outputs}
+    items = _items(document, "outputs") or [(name, {}) for name in specs]
+    outputs = []
+    for name, item in items:
+        what = f"output {json_text(name)}"
+        if name not in specs:
+            wanted = ", ".join(str(spec) for spec in signature.outputs)
+            raise InvalidInput(f"{what} is not known; the model has {wanted}")
+        parameters = _parameters(item, what)
+        binary = _flag(parameters, "binary_data", what, binary_default)
+        classes = _integer(parameters, "classification", what) or 0
+        kind = datatype(specs[name].dtype)
+        if classes and kind in ("BYTES", "BOOL"):
+            raise InvalidInput(f"{what} is {kind}, which has no order; classification takes numbers")
+        if kind in BINARY_ONLY and not (binary or classes):
+            raise InvalidInput(
+                f"{what} is {kind}, which has no JSON form; ask for it with the parameter binary_data true "
+                "(binary_data_output true for all outputs)"
+            )
+        outputs.append(RequestedOutput(name, binary, classes))
+    return tuple(outputs)

@@ -1,0 +1,1 @@
+"""Calls from Python: other Ray jobs, tasks and actors."""

@@ -1,0 +1,126 @@
+"""Client: inference from another Ray job, routed in its own process, with this package's own errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import grpc
+import numpy as np
+from grpc.aio import AioRpcError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from enginehouse.cluster import deploy
+from enginehouse.contract.errors import (
+    DeadlineExceeded,
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    RequestTooLarge,
+)
+from enginehouse.contract.tensors import Tensors
+from enginehouse.faces.python import local_router
+from enginehouse.routing.hints import Hints, HintsByName
+
+#: Added to a request's deadline before the client itself gives up: the router answers for the deadline, this only
+#: bounds the wait for a router that has gone.
+GRACE_S = 5.0
+#: A request without a deadline has the router's default, which this process does not know.
+UNSTATED_S = 30.0
+
+
+class Client:
+    """Inference on the cluster that this process is connected to.
+
+    Requests are routed in this process, straight to the replicas; while that is not possible, for instance because it
+    reaches none, they go through the deployed routers, a hop more. `deadline_s`, `priority`, `backend` and
+    `min_precision` of a request are those of `Hints`. A job without this package uses
+    `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
+    """
+
+    def __init__(self, is_embedded: bool = True) -> None:
+        self._handle: DeploymentHandle = deploy.router_handle()
+        self._router = local_router.of_this_process(deploy.router_handle) if is_embedded else None
+
+    def infer(
+        self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name. Raises RequestError, CapacityError or EngineError."""
+        outputs: dict[str, np.ndarray] = self.answer(model, inputs, version=version, **hints)["outputs"]
+        return outputs
+
+    def answer(
+        self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
+    ) -> dict[str, Any]:
+        """As `infer`, with who answered: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
+        asked = Hints(**hints)
+        if self._router and self._router.is_up:
+            future = self._router.run(self._router.answer(model, inputs, asked, version))
+            return self._wait(future.result, asked.deadline_s)
+        return self._wait(_result(self._handle.answer.remote(model, dict(inputs), asked, version)), asked.deadline_s)
+
+    async def answer_async(
+        self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
+    ) -> dict[str, Any]:
+        """`answer` for callers that run an event loop."""
+        asked = Hints(**hints)
+        router = self._router or local_router.of_this_process(deploy.router_handle)
+        try:
+            return await asyncio.wrap_future(router.run(router.answer(model, inputs, asked, version)))
+        except Exception as error:
+            raise translate(error) from None
+
+    def explain(
+        self,
+        model: str,
+        rows: int = 1,
+        size: int | None = None,
+        *,
+        version: str | None = None,
+        **hints: Unpack[HintsByName],
+    ) -> dict[str, Any]:
+        """How a request of `rows` rows would be routed now, by one of the routers; see `Router.explain`."""
+        return self._wait(_result(self._handle.explain.remote(model, rows, size, Hints(**hints), version)), None)
+
+    def status(self) -> dict[str, Any]:
+        """Models, versions, backends, and why a backend is not live."""
+        return self._wait(_result(self._handle.status.remote()), None)
+
+    def _wait(self, result_within: Callable[[float], dict[str, Any]], deadline_s: float | None) -> dict[str, Any]:
+        give_up_s = (UNSTATED_S if deadline_s is None else deadline_s) + GRACE_S
+        try:
+            return result_within(give_up_s)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the router did not answer within {give_up_s:g} s") from None
+        except Exception as error:
+            raise translate(error) from None
+
+
+def _result(response: DeploymentResponse) -> Callable[[float], dict[str, Any]]:
+    return lambda timeout_s: response.result(timeout_s=timeout_s)
+
+
+def translate(error: Exception) -> EnginehouseError:
+    """Ray's errors as ours: a lost Router is an engine that is not available; the rest is what the request met."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, EnginehouseError):
+        return cause
+    if isinstance(cause, RayActorError | BackPressureError | DeploymentUnavailableError):
+        return EngineUnavailable("Router", f"{type(cause).__name__}: its replica is gone or full")
+    if isinstance(cause, RayError | RayServeException | ConnectionError) and not isinstance(cause, RayTaskError):
+        return EngineUnavailable("Router", f"{type(cause).__name__}: {cause}")
+    if isinstance(cause, AioRpcError):
+        return _of_grpc(cause)
+    return InferenceFailed(f"Router: {type(cause).__name__}: {cause}")
+
+
+def _of_grpc(error: AioRpcError) -> EnginehouseError:
+    """Serve passes most of what its gRPC transport raises on as it is, such as CANCELLED from a replica that stops."""
+    told = f"{error.code().name}: {error.details()}"
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        remedy = "send fewer rows, or start every node with RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=2147483647"
+        return RequestTooLarge(f"{told}; {remedy}")
+    return EngineUnavailable("Router", told)

@@ -1,0 +1,1 @@
+"""Batch scoring: every row of a dataset through the live backends."""

@@ -1,0 +1,218 @@
+"""Batch scoring: rows of Parquet or NPZ through the live backends with Ray Data, outputs joined to an id column."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from pyarrow import dataset, parquet
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.extensions import ArrowTensorArray
+
+from enginehouse.contract.errors import CapacityError, ConfigError, EnginehouseError, InferenceFailed, InvalidInput
+from enginehouse.contract.tensors import Signature, Tensors
+from enginehouse.faces.python.client import Client
+from enginehouse.routing.policy import LAST
+
+#: Logical CPUs of one scoring actor, and of one reading or writing task. Ray Data's own default of a whole CPU for
+#: every task hangs a small cluster whose engines hold the rest.
+ACTOR_CPUS = 0.25
+IO_CPUS = 0.25
+#: Rows of one request to the router, and requests that an actor has under way.
+REQUEST_ROWS = 32
+REQUESTS_IN_FLIGHT = 8
+#: Rows of one block made from an .npz file.
+PIECE_ROWS = 4096
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Result of a scoring run."""
+
+    rows: int
+    backends: tuple[str, ...]
+
+
+def score(
+    model: str,
+    signature: Signature,
+    source: str,
+    target: str,
+    *,
+    id_column: str = "id",
+    min_actors: int = 1,
+    max_actors: int = 4,
+    progress: bool = True,
+) -> Scored:
+    """Score every row of `source` and write `id_column` plus one column per output to Parquet files under `target`.
+
+    `source` is a Parquet file or folder with one column per input, or an .npz file with one array per input; without an
+    id column rows are numbered from 0. The pool of scoring actors grows from `min_actors` to `max_actors`.
+    Raises ConfigError when too little CPU is free (Ray Data would wait for ever), InvalidInput for missing columns.
+    """
+    _check_room(min_actors)
+    DataContext.get_current().enable_progress_bars = progress
+    names = [spec.name for spec in signature.inputs]
+    rows = _from_npz(source, names, id_column) if source.endswith(".npz") else _from_parquet(source, names, id_column)
+    scored = rows.map_batches(
+        _Scorer,
+        fn_constructor_kwargs={"model": model, "signature": signature, "id_column": id_column},
+        batch_size=REQUEST_ROWS * REQUESTS_IN_FLIGHT,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors, initial_size=min_actors),
+        num_cpus=ACTOR_CPUS,
+    )
+    try:
+        scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
+    except Exception as error:
+        raise _reason(error) from None
+    written = dataset.dataset(target)
+    backends = written.to_table(columns=[_BACKEND]).column(_BACKEND).unique().to_pylist()
+    return Scored(written.count_rows(), tuple(sorted(backends)))
+
+
+_BACKEND = "backend"
+
+
+class _Scorer:
+    """Ray Data actor: a batch becomes several requests, all under way at once."""
+
+    def __init__(self, model: str, signature: Signature, id_column: str) -> None:
+        self._client = Client()
+        self._model, self._signature, self._id_column = model, signature, id_column
+
+    async def __call__(self, batch: dict[str, np.ndarray]) -> Any:
+        inputs = {spec.name: _dense(batch[spec.name], spec.dtype, spec.name) for spec in self._signature.inputs}
+        step = REQUEST_ROWS if self._signature.batched else 1
+        count = len(batch[self._id_column])
+        answers = await asyncio.gather(
+            *(self._answer(_rows(inputs, start, step, self._signature.batched)) for start in range(0, count, step))
+        )
+        result: dict[str, np.ndarray] = {self._id_column: batch[self._id_column]}
+        for spec in self._signature.outputs:
+            parts = [answer["outputs"][spec.name] for answer in answers]
+            result[spec.name] = np.concatenate(parts) if self._signature.batched else np.stack(parts)
+        sizes = [min(step, count - start) for start in range(0, count, step)]
+        result[_BACKEND] = np.repeat([answer["backend"] for answer in answers], sizes)
+        yield result
+
+    async def _answer(self, inputs: Tensors) -> dict[str, Any]:
+        for attempt in range(_TRIES):
+            try:
+                return await self._client.answer_async(self._model, inputs, deadline_s=60, priority=LAST)
+            except CapacityError:
+                if attempt == _TRIES - 1:
+                    raise
+                await asyncio.sleep(1.0 * (attempt + 1))
+        raise AssertionError("unreachable")
+
+
+def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
+    """Row groups as pieces, read by our own small tasks: Ray Data's reader lists files with a task of a whole CPU."""
+    try:
+        files = dataset.dataset(source)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{source}: not readable as Parquet: {error}") from None
+    columns = [id_column, *names]
+    _check_columns(source, columns, files.schema.names)
+    pieces = [
+        {"file": piece.path, "row_group": piece.row_groups[0].id}
+        for file in files.get_fragments()
+        for piece in file.split_by_row_group()
+    ]
+    if not pieces:
+        raise InvalidInput(f"{source}: no rows")
+
+    def read(piece: dict[str, np.ndarray]) -> Any:
+        with files.filesystem.open_input_file(str(piece["file"][0])) as stream:
+            yield parquet.ParquetFile(stream).read_row_group(int(piece["row_group"][0]), columns=columns)
+
+    return ray.data.from_items(pieces).map_batches(read, batch_size=1, num_cpus=IO_CPUS)
+
+
+def _from_npz(source: str, names: list[str], id_column: str) -> Dataset:
+    if not Path(source).is_file():
+        raise InvalidInput(f"{source}: no such file")
+    with np.load(source, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    _check_columns(source, names, list(arrays))
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise InvalidInput(f"{source}: arrays differ in rows: {counts}")
+    count = counts[names[0]]
+    arrays.setdefault(id_column, np.arange(count))
+    columns = [id_column, *names]
+    return ray.data.from_blocks(
+        [
+            pa.table({name: _column(arrays[name][start : start + PIECE_ROWS]) for name in columns})
+            for start in range(0, count, PIECE_ROWS)
+        ]
+    )
+
+
+def _column(array: np.ndarray) -> Any:
+    return pa.array(array) if array.ndim == 1 else ArrowTensorArray.from_numpy(array)
+
+
+def _check_columns(source: str, wanted: list[str], have: list[str]) -> None:
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(have) or 'none'}")
+
+
+def _dense(column: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A Parquet column as one array: nested lists come as an object array of arrays."""
+    if dtype.hasobject:
+        return column
+    if column.dtype.hasobject:
+        try:
+            array = np.stack([np.asarray(row.tolist() if row.dtype.hasobject else row) for row in column])
+        except ValueError:
+            raise InvalidInput(f"column {name!r} has rows of different shapes") from None
+    else:
+        array = column
+    if array.dtype == dtype:
+        return array
+    if not np.can_cast(array.dtype, dtype, "same_kind") and not np.array_equal(array, array.astype(dtype)):
+        raise InvalidInput(f"column {name!r} holds {array.dtype} values that {dtype} cannot")
+    return array.astype(dtype)
+
+
+def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:
+    if batched:
+        return {name: array[start : start + step] for name, array in inputs.items()}
+    return {name: array[start] for name, array in inputs.items()}
+
+
+def _check_room(actors: int) -> None:
+    free = ray.available_resources().get("CPU", 0.0)
+    needed = actors * ACTOR_CPUS + 2 * IO_CPUS
+    if free < needed:
+        total = ray.cluster_resources().get("CPU", 0.0)
+        raise ConfigError(
+            f"scoring needs {needed:g} free logical CPUs ({actors} actors of {ACTOR_CPUS:g}, {IO_CPUS:g} each to read "
+            f"and to write), but {free:g} of {total:g} are free; add a CPU node or lower the pools' num_cpus"
+        )
+
+
+def _reason(error: BaseException) -> EnginehouseError:
+    """What went wrong in an actor, out of Ray Data's wrappings."""
+    cause: BaseException | None = error
+    told = ""
+    while cause is not None:
+        if isinstance(cause, EnginehouseError):
+            return cause
+        told += f"{getattr(cause, 'traceback_str', '')}\n{cause}\n"
+        last, cause = cause, getattr(cause, "cause", None) or cause.__cause__
+    # Ray Data chains its own error to ours, and pickling keeps only the text of such a chain.
+    if ours := re.findall(r"^enginehouse\.(\w+): (.*)$", told, re.MULTILINE):
+        name, text = ours[0]
+        return InvalidInput(text) if name == "InvalidInput" else InferenceFailed(f"scoring stopped: {name}: {text}")
+    return InferenceFailed(f"scoring stopped: {type(last).__name__}: {last}")

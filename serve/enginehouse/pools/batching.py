@@ -1,0 +1,253 @@
+"""Batching: one warm engine with its own queue, where requests that arrive while it is busy become one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from enginehouse.contract.config import ModelConfig
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
+from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
+from enginehouse.contract.tensors import Answer, Tensors, Timing, split, stack
+from enginehouse.engines import Engine
+
+#: A request of more rows than this many full batches goes through the queue in several slices.
+SLICE_BATCHES = 8
+#: An engine is stuck when a call takes so many seconds, and so many times what its rows took lately.
+STUCK_S, STUCK = 10.0, 10.0
+#: Weight of the newest call in how long a row takes.
+NEWEST = 0.1
+#: Seconds that the event loop has to say that a call begins.
+TELL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One call: requests whose rows have the same shape, and how many rows they have together."""
+
+    requests: Sequence[Tensors]
+    rows: int
+    arrived: float
+    deadline: float
+
+
+class LoadedModel:
+    """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's.
+
+    Engine calls have at most `best_rows` rows, unless the catalog says otherwise, and are made inside `flag`. An engine
+    that is not `is_shared` has one caller, which coalesces what it sends: its calls skip the batch queue, unless
+    batches are to be waited for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        kind: EngineKind,
+        manifest: Manifest,
+        artifact: Artifact,
+        best_rows: int,
+        measured: Sequence[tuple[int, float]] = (),
+        flag: AbstractContextManager[None] | None = None,
+        is_shared: bool = True,
+    ) -> None:
+        self.engine = engine
+        self.kind = kind
+        self.artifact = artifact
+        self.measured = list(measured)
+        self._flag = flag or nullcontext()
+        self._is_shared = is_shared
+        self._waits = False
+        self._best_rows = best_rows
+        #: Most rows of one engine call.
+        self.max_rows = self._best_rows
+        self.last_used = time.monotonic()
+        self.busy_s = 0.0
+        self._pending_rows = 0
+        self._row_ms = 0.0
+        # When the call began that the engine computes, and when it counts as stuck.
+        self._since: float | None = None
+        self._stuck_after_s = STUCK_S
+        # One engine call at a time: a CPU engine already uses all of its threads.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
+
+        # serve.batch keeps one queue per decorated function, hence a function per model.
+        @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+        async def run(items: list[_Item]) -> list[Answer | EnginehouseError]:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+
+        self._batched = run
+
+    def set_batching(self, config: ModelConfig) -> None:
+        """Take batch size and wait from the catalog, live."""
+        self.max_rows = config.max_batch_size or self._best_rows
+        # Of calls, each of a row at least.
+        self._batched.set_max_batch_size(self.max_rows)
+        self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
+        self._waits = config.batch_wait_ms > 0
+
+    @property
+    def backlog_ms(self) -> float:
+        """Predicted time until everything that is here now is computed, by how long rows took lately."""
+        return self._pending_rows * self._row_ms
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the engine computes one call, when that is far more than its calls take; else 0."""
+        # Read once: the engine's thread sets it.
+        since = self._since
+        busy_s = 0.0 if since is None else time.monotonic() - since
+        return busy_s if busy_s > self._stuck_after_s else 0.0
+
+    async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
+
+        Raises Overloaded at once for what would not be in time or while the engine is stuck in a call, DeadlineExceeded
+        or InferenceFailed.
+        """
+        if (stuck_s := self.stuck_s) > 0:
+            # For others of the pool, which have an engine that works.
+            raise Overloaded(f"{self.kind} has been computing one call for {stuck_s:.0f} s", STUCK_S)
+        if self.backlog_ms > budget_s * 1e3:
+            raise Overloaded(
+                f"{self.kind} is busy for {self.backlog_ms:.3g} ms with what others sent", self.backlog_ms / 1e3
+            )
+        self._pending_rows += rows
+        try:
+            return await self._infer(requests, rows, budget_s)
+        finally:
+            self._pending_rows -= rows
+
+    async def infer_alone(
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+    ) -> Answer:
+        """As `infer`, with nothing else in the engine; `begun` is called on the event loop right before it computes."""
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        item = _Item(requests, rows, now, now + budget_s)
+
+        async def tell() -> None:
+            begun()
+
+        def run() -> list[Answer | EnginehouseError]:
+            # Not before it is told: it may be the last that this process does.
+            asyncio.run_coroutine_threadsafe(tell(), loop).result(TELL_S)
+            return self._run([item])
+
+        self.last_used = now
+        (answer,) = await loop.run_in_executor(self._thread, run)
+        if isinstance(answer, EnginehouseError):
+            raise answer
+        return answer
+
+    async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        now = time.monotonic()
+        slice_rows = self.max_rows * SLICE_BATCHES
+        if not self.engine.signature.batched or rows <= slice_rows:
+            return await self._queued(_Item(requests, rows, now, now + budget_s))
+        # Slice after slice through the queue, so that other callers get their turn in between.
+        inputs = stack(requests)
+        answers = []
+        for start in range(0, rows, slice_rows):
+            part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
+            item = _Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s)
+            answers.append(await self._queued(item))
+        outputs = {name: np.concatenate([part[name] for part, _ in answers]) for name in answers[0][0]}
+        timings = [timing for _, timing in answers]
+        return outputs, Timing(
+            queue_ms=sum(timing.queue_ms for timing in timings),
+            compute_ms=sum(timing.compute_ms for timing in timings),
+            batch_rows=max(timing.batch_rows for timing in timings),
+        )
+
+    async def _queued(self, item: _Item) -> Answer:
+        self.last_used = time.monotonic()
+        answer: Answer | EnginehouseError
+        if self._is_shared or self._waits:
+            answer = await self._batched(item)
+        else:
+            (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
+        # An exception *returned* for one item arrives as a value; raising it in the batch would fail its neighbours.
+        if isinstance(answer, EnginehouseError):
+            raise answer
+        return answer
+
+    def _run(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
+        """Worker thread: drop the expired, group what can be stacked, keep every engine call within `max_rows`."""
+        now = time.monotonic()
+        answers: dict[int, Answer | EnginehouseError] = {}
+        groups: dict[Any, list[int]] = {}
+        for index, item in enumerate(items):
+            if item.deadline <= now:
+                answers[index] = DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
+            elif not self.engine.signature.batched:
+                groups[index] = [index]
+            else:
+                groups.setdefault(_shapes(item.requests[0]), []).append(index)
+        for members in groups.values():
+            for part in _parts([items[index].rows for index in members], self.max_rows):
+                chosen = [members[position] for position in part]
+                answers.update(zip(chosen, self._compute([items[index] for index in chosen]), strict=True))
+        return [answers[index] for index in range(len(items))]
+
+    def _compute(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
+        rows = [item.rows for item in items]
+        started = time.monotonic()
+        try:
+            inputs = stack([request for item in items for request in item.requests])
+            # Of the first call nobody knows.
+            usual_s = self._row_ms * sum(rows) / 1e3 or math.inf
+            self._since, self._stuck_after_s = started, max(STUCK_S, STUCK * usual_s)
+            with self._flag:
+                outputs = self._infer_in_pieces(inputs, sum(rows))
+        except Exception as error:
+            if len(items) == 1:
+                if isinstance(error, EnginehouseError):
+                    return [error]
+                return [InferenceFailed(f"{self.kind}: {type(error).__name__}: {error}")]
+            # One request broke the batch; its neighbours still get their answers.
+            return [self._compute([item])[0] for item in items]
+        finally:
+            self._since = None
+        taken = time.monotonic() - started
+        self.busy_s += taken
+        compute_ms = taken * 1e3
+        row_ms = compute_ms / sum(rows)
+        self._row_ms += (row_ms - self._row_ms) * (NEWEST if self._row_ms else 1.0)
+        return [
+            (part, Timing((started - item.arrived) * 1e3, compute_ms, sum(rows)))
+            for item, part in zip(items, split(outputs, rows), strict=True)
+        ]
+
+    def _infer_in_pieces(self, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
+        if rows <= self.max_rows:
+            return self.engine.infer(inputs)
+        pieces = [
+            self.engine.infer({name: array[start : start + self.max_rows] for name, array in inputs.items()})
+            for start in range(0, rows, self.max_rows)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _shapes(request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
+
+
+def _parts(rows: list[int], limit: int) -> list[list[int]]:
+    """Consecutive positions whose rows add up to at most `limit`; a single larger one stands alone."""
+    parts: list[list[int]] = []
+    total = limit + 1
+    for position, count in enumerate(rows):
+        if total + count > limit:
+            parts.append([])
+            total = 0
+        parts[-1].append(position)
+        total += count
+    return parts

@@ -1,0 +1,218 @@
+"""Hosting: the models that one process holds in memory, kept in line with the catalog.
+
+The same code serves a pool's replica, which hosts one engine kind, and a router that has resident models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from enginehouse.contract.choice import choose_artifact
+from enginehouse.contract.config import Catalog, ModelConfig
+from enginehouse.contract.errors import ArtifactMissing, EnginehouseError, EngineUnavailable, ModelNotFound
+from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
+from enginehouse.contract.store import Store
+from enginehouse.engines import best_batch, load_engine, measure
+from enginehouse.pools import crashes
+from enginehouse.pools.batching import LoadedModel
+from enginehouse.pools.report import ModelReport, ModelState
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds until a model that failed to load is tried again: its store may have been out of reach.
+RETRY_AFTER_S = 15.0
+#: Seconds after which a process with an engine that is stuck in a call is replaced.
+STUCK_FOR_GOOD_S = 60.0
+#: Seconds of computing that loading counts for where a pool is scaled.
+LOADING = 0.01
+
+
+class HostedModels:
+    """The models of this process: loads, retries and unloads them beside the requests.
+
+    Of each model that `wants` accepts, the artifact that is fastest on one of `engines` is loaded with `threads`
+    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`. In a `router`'s
+    process the router is the engines' only caller, and one that has crashed a process of this node is not loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engines: Sequence[EngineKind],
+        threads: int,
+        wants: Callable[[ModelConfig], bool],
+        unload_after_s: float,
+        router: bool = False,
+    ) -> None:
+        self.reports: dict[str, ModelReport] = {}
+        self.models: dict[str, LoadedModel] = {}
+        self._name = name
+        self._engines = engines
+        self._threads = threads
+        self._wants = wants
+        self._unload_after_s = unload_after_s
+        self._router = router
+        self._catalog = Catalog(store="")
+        self._retry_at: dict[str, float] = {}
+        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._busy = (time.monotonic(), 0.0)
+        self._wake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def follow(self, catalog: Catalog) -> None:
+        """Record the catalog and return at once; loading goes on beside it."""
+        self._catalog = catalog
+        self._retry_at.clear()
+        for model in catalog.models:
+            if loaded := self.models.get(model.id):
+                loaded.set_batching(model)
+        self._wake.set()
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+
+    def busy_share(self) -> float:
+        """Seconds that the engines computed per second since the last call; above 1 when several did at once."""
+        now, busy_s = time.monotonic(), sum(model.busy_s for model in self.models.values())
+        (then, before), self._busy = self._busy, (now, busy_s)
+        # What loads is wanted: a pool that may rest must not, before it was of any use.
+        least = LOADING if any(report["state"] == "loading" for report in self.reports.values()) else 0.0
+        return max(least, busy_s - before) / max(now - then, 1e-3)
+
+    def backlog_ms(self, model_id: str) -> float:
+        """Predicted time until the engine of a model is done with what it has."""
+        loaded = self.models.get(model_id)
+        return loaded.backlog_ms if loaded else 0.0
+
+    def check_health(self) -> None:
+        """Raise when the task that loads models has died, or an engine is stuck for good."""
+        for model_id, loaded in self.models.items():
+            if loaded.stuck_s > STUCK_FOR_GOOD_S:
+                raise RuntimeError(f"{model_id}: one call of its engine takes {loaded.stuck_s:.0f} s")
+        if self._keeper is not None and self._keeper.done():
+            raise RuntimeError("the model keeper stopped") from self._keeper.exception()
+
+    async def get(self, model_id: str) -> LoadedModel:
+        """A model, loaded when it is not: a router that has not heard of a new version yet asks for the one before.
+
+        Raises ModelNotFound, EngineUnavailable or a BundleError.
+        """
+        if model_id not in self.models:
+            loading = self._loading.get(model_id)
+            if loading is None:
+                loading = self._loading[model_id] = asyncio.create_task(self._load(model_id))
+                loading.add_done_callback(lambda _: self._loading.pop(model_id))
+            # Whoever gives up does not stop it for the others.
+            return await asyncio.shield(loading)
+        return self.models[model_id]
+
+    async def _load(self, model_id: str) -> LoadedModel:
+        name, _, version = model_id.partition("@")
+        config = self._catalog.find(name)
+        if config is None:
+            raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
+        self._report(model_id, "loading")
+        notes: list[str] = []
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(
+                None, self._engine, self._catalog.store, config, version, notes
+            )
+        except Exception as error:
+            state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
+            self._report(model_id, state, f"{type(error).__name__}: {error}")
+            self._retry_at[model_id] = time.monotonic() + RETRY_AFTER_S
+            if isinstance(error, EnginehouseError):
+                raise
+            raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
+        # As the catalog says by now: loading may have taken minutes.
+        loaded.set_batching(next((model for model in self._catalog.models if model.id == model_id), config))
+        self.models[model_id] = loaded
+        self.reports[model_id] = ModelReport(
+            state="ready",
+            reason="; ".join(notes),
+            engine=loaded.kind,
+            artifact=loaded.artifact.name,
+            precision=loaded.engine.precision,
+            measured=loaded.measured,
+        )
+        return loaded
+
+    def _engine(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
+        def tell(note: str) -> None:
+            # Building an engine on this node takes minutes, and is still worth knowing afterwards.
+            notes[:] = [note]
+            self._report(f"{config.name}@{version}", "loading", note)
+            logger.info("%s@%s: %s", config.name, version, note)
+
+        store = Store(url)
+        manifest = store.manifest(config.name, version)
+        choice = choose_artifact(manifest, self._engines, config.numerics)
+        if choice is None:
+            reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)
+            raise ArtifactMissing(f"{config.name}@{version}", f"nothing here for {self._name}: {reasons}")
+        kind, artifact = choice
+        bundle = store.open(config.name, version, [artifact.name])
+        record = crashes.of_this_process()
+        identity = crashes.engine_id(bundle.path, kind, artifact)
+        if self._router and (crash := record.of(identity)):
+            raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
+        flag = record.flag(identity)
+        with flag:
+            # Larger batches than pay are never made: warming them up would cost most of the start, and memory for good.
+            rows = manifest.efficient_rows(kind, artifact.name)
+            warm = config.max_batch_size or rows
+            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=tell)
+            table = manifest.latency_of(kind, artifact.name)
+            if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
+                rows = best_batch(engine, manifest, rows)
+        # Made on this node, say: routers have to know how fast it is before they can prefer it.
+        measured = measure(engine, manifest) if table is None else []
+        return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+
+    def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
+        self.reports[model_id] = ModelReport(
+            state=state, reason=reason, engine="", artifact="", precision="", measured=[]
+        )
+
+    async def _keep(self) -> None:
+        """Bring the loaded models in line with the catalog, whenever that changes and once a second."""
+        while True:
+            wanted = [model.id for model in self._catalog.models if self._wants(model)]
+            for model_id in wanted:
+                if model_id not in self.models and time.monotonic() >= self._retry_at.get(model_id, 0.0):
+                    try:
+                        await self.get(model_id)
+                    except EnginehouseError as error:
+                        logger.warning("%s cannot serve %s: %s", self._name, model_id, error)
+            self._unload_all_but(set(wanted))
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+    def _unload_all_but(self, wanted: set[str]) -> None:
+        """Let go of versions that the catalog no longer names, once their successor is warm and they are idle."""
+        coming = {model_id.partition("@")[0] for model_id in wanted if model_id not in self.models}
+        for model_id in [known for known in self.reports if known not in wanted]:
+            loaded = self.models.get(model_id)
+            if loaded is not None:
+                idle_s = time.monotonic() - loaded.last_used
+                if model_id.partition("@")[0] in coming or idle_s < self._unload_after_s:
+                    continue
+                del self.models[model_id]
+                # The engine and its batch queue refer to each other: their memory would wait for the next collection.
+                asyncio.get_running_loop().call_later(1.0, gc.collect)
+            del self.reports[model_id]
+
+
+def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
+    reasons = [
+        f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")
+        for artifact in manifest.artifacts
+        if artifact.format == FORMAT_OF[kind]
+    ]
+    return "; ".join(reasons) or f"the bundle has no {FORMAT_OF[kind]} artifact"

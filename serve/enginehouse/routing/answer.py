@@ -1,0 +1,67 @@
+"""What a router says: an answer and who made it, or how a request would be routed and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from enginehouse.contract.tensors import Timing
+from enginehouse.routing.policy import Choice
+from enginehouse.routing.view import Served
+
+
+class Answer(NamedTuple):
+    """Outputs of one request, and who made them."""
+
+    outputs: dict[str, np.ndarray]
+    served: Served
+    choice: Choice
+    timing: Timing
+    attempts: int
+
+    def origin(self) -> dict[str, Any]:
+        """Who answered, how long it took and was predicted to take, as plain data; the response headers carry it."""
+        predicted_ms = self.choice.predicted_ms
+        return {
+            "version": self.served.config.version,
+            "backend": self.choice.backend.pool,
+            "precision": self.choice.backend.precision,
+            "queue_ms": round(self.timing.queue_ms, 3),
+            "compute_ms": round(self.timing.compute_ms, 3),
+            **({"predicted_ms": round(predicted_ms, 3)} if predicted_ms < math.inf else {}),
+            "attempts": self.attempts,
+        }
+
+
+class Explained(NamedTuple):
+    """How a request for `served` would be routed: the choices of the policy, and why pools are not among them."""
+
+    served: Served
+    choices: Sequence[Choice]
+    out: dict[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """As plain data; times in milliseconds, None where nothing was measured."""
+        backends = [
+            {
+                "pool": choice.backend.pool,
+                "artifact": choice.backend.artifact,
+                "precision": choice.backend.precision,
+                "replicas": choice.backend.replicas,
+                "wait_ms": choice.wait_ms,
+                "compute_ms": _finite(choice.compute_ms),
+                "predicted_ms": _finite(choice.predicted_ms),
+                "cost": _finite(choice.cost),
+                "reason": choice.reason or choice.backend.fails or (choice.behind and f"behind {choice.behind}"),
+                "may_answer": not choice.reason,
+            }
+            for choice in self.choices
+        ]
+        return {"model": self.served.config.id, "backends": backends, "out": self.out}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,250 @@
+"""Backends as one router sees them: who waits for each, how fast it is lately, and whether it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
+from enginehouse.contract.manifest import ACCELERATOR_OF
+from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.routing.coalescing import HOLD_S, Coalescer
+from enginehouse.routing.pace import Crowd, Crowds, Pace
+from enginehouse.routing.policy import HOP_MS, USUAL, BackendState
+from enginehouse.routing.view import Served
+
+#: Bytes of inputs in one call to a pool, a single request excepted: a call of this size blocks the event loop of both
+#: sides for some 10 ms.
+MAX_CALL_BYTES = 16 << 20
+#: After so many calls in a row that failed a backend counts as failing, and gets a request every so many seconds.
+FAILURES, PROBE_S = 3, 1.0
+#: An attempt may take this long at least, and so many times what was predicted, before the next backend is tried.
+ATTEMPT_S, PATIENCE = 2.0, 5.0
+#: Seconds for which a backend that nobody asks for is remembered.
+FORGET_AFTER_S = 60.0
+
+
+class Sender(Protocol):
+    """Sends requests of so many rows to a backend, `alone` in the engine if they are to be."""
+
+    async def __call__(
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False
+    ) -> Answer: ...
+
+
+class Backend:
+    """One model version on one pool, with the queue of this router's requests for it.
+
+    After `FAILURES` failures in a row it is left to the last, but for one request every `PROBE_S`: an answer to that
+    ends it.
+    """
+
+    def __init__(
+        self, served: Served, state: BackendState, pace: Pace, crowd: Crowd, call: Callable[[Backend], Sender]
+    ) -> None:
+        self.served = served
+        self.state = state
+        self.seen_at = 0.0
+        self.queue = Coalescer(self._timed, _most_rows(served, state), MAX_CALL_BYTES)
+        self._call = call(self)
+        self._pace = pace
+        #: Of the hardware that it is on, which others share.
+        self.crowd = crowd
+        # For requests that may have crashed a replica: one at a time.
+        self._suspects = asyncio.Lock()
+        self._demand_ms = 0.0
+        self._failures = 0
+        self._error = ""
+        self._probe_at = 0.0
+
+    @property
+    def fails_others(self) -> bool:
+        """Whether the last call failed as well as the one before: it may be the backend's fault."""
+        return self._failures > 1
+
+    def ask(self, rows: int, size: int | None) -> None:
+        """Count a request of so many rows, answered or not, as demand: what it takes of an engine in full batches."""
+        most = max(rows, self.queue.max_rows)
+        self._demand_ms += self.expected_ms(most, size) * rows / most
+
+    def take_demand_ms(self) -> float:
+        """Milliseconds of an engine that were asked for since the last time."""
+        demand_ms, self._demand_ms = self._demand_ms, 0.0
+        return demand_ms
+
+    def update(self, served: Served, state: BackendState, routers: int, now: float) -> BackendState:
+        """Take what is known of it by now; returns that with what this router knows, but for the rows that wait."""
+        if served is not self.served:
+            self.queue.max_rows = _most_rows(served, state)
+        self.served = served
+        self.seen_at = now
+        rows, pace = self.queue.max_rows, self._pace.of(state.pool, now, self.crowd.at(now))
+        drain_ms = self.queue.drain_ms(now)
+        self.state = state = state._replace(batch_rows=rows, drain_ms=drain_ms, pace=pace, fails=self._fails(now))
+        full_ms = self.expected_ms(rows)
+        self.queue.slots = _slots(served, state, rows, full_ms, routers)
+        self.queue.hold_s = HOLD_S + full_ms / 1e3
+        self.queue.least_s = (
+            self.expected_ms(1, state.table.sizes[0] if state.table and state.table.sizes else None) / 1e3
+        )
+        return state
+
+    def expected_ms(self, rows: int, size: int | None = None) -> float:
+        """Time of an engine call, of the largest size if none is given; 0 where nobody knows."""
+        return self.state.compute_ms(rows, size) if self.state.table else 0.0
+
+    def call_ms(self, requests: Sequence[Tensors], rows: int) -> float:
+        """Time of the engine call that these requests are, which are all of one size."""
+        return self.expected_ms(rows, self.served.manifest.size_of(requests[0]))
+
+    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
+        """Answer one request, in company. Raises what a call to the pool raises, and Recalled."""
+        return await self.queue.infer(inputs, rows, deadline, priority)
+
+    async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Answer:
+        """As `infer`, in a call of its own and when no other such call is under way."""
+        async with self._suspects:
+            return await self._timed([inputs], rows, deadline - time.monotonic(), alone=True)
+
+    async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
+        """A call, and what is to be learned from how it went."""
+        if self._failures >= FAILURES:
+            self._probe_at = time.monotonic() + PROBE_S
+        try:
+            answer = await self._call(requests, rows, budget_s, alone)
+        except InferenceFailed as error:
+            # One of several requests was at fault, or the engine; alone it will show.
+            if len(requests) == 1:
+                self._failed(error)
+            raise
+        except EngineUnavailable as error:
+            self._failed(error)
+            raise
+        except DeadlineExceeded as error:
+            # What an attempt may take, less what passed on the way here.
+            if budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows)):
+                self._failed(error)
+            raise
+        self._failures = 0
+        # What was computed in slices says nothing of one call.
+        if rows <= answer[1].batch_rows:
+            self._note(requests[0], answer[1])
+        return answer
+
+    def _note(self, request: Tensors, timing: Timing) -> None:
+        table = self.state.table
+        if table is None or timing.compute_ms <= 0:
+            return
+        now, pool, rows = time.monotonic(), self.state.pool, timing.batch_rows
+        ratio = timing.compute_ms / table.predict_ms(rows, self.served.manifest.size_of(request))
+        self._pace.note(pool, rows, ratio, now, self.crowd)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        self._error = str(error)
+        if self._failures == FAILURES:
+            self._probe_at = time.monotonic() + PROBE_S
+
+    def _fails(self, now: float) -> str:
+        if self._failures < FAILURES or now > self._probe_at:
+            return ""
+        return f"{self._failures} calls in a row failed, at last: {self._error}"
+
+
+class Backends:
+    """The backends that this router uses, and their states for the policy. `call` makes what sends requests to one."""
+
+    def __init__(self, call: Callable[[Backend], Sender], routers: int) -> None:
+        self._call = call
+        self._routers = routers
+        self._backends: dict[tuple[str, str], Backend] = {}
+        self._paces: dict[tuple[str, str], Pace] = {}
+        self._crowds = Crowds()
+        self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
+
+    def states(self, served: Served, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
+        """`live` with what this router knows, as a request of this priority finds it.
+
+        On the path of every request: most is kept while `live` is the same.
+        """
+        seen = self._seen.get(served.config.id)
+        if seen is None or seen[0] is not live:
+            now = time.monotonic()
+            known = []
+            for state in live:
+                backend = self._of(served, state)
+                backend.crowd = self._crowd(state)
+                known.append((backend.update(served, state, self._routers, now), backend))
+            if seen is not None and _has_gained(seen[0], live):
+                # Those that wait for others may be answered sooner there.
+                for _, backend in known:
+                    backend.queue.recall()
+            seen = self._seen[served.config.id] = live, known
+        return [
+            state.queued(backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
+            for state, backend in seen[1]
+        ]
+
+    def get(self, served: Served, state: BackendState) -> Backend:
+        """The one that `states` told of."""
+        return self._of(served, state)
+
+    def _of(self, served: Served, state: BackendState) -> Backend:
+        key = state.pool, served.config.id
+        backend = self._backends.get(key)
+        if backend is None:
+            self._forget(time.monotonic() - FORGET_AFTER_S)
+            pace = self._paces.setdefault((served.config.id, ACCELERATOR_OF[state.engine]), Pace())
+            backend = self._backends[key] = Backend(served, state, pace, self._crowd(state), self._call)
+        return backend
+
+    def _crowd(self, state: BackendState) -> Crowd:
+        return self._crowds.of(ACCELERATOR_OF[state.engine], state.nodes)
+
+    def _forget(self, unused_since: float) -> None:
+        """Let go of backends that are no longer asked for: of versions that went, say."""
+        kept = {
+            key: known
+            for key, known in self._backends.items()
+            if known.seen_at > unused_since or not known.queue.is_idle
+        }
+        self._backends = kept
+        ids = {model_id for _, model_id in kept}
+        self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in ids}
+        self._paces = {key: pace for key, pace in self._paces.items() if key[0] in ids}
+
+
+def attempt_s(expected_ms: float) -> float:
+    """Seconds after which an answer is no longer waited for when another backend may have one."""
+    return max(ATTEMPT_S, PATIENCE * expected_ms / 1e3)
+
+
+def _has_gained(before: Sequence[BackendState], now: Sequence[BackendState]) -> bool:
+    """Whether a backend has more replicas than before."""
+    had = {state.pool: state.replicas for state in before}
+    return any(state.replicas > had.get(state.pool, 0) for state in now)
+
+
+def _most_rows(served: Served, backend: BackendState) -> int:
+    """Rows that travel together at most: as many as one batch of the engine is worth having."""
+    if not served.signature.batched:
+        return 1
+    return served.config.max_batch_size or served.manifest.efficient_rows(backend.engine, backend.artifact)
+
+
+def _slots(served: Served, backend: BackendState, max_rows: int, full_ms: float, routers: int) -> int:
+    """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
+
+    `full_ms` is what a call of `max_rows` takes to compute.
+    """
+    if served.config.batch_wait_ms:
+        # Batches are to be waited for where routers meet, so nothing is held back here.
+        return backend.replicas * max_rows
+    if full_ms <= HOP_MS:
+        # The way takes longer than the computing: one replica keeps up with whatever a router can send.
+        return 1
+    # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.
+    is_alone = backend.resident or routers == 1
+    return backend.replicas * (2 if is_alone else 1)

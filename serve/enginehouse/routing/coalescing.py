@@ -1,0 +1,242 @@
+"""Coalescing: requests for one backend that arrive while calls to it are under way travel together in the next one.
+
+A call to a pool costs half a millisecond of two processes' time, whatever it carries, and a batch costs its own.
+Work-conserving: a request that finds a free slot leaves at once and alone; nobody waits for company. Those that wait
+leave by priority, then by deadline (which for requests that state none is by arrival).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, InvalidInput
+from enginehouse.contract.tensors import Answer, Tensors, Timing, nbytes, split
+from enginehouse.routing.policy import LAST, USUAL
+
+#: Seconds for which a call keeps others from being sent.
+HOLD_S = 0.25
+
+#: Weight of the newest interval in how fast a queue drains, and seconds for which that is known.
+NEWEST, KNOWN_S = 0.2, 2.0
+
+#: One call: the requests of a group, their rows, and the seconds that they have left.
+Call = Callable[[Sequence[Tensors], int, float], Awaitable[Answer]]
+
+
+class Recalled(Exception):
+    """The request waits here no more: there may be a better place for it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    inputs: Tensors
+    rows: int
+    size: int
+    shapes: tuple[tuple[str, tuple[int, ...], str], ...]
+    arrived: float
+    deadline: float
+    priority: int
+    answer: asyncio.Future[Answer]
+    #: Whether its rows are counted among those that wait.
+    counted: bool = True
+
+
+class Coalescer:
+    """The queue of one backend in this process.
+
+    `slots` calls are under way at most, not counting those that have taken longer than `hold_s`: one that is stuck, or
+    large, holds nobody up for longer. A group has at most `max_rows` rows and `max_bytes` bytes, or one request. Only
+    requests whose rows have the same shape share a call. What would not be answered in time, because a call takes
+    `least_s` seconds at least, is not sent. When a call fails because of what is in it (InferenceFailed,
+    InvalidInput), its halves are tried again until the request at fault is alone with its error.
+    """
+
+    def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
+        self.slots = 1
+        self.hold_s = HOLD_S
+        self.least_s = 0.0
+        self.max_rows = max_rows
+        #: Rows of the requests that wait.
+        self.waiting_rows = 0
+        self._rows_of = [0] * (LAST + 1)
+        # When the last group left, whether others had to stay behind, and how long each row took to get its turn since.
+        self._left_at = 0.0
+        self._stayed = False
+        self._row_ms = 0.0
+        self._row_known_at = -math.inf
+        self._call = call
+        self._max_bytes = max_bytes
+        self._under_way = 0
+        self._waiting: list[tuple[int, float, int, _Waiting]] = []
+        self._numbers = itertools.count()
+        self._groups: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and no call is under way."""
+        return not self._waiting and not self._under_way
+
+    def waiting_before(self, priority: int) -> int:
+        """Rows of those that wait and leave before a request of this priority, or with it."""
+        return sum(self._rows_of[: priority + 1])
+
+    def drain_ms(self, now: float) -> float:
+        """Milliseconds until a row that waits has its turn, for each before it; 0 when there was no queue lately.
+
+        Other routers' requests and whatever else the replicas do are in it.
+        """
+        return self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
+
+    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Answer:
+        """Answer one request by `deadline`, of `time.monotonic`.
+
+        Raises what the call does, DeadlineExceeded and Recalled.
+        """
+        now = time.monotonic()
+        if self._under_way < self.slots and not self._waiting:
+            release = self._slot()
+            try:
+                return await self._call([inputs], rows, deadline - now)
+            finally:
+                release()
+        # By name: two requests may list their inputs in different orders.
+        shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, priority, answer)
+        heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
+        self.waiting_rows += rows
+        self._rows_of[priority] += rows
+        try:
+            # A caller that gives up cancels the future, and with it the request's place in the queue.
+            return await answer
+        finally:
+            self._leave(item)
+
+    def recall(self) -> None:
+        """Let go of those that wait, in the order in which they would have left."""
+        waiting, self._waiting = sorted(self._waiting), []
+        for *_, item in waiting:
+            self._leave(item)
+            if not item.answer.done():
+                item.answer.set_exception(Recalled())
+
+    def _leave(self, item: _Waiting) -> None:
+        if item.counted:
+            item.counted = False
+            self.waiting_rows -= item.rows
+            self._rows_of[item.priority] -= item.rows
+
+    def _slot(self) -> Callable[[], None]:
+        """Take a slot until the function that is returned is called, or for `hold_s`."""
+        self._under_way += 1
+        held = True
+
+        def release() -> None:
+            nonlocal held
+            if held:
+                held = False
+                timer.cancel()
+                self._under_way -= 1
+                self._fill_slots()
+
+        timer = asyncio.get_running_loop().call_later(self.hold_s, release)
+        return release
+
+    def _fill_slots(self) -> None:
+        while self._under_way < self.slots:
+            group = self._next_group()
+            if not group:
+                self._stayed = False
+                return
+            self._note_leaving(sum(item.rows for item in group))
+            # In a context of its own: Serve would count the call as one of whoever's request this runs in.
+            task = asyncio.create_task(self._send(group, self._slot()), context=contextvars.Context())
+            self._groups.add(task)
+            task.add_done_callback(self._groups.discard)
+
+    def _note_leaving(self, rows: int) -> None:
+        now = time.monotonic()
+        if self._stayed:
+            row_ms = (now - self._left_at) * 1e3 / rows
+            known = now - self._row_known_at < KNOWN_S
+            self._row_ms += (row_ms - self._row_ms) * (NEWEST if known else 1.0)
+            self._row_known_at = now
+        self._left_at = now
+        self._stayed = self.waiting_rows > 0
+
+    def _next_group(self) -> list[_Waiting]:
+        """The first request and, in order, those that fit beside it; abandoned and late ones are dropped."""
+        group: list[_Waiting] = []
+        others: list[tuple[int, float, int, _Waiting]] = []
+        rows = size = 0
+        latest = time.monotonic() + self.least_s
+        while self._waiting and rows < self.max_rows:
+            entry = heapq.heappop(self._waiting)
+            item = entry[-1]
+            if item.answer.done():
+                self._leave(item)
+                continue
+            if item.deadline < latest:
+                self._leave(item)
+                item.answer.set_exception(DeadlineExceeded("too little time was left when its turn came"))
+                continue
+            fits = not group or (
+                item.shapes == group[0].shapes
+                and rows + item.rows <= self.max_rows
+                and size + item.size <= self._max_bytes
+            )
+            if fits:
+                group.append(item)
+                self._leave(item)
+                rows, size = rows + item.rows, size + item.size
+            else:
+                others.append(entry)
+        for entry in others:
+            heapq.heappush(self._waiting, entry)
+        return group
+
+    async def _send(self, group: list[_Waiting], release: Callable[[], None]) -> None:
+        try:
+            await self._answer(group)
+        finally:
+            for item in group:
+                # Only when this task was cancelled: the process is going.
+                item.answer.cancel()
+            release()
+
+    async def _answer(self, group: list[_Waiting]) -> None:
+        rows = [item.rows for item in group]
+        requests = [item.inputs for item in group]
+        sent = time.monotonic()
+        try:
+            outputs, timing = await self._call(requests, sum(rows), max(item.deadline for item in group) - sent)
+            parts = split(outputs, rows)
+        except (InferenceFailed, InvalidInput) as error:
+            if len(group) == 1:
+                _fail(group, error)
+                return
+            await self._answer(group[: len(group) // 2])
+            await self._answer(group[len(group) // 2 :])
+        except Exception as error:
+            _fail(group, error)
+        else:
+            for item, part in zip(group, parts, strict=True):
+                if not item.answer.done():
+                    waited_ms = (sent - item.arrived) * 1e3
+                    queue_ms = timing.queue_ms + waited_ms
+                    item.answer.set_result((part, Timing(queue_ms, timing.compute_ms, timing.batch_rows)))
+
+
+def _fail(group: list[_Waiting], error: Exception) -> None:
+    for item in group:
+        if not item.answer.done():
+            item.answer.set_exception(error)
+    # The error's traceback holds the group and that the error: their inputs would stay until garbage is looked for.
+    group.clear()

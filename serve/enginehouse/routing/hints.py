@@ -1,0 +1,99 @@
+"""Hints: what a caller may ask beside the answer itself, the same over HTTP, handles and the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast, get_args
+
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.manifest import Precision
+from enginehouse.routing.policy import FIRST, LAST, USUAL
+
+#: Before the name of a hint where it is an HTTP header.
+PREFIX = "enginehouse-"
+_PREFIX = PREFIX.encode()
+#: The parameters of a request that are hints; other ones are none of theirs.
+_PARAMETERS = frozenset({"deadline-ms", "timeout", "priority", "backend", "min-precision"})
+
+
+class HintsByName(TypedDict, total=False):
+    """The arguments of `Hints`, where they are passed on by name."""
+
+    deadline_s: float | None
+    priority: int
+    backend: str | None
+    min_precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """Seconds until the answer is of no use any more, which of several requests goes first, and who may answer.
+
+    `priority` is 1 (first) to 9 (last). `backend` is the only one that may answer; `min_precision` leaves out those
+    that are less exact. Raises InvalidInput.
+    """
+
+    deadline_s: float | None = None
+    priority: int = USUAL
+    backend: str | None = None
+    min_precision: Precision = "int8"
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not math.isfinite(self.deadline_s):
+            raise InvalidInput(f"deadline of {self.deadline_s} s is not a time; leave it out for the default")
+        if not FIRST <= self.priority <= LAST:
+            raise InvalidInput(f"priority {self.priority} is not one of {FIRST} (first) to {LAST} (last)")
+        if self.min_precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise InvalidInput(f"min-precision {self.min_precision!r} is not one of {known}")
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str], parameters: Mapping[str, Any]) -> Hints:
+        """From what `headers_of` found, else from the parameters of an inference request.
+
+        Triton's `timeout` in microseconds is a deadline too. Raises InvalidInput.
+        """
+        if not headers and _PARAMETERS.isdisjoint(parameters):
+            return NO_HINTS
+        deadline_s = _number("deadline-ms", headers.get(PREFIX + "deadline-ms"), parameters, 1e3)
+        if deadline_s is None:
+            # Triton reads 0 as no deadline, and as its usual priority below.
+            deadline_s = _number("timeout", None, {"timeout": parameters.get("timeout") or None}, 1e6)
+        priority = _number("priority", headers.get(PREFIX + "priority"), parameters, 1)
+        if priority is not None and not priority.is_integer():
+            raise InvalidInput(f"priority {priority} is not one of {FIRST} (first) to {LAST} (last)")
+        return cls(
+            deadline_s,
+            int(priority) if priority else USUAL,
+            _text("backend", headers.get(PREFIX + "backend"), parameters),
+            cast(Precision, _text("min-precision", headers.get(PREFIX + "min-precision"), parameters) or "int8"),
+        )
+
+
+#: By the path that it had: clients and clusters of the release before pickle it so. For one release.
+Hints.__module__ = "enginehouse.hints"
+NO_HINTS = Hints()
+
+
+def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The hints among a request's raw headers, as ASGI has them; in one look, because every request is asked."""
+    return {name.decode(): value.decode("latin-1") for name, value in raw if name.startswith(_PREFIX)}
+
+
+def _number(name: str, header: str | None, parameters: Mapping[str, Any], unit: float) -> float | None:
+    given = header or parameters.get(name)
+    if given is None:
+        return None
+    try:
+        return float(given) / unit
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} {given!r} is not a number") from None
+
+
+def _text(name: str, header: str | None, parameters: Mapping[str, Any]) -> str | None:
+    given = header or parameters.get(name)
+    if given is not None and not isinstance(given, str):
+        raise InvalidInput(f"parameter {name!r} is {given!r}; it must be a string")
+    return given

@@ -1,0 +1,81 @@
+"""Calls to one pool: to its replica that is free first, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from enginehouse.contract.config import APP_NAME
+from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
+from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.routing import replicas
+from enginehouse.transport.router_end import Channel
+
+
+class PoolCall:
+    """What sends requests to `pool` for one model; see `Pool.infer`. They are expected to take `expected_ms`,
+    and `take_demand_ms` is what the replicas are told of the demand.
+
+    Raises EngineUnavailable, ReplicaLost for what was lost with a replica, Overloaded when all refuse more calls,
+    DeadlineExceeded, InferenceFailed or RequestTooLarge.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        model_id: str,
+        expected_ms: Callable[[Sequence[Tensors], int], float] = lambda _, __: 0.0,
+        take_demand_ms: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._pool = pool
+        self._model_id = model_id
+        self._expected_ms = expected_ms
+        self._take_demand_ms = take_demand_ms
+
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
+        if budget_s <= 0:
+            raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
+        began = time.monotonic()
+        free = self.free(began)
+        try:
+            async with asyncio.timeout(budget_s):
+                while True:
+                    now = time.monotonic()
+                    channel = freest(free, self._model_id, now)
+                    expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
+                    try:
+                        return await channel.infer(
+                            self._model_id, requests, rows, budget_s - (now - began), expected_ms, alone, demand_ms
+                        )
+                    except Overloaded:
+                        # Others have sent it more than was known here.
+                        free.remove(channel)
+                        if not free:
+                            raise
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
+
+    def free(self, now: float) -> list[Channel]:
+        """The replicas that take a call now. Raises EngineUnavailable or Overloaded when there is none."""
+        model_id = self._model_id
+        ready = [replica.channel for replica in replicas.of_pool(APP_NAME, self._pool) if replica.has(model_id)]
+        if not ready:
+            raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_id} any more")
+        # A refusal is for a moment, and no reason to call the backend dead.
+        free = [channel for channel in ready if not channel.is_full(now)]
+        if not free:
+            raise Overloaded(f"{self._pool}: its replicas take no more calls")
+        return free
+
+
+def freest(channels: Sequence[Channel], model_id: str, now: float) -> Channel:
+    """The one that will be done with the model first; of equal ones that with the least to do, then any of them."""
+    if len(channels) == 1:
+        return channels[0]
+    waits = [channel.wait_ms(now, model_id) for channel in channels]
+    least = min(waits)
+    equal = [channel for channel, wait_ms in zip(channels, waits, strict=True) if wait_ms == least]
+    start = random.randrange(len(equal))
+    return min(equal[start:] + equal[:start], key=lambda channel: channel.load_ms(now))

@@ -1,0 +1,37 @@
+"""What routing needs of Ray that is not public: the replicas that Serve broadcasts, and the job of a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.handle import DeploymentHandle
+
+
+class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
+    """Serve's own request router, which also hands the replicas of its pool to `enginehouse.routing.replicas`."""
+
+    def initialize_state(self, **_: object) -> None:
+        # Serve pickles this class by value, so the registry must be reached through the module's name.
+        from enginehouse.routing import replicas
+
+        deployment = self._deployment_id
+        self.known = replicas.register(deployment.app_name, deployment.name)
+
+    def update_replicas(self, replicas: list[Any]) -> None:
+        """Receive Serve's new list."""
+        super().update_replicas(replicas)
+        self.known.update({each.unique_id: listed.routing_stats for each, listed in self.curr_replicas.items()})
+
+
+def watch(handle: DeploymentHandle) -> None:
+    """Start receiving the replicas of a handle's deployment, which Serve otherwise does at the first call."""
+    if not handle.is_initialized:
+        handle._init()
+
+
+def job() -> str:
+    """Id of the Ray job of this process, empty while there is none. The public way to ask would start a Ray then."""
+    worker = ray._private.worker.global_worker
+    return worker.current_job_id.hex() if worker.connected else ""

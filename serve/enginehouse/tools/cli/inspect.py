@@ -1,0 +1,158 @@
+"""`enginehouse inspect`: show what is in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from enginehouse.contract.bundle import MANIFEST, Bundle
+from enginehouse.contract.errors import ConfigError, ModelNotFound
+from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Manifest, Parity
+from enginehouse.contract.store import Store
+from enginehouse.tools.cli.console import out
+
+_COLOURS = {"ready": "green", "unverified": "yellow", "failed": "red", "unavailable": "yellow"}
+
+
+def inspect(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, STORE/NAME (the newest) or STORE/NAME/VERSION")],
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest itself.")] = False,
+) -> None:
+    """Show a bundle: artifacts with parity and speed, signature, versions."""
+    manifest = _find(bundle)
+    if json:
+        # Not through rich, which would wrap long lines.
+        typer.echo(manifest.model_dump_json(indent=2))
+        return
+    show(out, manifest)
+    _show_facts(out, manifest)
+
+
+def show(console: Console, manifest: Manifest) -> None:
+    """The table of artifacts, and under it the choice and whatever has to be known of each."""
+    largest = manifest.max_batch
+    axis = manifest.axes[0] if manifest.axes else None
+    usual = f", {axis.name} {axis.opt}" if axis else ""
+    title = f"{manifest.name} version {manifest.version}"
+    artifacts = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("artifact", "status", "runs in"):
+        artifacts.add_column(column, no_wrap=True)
+    for column in ("parity", f"rows 1{usual}", f"rows {largest}{usual}", "size"):
+        artifacts.add_column(column, justify="right", no_wrap=True)
+    for artifact in manifest.artifacts:
+        one, most = _latency(manifest, artifact, 1), _latency(manifest, artifact, largest)
+        status = f"[{_COLOURS[artifact.status]}]{artifact.status}[/]"
+        effective = artifact.effective_precision or "-"
+        artifacts.add_row(artifact.name, status, effective, _parity(artifact.parity), one, most, _size(artifact))
+    console.print(artifacts)
+    for chosen in manifest.chosen:
+        table_of = manifest.latency_of(chosen.engine, chosen.artifact)
+        doubt = ", [yellow]measured on a busy machine[/]" if table_of and table_of.verdict == "INVALID" else ""
+        text = f"best for {chosen.objective} ({chosen.numerics}): [bold]{chosen.artifact}[/] on {chosen.engine}{doubt}"
+        console.print(text, highlight=False)
+        for reason in chosen.reasons:
+            # Those about INVALID tables follow below, once.
+            if "INVALID" not in reason:
+                console.print(f"  {escape(reason)}", style="dim", highlight=False)
+    notes: dict[str, list[str]] = {}
+    for artifact in manifest.artifacts:
+        for note in (artifact.reason, *artifact.remarks):
+            if note:
+                notes.setdefault(note, []).append(artifact.name)
+    if invalid := [table for table in manifest.latency if table.verdict == "INVALID"]:
+        notes[f"latency is INVALID (each reason is in the report): {invalid[0].reason}"] = [
+            table.artifact for table in invalid
+        ]
+    for remark in manifest.remarks:
+        console.print(escape(remark), style="yellow", highlight=False)
+    for note, names in notes.items():
+        console.print(f"{', '.join(names)}: {escape(note)}", style="dim", highlight=False)
+
+
+def _show_facts(console: Console, manifest: Manifest) -> None:
+    signature = manifest.signature.signature()
+    batch = f"up to {manifest.max_batch} rows" if signature.batched else "none"
+    facts = {
+        "inputs": "\n".join(str(spec) for spec in signature.inputs),
+        "outputs": "\n".join(str(spec) for spec in signature.outputs),
+        "batch": batch,
+        "parity": "\n".join(
+            f"{artifact.name}: {_figures(artifact.parity)}" for artifact in manifest.artifacts if artifact.parity
+        ),
+        "axes": "\n".join(f"{axis.name}: {axis.min} to {axis.max}, usually {axis.opt}" for axis in manifest.axes),
+        "preprocess": manifest.preprocess,
+        "postprocess": manifest.postprocess,
+        "remarks": "\n".join(manifest.remarks),
+        "source": manifest.source,
+        "created": manifest.created,
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "hardware": ", ".join(f"{name}: {value}" for name, value in manifest.hardware.items()),
+        "files": "\n".join(
+            f"{file.sha256[:16]}  {file.path}" for artifact in manifest.artifacts for file in artifact.files
+        ),
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts.items():
+        if text:
+            grid.add_row(f"[bold]{name}[/]", escape(text))
+    console.print()
+    console.print(grid)
+
+
+def _find(text: str) -> Manifest:
+    if (Path(text) / MANIFEST).is_file():
+        return Bundle.open(Path(text)).manifest
+    parent, _, name = text.rstrip("/").rpartition("/")
+    store = Store(parent or ".")
+    try:
+        return store.manifest(name, store.latest(name))
+    except ModelNotFound as error:
+        grandparent, _, model = parent.rpartition("/")
+        if model and name in (versions := Store(grandparent or ".").versions(model)):
+            return Store(grandparent or ".").manifest(model, name)
+        have = f"store {parent or '.'} holds {', '.join(error.args[2]) or 'no models'}"
+        if model and versions:
+            have = f"{model} has the versions {', '.join(versions)}"
+        raise ConfigError(f"{text!r} is no bundle: {have}; give a bundle's folder or STORE/NAME") from None
+
+
+def _latency(manifest: Manifest, artifact: Artifact, rows: int) -> str:
+    """Median time of a call of the usual size; a line for each engine where several run the same artifact."""
+    kinds = [kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format]
+    tables = [table for kind in kinds if (table := manifest.latency_of(kind, artifact.name))]
+    named = len(tables) > 1
+    size = manifest.axes[0].opt if manifest.axes else None
+    return (
+        "\n".join(f"{table.engine + ' ' if named else ''}{table.predict_ms(rows, size):.3f} ms" for table in tables)
+        or "-"
+    )
+
+
+def _parity(parity: Parity | None) -> str:
+    return "-" if parity is None else f"{parity.relative_l2:.1e}"
+
+
+def _figures(parity: Parity) -> str:
+    top1 = "" if parity.top1_agreement is None else f", top-1 {parity.top1_agreement:.1%}"
+    if parity.metric is not None:
+        top1 += f", {parity.metric.name} {parity.metric.value:.4f} (reference {parity.metric.reference:.4f})"
+    rows = "/".join(str(rows) for rows in parity.rows)
+    return (
+        f"relative L2 {parity.relative_l2:.1e} of {parity.limit:.0e} allowed, worst row {parity.worst_row:.1e}, "
+        f"cosine {parity.cosine:.6f}{top1}, at {rows} rows on {parity.engine}"
+    )
+
+
+def _size(artifact: Artifact) -> str:
+    size = float(sum(file.bytes for file in artifact.files))
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if artifact.files else "-"
+        size /= 1024
+    return f"{size:.1f} GiB"

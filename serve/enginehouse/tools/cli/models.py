@@ -1,0 +1,83 @@
+"""`enginehouse models`: add, update, remove and list models on a running application."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from enginehouse.cluster import connect
+from enginehouse.contract.errors import NoBackend
+from enginehouse.tools.cli.console import out, say
+from enginehouse.tools.cli.serve import Numerics, model_of, wait_until_served
+from enginehouse.tools.cli.status import Address, show
+
+app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
+    numerics: Annotated[Numerics, typer.Option(help="Which artifacts may answer.")] = "full",
+    max_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most rows merged into one batch; default: the best measured.")
+    ] = None,
+    batch_wait_ms: Annotated[
+        float, typer.Option(min=0, max=10_000, help="How long a batch waits for more requests.")
+    ] = 0.0,
+    resident: Annotated[bool, typer.Option(help="Let routers host it too, which saves the hop to a pool.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 120,
+    address: Address = "auto",
+) -> None:
+    """Serve a model, or move it to another version. A version that cannot be loaded leaves the old one serving."""
+    with connect.connected(address):
+        from enginehouse.cluster import deploy
+
+        before = deploy.live_catalog()
+        model = model_of(
+            before.store,
+            name,
+            numerics=numerics,
+            max_batch_size=max_batch_size,
+            batch_wait_ms=batch_wait_ms,
+            resident=resident,
+        )
+        old = before.find(model.name)
+        deploy.add_model(model)
+        say(f"{model.id}: loading")
+        document = wait_until_served(before.with_model(model), timeout)
+        entry = next(entry for entry in document["models"] if entry["name"] == model.name)
+        if entry["state"] == "failed":
+            reasons = [
+                f"{backend['pool']}: {backend['reason']}"
+                for backend in entry["backends"]
+                if backend["state"] == "failing"
+            ]
+            why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
+            if old is None:
+                deploy.remove_model(model.name)
+                raise NoBackend(f"{model.id} was not added: {why}")
+            deploy.add_model(old)
+            raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
+        show(document)
+
+
+@app.command()
+def remove(name: Annotated[str, typer.Argument(help="Model to stop serving.")], address: Address = "auto") -> None:
+    """Stop serving a model; its engines are unloaded once they are idle."""
+    with connect.connected(address):
+        from enginehouse.cluster import deploy
+
+        deploy.remove_model(name)
+    say(f"{name}: removed")
+
+
+@app.command("list")
+def list_models(address: Address = "auto") -> None:
+    """List what the application has been told to serve."""
+    with connect.connected(address):
+        from enginehouse.cluster import deploy
+
+        catalog = deploy.live_catalog()
+    for model in catalog.models:
+        out.print(model.id, highlight=False)

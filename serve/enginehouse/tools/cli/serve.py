@@ -1,0 +1,174 @@
+"""`enginehouse serve`: the application on a local Ray, or on a running cluster."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+
+from enginehouse.cluster import connect
+from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
+from enginehouse.contract.store import Store
+from enginehouse.tools.cli.console import out, say
+from enginehouse.tools.cli.status import show
+
+#: Every answer comes from one Router or another; so many in a row have very likely asked them all.
+_AGREEING_ANSWERS = 5
+
+Numerics = Literal["full", "int8", "any"]
+
+
+def serve(
+    store: Annotated[str, typer.Argument(help="Folder or fsspec URL that holds the bundles.")],
+    models: Annotated[str, typer.Option(help="Models to serve, `name` or `name@version`, by comma; default all.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
+    address: Annotated[str, typer.Option(help="`local`: start Ray here; `auto` or host:port: a running cluster.")] = (
+        "local"
+    ),
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of an engine; default: cores over engines.")
+    ] = None,
+    min_replicas: Annotated[
+        int, typer.Option(min=0, help="Fewest replicas of a pool, where its hardware is; 0: it rests when idle.")
+    ] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas of a pool; it scales by load.")] = 1,
+    resident: Annotated[
+        str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")
+    ] = "",
+    numerics: Annotated[Numerics, typer.Option(help="Which artifacts may answer: int8 ones are not by default.")] = (
+        "full"
+    ),
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
+    print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
+        False
+    ),
+) -> None:
+    """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
+    if min_replicas > max_replicas:
+        raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
+    app = connect.default_app(threads, min_replicas, max_replicas)
+    if print_config:
+        config = serve_config(app, catalog_of(store, models, resident, numerics), host, port)
+        typer.echo(yaml.safe_dump(config, sort_keys=False))
+        return
+    started = time.monotonic()
+    catalog = catalog_of(store, models, resident, numerics)
+    if address != "local":
+        with connect.connected(address):
+            _deploy(app, catalog, host, port, timeout, started)
+        return
+    stop = threading.Event()
+    say("starting a local Ray")
+    with connect.local(host, port, app) as ray_address:
+        # After Ray has started, which puts its own handler for SIGTERM.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        _deploy(connect.on_this_machine(app), catalog, host, port, timeout, started, stop)
+        if not stop.is_set():
+            out.print(f"other commands: --address {ray_address}", highlight=False)
+            out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
+            out.print("Ctrl-C ends it.")
+        stop.wait()
+        say("stopping")
+
+
+def catalog_of(store: str, models: str, resident: str = "", numerics: Numerics = "full") -> Catalog:
+    """The catalog for `--models` and `--resident`; without the former all of the store, the newest versions."""
+    root = Store(store).absolute_url()
+    wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
+    if not wanted:
+        raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
+    names = {entry.partition("@")[0] for entry in wanted}
+    residents = names if resident == "all" else {entry.strip() for entry in resident.split(",") if entry.strip()}
+    if unknown := sorted(residents - names):
+        raise ConfigError(f"--resident {', '.join(unknown)}: not served; served are {', '.join(sorted(names))}")
+    chosen = [
+        model_of(root, entry, resident=entry.partition("@")[0] in residents, numerics=numerics) for entry in wanted
+    ]
+    return Catalog.parse({"store": root, "models": [model.model_dump() for model in chosen]})
+
+
+def model_of(store: str, entry: str, **options: Any) -> ModelConfig:
+    """The catalog entry for `name` (its newest version) or `name@version`. Raises ConfigError, InvalidInput."""
+    name, _, version = entry.partition("@")
+    versions = Store(store).versions(name)
+    if not versions:
+        have = ", ".join(Store(store).models()) or "nothing"
+        raise ConfigError(f"{store} has no model {name!r}; it has {have}")
+    if version and version not in versions:
+        raise ConfigError(f"{store} has no version {version!r} of {name!r}; it has {', '.join(versions)}")
+    version = version or versions[-1]
+    return ModelConfig(name=name, version=version, **options)
+
+
+def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Wait until every model is settled on every pool whose hardware is there, and return the status document.
+
+    Raises NoBackend after `timeout` seconds, naming what is still missing.
+    """
+    from enginehouse.faces.python.client import Client
+
+    give_up = time.monotonic() + timeout
+    missing = "the router is not up"
+    settled = 0
+    while time.monotonic() < give_up and not (stop and stop.is_set()):
+        try:
+            document = Client(is_embedded=False).status()
+        except EnginehouseError as error:
+            missing = str(error)
+        except Exception as error:
+            missing = f"{type(error).__name__}: {error}"
+        else:
+            known = {entry["name"]: entry for entry in document["models"]}
+            waiting = [
+                model.id
+                for model in catalog.models
+                if known.get(model.name, {}).get("wanted") != model.version or not _settled(known[model.name])
+            ]
+            settled = 0 if waiting else settled + 1
+            if settled == _AGREEING_ANSWERS:
+                return document
+            missing = f"still loading: {', '.join(waiting)}"
+        time.sleep(0.1)
+    if stop and stop.is_set():
+        return {"store": catalog.store, "models": [], "pools": [], "missing_flags": []}
+    raise NoBackend(f"not served within {timeout:g} s: {missing} (see `enginehouse status`)")
+
+
+def _settled(entry: dict[str, Any]) -> bool:
+    states = {backend["state"] for backend in entry["backends"]}
+    if entry["state"] == "loading":
+        # No hardware for any engine is an answer too: the nodes may come later.
+        return bool(states) and "no-hardware" in states and not states & {"live", "loading", "cold"}
+    return not states & {"loading", "cold"}
+
+
+def _deploy(
+    app: AppConfig,
+    catalog: Catalog,
+    host: str,
+    port: int,
+    timeout: float,
+    started: float,
+    stop: threading.Event | None = None,
+) -> None:
+    from enginehouse.cluster import deploy
+
+    say(f"deploying {', '.join(model.id for model in catalog.models)}")
+    deploy.deploy(app, catalog, host, port)
+    document = wait_until_served(catalog, timeout, stop)
+    if stop and stop.is_set():
+        return
+    show(document)
+    ready = [entry["name"] for entry in document["models"] if entry["state"] == "ready"]
+    if not ready:
+        say("deployed, but no model answers yet; `enginehouse status` shows when one does")
+        return
+    host, port = deploy.http_address()
+    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{host}:{port}/v2/models/{ready[0]}")
