@@ -28,14 +28,14 @@ from rich.table import Table
 from enginehouse.contract.config import APP_NAME, ModelConfig, PoolConfig
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, SignatureRecord, TensorRecord
-from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.pools.report import ModelReport
 from enginehouse.routing import replicas as known_replicas
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.policy import USUAL, BackendState, Demand, FastestInTime
 from enginehouse.routing.pool_call import PoolCall, freest
-from enginehouse.routing.view import Reports, Served
+from enginehouse.routing.view import ModelVersion, View
 from enginehouse.transport.replica_end import Listener
 
 ENGINES: Sequence[EngineKind] = ("onnxruntime-cpu", "openvino-cpu", "onnxruntime-cuda", "tensorrt")
@@ -71,7 +71,7 @@ class Cost:
         return self.rank + self.replica
 
 
-def served(resident: bool) -> Served:
+def served(resident: bool) -> ModelVersion:
     """A model that has been measured on every engine, each a little slower than the one before."""
     tensor = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
     tables = [
@@ -100,7 +100,7 @@ def served(resident: bool) -> Served:
         ),
         latency=tuple(tables),
     )
-    return Served(MODEL.model_copy(update={"resident": resident}), manifest, manifest.signature.signature())
+    return ModelVersion(MODEL.model_copy(update={"resident": resident}), manifest, manifest.signature.signature())
 
 
 def report(engine: EngineKind) -> ModelReport:
@@ -114,7 +114,7 @@ def report(engine: EngineKind) -> ModelReport:
 async def replicas(counts: Sequence[int], hold: asyncio.Event) -> AsyncIterator[None]:
     """So many replicas of each pool, connected, on nodes of their own; they answer when `hold` is set."""
 
-    async def infer(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def infer(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         await hold.wait()
         return {"x": np.concatenate([request["x"] for request in requests])}, Timing(0.0, 2.0, rows)
 
@@ -160,7 +160,7 @@ async def measure(case: str) -> list[Cost]:
 
     hold = asyncio.Event()
     async with replicas(counts, hold):
-        reports, backends, policy = Reports(pools, residents, "node-0"), Backends(sender, 2), FastestInTime()
+        reports, backends, policy = View(pools, residents, "node-0"), Backends(sender, 2), FastestInTime()
         demand = Demand(1, budget_ms=30_000.0)
 
         def rank(live: Sequence[BackendState]) -> None:

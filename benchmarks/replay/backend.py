@@ -17,7 +17,7 @@ from benchmarks.replay.machines import Call, Pool
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.routing.backends import FAILURES, PROBE_S, attempt_s
 from enginehouse.routing.coalescing import HOLD_S, KNOWN_S, NEWEST
-from enginehouse.routing.pace import Crowd, Pace
+from enginehouse.routing.pace import Contention, Pace
 from enginehouse.routing.policy import HOP_MS, BackendState, Choice
 
 
@@ -70,7 +70,7 @@ class Backend:
     model: Model
     pool: Pool
     pace: Pace
-    crowd: Crowd
+    contention: Contention
     freest: Callable[[Pool, Model], Sequence[Channel]]
     attempts: Attempts
     calls: int
@@ -108,7 +108,7 @@ class Backend:
         """Take what is known of the pool by now; returns that with what this backend knows, but for what waits."""
         now = self.clock.now
         fails = "calls failed" if self._failures >= FAILURES and now <= self._probe_at else ""
-        pace = self.pace.of(self.state.pool, now, self.crowd.at(now))
+        pace = self.pace.of(self.state.pool, now, self.contention.at(now))
         drain_ms = self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
         self.state = state = self.state._replace(
             replicas=replicas, nodes=nodes, wait_ms=wait_ms, drain_ms=drain_ms, pace=pace, fails=fails
@@ -140,7 +140,7 @@ class Backend:
             self._failures = 0
             call.channel.told(self.clock.now, self.model)
             table_ms = self.model.tables[self.pool[0]].predict_ms(rows)
-            self.pace.note(self.state.pool, rows, compute_ms / table_ms, self.clock.now, self.crowd)
+            self.pace.note(self.state.pool, rows, compute_ms / table_ms, self.clock.now, self.contention)
         for attempt in call.attempts:
             self.attempts.answered(attempt)
 

@@ -20,9 +20,9 @@ from benchmarks.replay.fleet import ENGINES, Fleet, Model
 from benchmarks.replay.machines import Machines, Pool, Replica
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.routing.backends import attempt_s
-from enginehouse.routing.pace import Crowd, Pace
+from enginehouse.routing.pace import Contention, Pace
 from enginehouse.routing.policy import BackendState, Choice, Demand, FastestInTime, Policy
-from enginehouse.routing.router import BACKOFF_S
+from enginehouse.routing.failover import BACKOFF_S
 from enginehouse.routing.view import LIVE_FOR_S
 
 NAME = "enginehouse"
@@ -60,7 +60,7 @@ class PolicyRouter:
         self._pools: dict[Pool, tuple[list[Channel], frozenset[str]]] = {}
         self._changes = -1
         self._backends: dict[tuple[str, Model], Backend] = {}
-        self._crowds: dict[tuple[str, int], Crowd] = {}
+        self._contentions: dict[tuple[str, int], Contention] = {}
         self._of: dict[Model, list[Backend]] = {model: self._made(model) for model in fleet.models}
         self._known: dict[Model, tuple[float, list[tuple[BackendState, Backend]]]] = {}
 
@@ -91,11 +91,11 @@ class PolicyRouter:
     def _made(self, model: Model) -> list[Backend]:
         made = []
         for accelerator, engines in ENGINES.items():
-            pace, crowd = Pace(), self._crowds.setdefault((accelerator, model.cell), Crowd())
+            pace, contention = Pace(), self._contentions.setdefault((accelerator, model.cell), Contention())
             for engine in engines:
                 if engine in model.tables:
                     pool, calls = (engine, model.cell), self._calls
-                    backend = Backend(self._clock, model, pool, pace, crowd, self._freest, self, calls)
+                    backend = Backend(self._clock, model, pool, pace, contention, self._freest, self, calls)
                     self._backends[backend.state.pool, model] = backend
                     made.append(backend)
         return made

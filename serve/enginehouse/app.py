@@ -1,9 +1,9 @@
-"""The whole application on one screen: a Router ingress bound to one pool per engine kind and hardware class.
+"""The whole application on one screen: an ingress bound to one pool per engine kind and hardware class.
 
-    HTTP ─┐                                     ┌─ Pool tensorrt          gpu nodes
-          ├─> Router: check, rank, fail over ───┼─ Pool onnxruntime-cuda  gpu nodes
-    handle┘   (Starlette routes in routes.py)  ├─ Pool openvino-cpu      cpu nodes
-                                                └─ Pool onnxruntime-cpu   cpu nodes
+    HTTP ──┐                                        ┌─ Pool tensorrt          gpu nodes
+           ├─> Ingress: data plane: router ─────────┼─ Pool onnxruntime-cuda  gpu nodes
+    handle ┘   admit, check, rank, fail over        ├─ Pool openvino-cpu      cpu nodes
+                                                    └─ Pool onnxruntime-cpu   cpu nodes
 
 The graph is fixed by `args`; the models come and go through `user_config`, which keeps every process.
 """
@@ -26,21 +26,27 @@ from enginehouse.faces.http import routes
 from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
-from enginehouse.routing import remote_versions, router
+from enginehouse.routing import remote_versions
+from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import USUAL
-from enginehouse.routing.versions import ServedModels
-from enginehouse.routing.view import Reports
+from enginehouse.routing.router import Router
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import View
 
 
 @serve.ingress(routes.http)
-class Router:
-    """Deployment around the router core: HTTP through `routes.http`, handle calls through its methods."""
+class Ingress:
+    """The deployment around the data plane: HTTP through `routes.http`, handle calls through its methods.
+
+    Serve knows it as `Router`, the name that it has always had there.
+    """
 
     def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
         allocator.keep_freed()
         allocator.collect_less()
         self.config = AppConfig.parse(args)
+        self.max_body_bytes = self.config.router.max_body_bytes
         cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
         settings = self.config.router
         self._residents = HostedModels(
@@ -52,9 +58,14 @@ class Router:
             router=True,
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
-        reports = Reports(self.config.pools, self._residents, nodes.own_id())
-        self.models = ServedModels(reports)
-        self.core = router.Router(self.config, self.models, reports, pools, self._residents)
+        view = View(self.config.pools, self._residents, nodes.own_id())
+        self.versions = LiveVersions(view)
+        self.plane = DataPlane(
+            Router(self.config, view, pools, self._residents),
+            self.versions,
+            settings.max_ongoing_requests,
+            settings.max_ongoing_bytes,
+        )
 
     async def enginehouse_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: an inference request, handed over by shortcut.py."""
@@ -63,12 +74,12 @@ class Router:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""
         catalog = Catalog.parse(user_config)
-        self.models.apply(catalog)
+        self.versions.apply(catalog)
         self._residents.follow(catalog)
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""
-        self.models.check_health()
+        self.versions.check_health()
         self._residents.check_health()
 
     async def infer(
@@ -88,7 +99,7 @@ class Router:
         """
         try:
             hints = Hints(deadline_s, priority, backend, min_precision)
-            answer = await self.core.infer(model, inputs, hints, version)
+            answer = await self.plane.infer("handle", model, inputs, hints, version)
         except EnginehouseError as error:
             raise _builtin(error) from None
         return answer.outputs
@@ -97,22 +108,22 @@ class Router:
         self, model: str, inputs: dict[str, np.ndarray], hints: Hints = NO_HINTS, version: str | None = None
     ) -> dict[str, Any]:
         """As `infer` with who answered, for callers that have this package: they get its own errors."""
-        answer = await self.core.infer(model, inputs, hints, version)
+        answer = await self.plane.infer("handle", model, inputs, hints, version)
         return {"outputs": answer.outputs, **answer.origin()}
 
     async def explain(
         self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None
     ) -> dict[str, Any]:
         """How a request would be routed now, as plain data; see `Router.explain`."""
-        return self.core.explain(model, rows, size, hints, version).document()
+        return self.plane.explain(model, rows, size, hints, version).document()
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, why a backend is not live, and flags that this process was started without."""
-        return {**self.models.status(), "missing_flags": missing_flags()}
+        return {**self.versions.status(), "missing_flags": missing_flags()}
 
     async def served(self, tag: str) -> dict[str, Any]:
-        """For routers in other processes: what this one serves, once that is not what `tag` stands for."""
-        return await remote_versions.tell(self.config, self.models.serving, tag)
+        """For routers in other processes: what this one answers for, once that is not what `tag` stands for."""
+        return await remote_versions.publish(self.config, lambda: self.versions.answering, tag)
 
 
 def _builtin(error: EnginehouseError) -> Exception:
@@ -138,7 +149,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         .bind(name, pool.model_dump(mode="json"), cpu_engines)
         for name, pool in config.pools.items()
     }
-    ingress_router = serve.deployment(Router).options(
+    ingress = serve.deployment(Ingress).options(
         name=ROUTER,
         num_replicas=config.router.num_replicas,
         max_ongoing_requests=config.router.max_ongoing_requests,
@@ -146,7 +157,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         health_check_period_s=2,
         health_check_timeout_s=5,
     )
-    return ingress_router.bind(args, **pools)
+    return ingress.bind(args, **pools)
 
 
 def pool_options(name: str, pool: PoolConfig) -> dict[str, Any]:

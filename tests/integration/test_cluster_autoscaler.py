@@ -1,4 +1,4 @@
-"""Ray's cluster autoscaler starts the node that a resting pool wants, and takes it back: real nodes of one machine."""
+"""Ray's cluster autoscaler starts the node that a idle pool wants, and takes it back: real nodes of one machine."""
 
 from __future__ import annotations
 

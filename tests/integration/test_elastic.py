@@ -83,7 +83,7 @@ def test_a_pool_without_hardware_is_held_at_zero(elastic: House) -> None:
 
 def test_a_pool_that_rests_is_woken_while_another_answers_and_takes_over_when_it_is_warm(elastic: House) -> None:
     elastic.gpu = elastic.cluster.add("gpu")
-    wait_for(lambda: elastic.state("scale", "gpu-pool") == "resting", 30, "nobody asked yet")
+    wait_for(lambda: elastic.state("scale", "gpu-pool") == "idle", 30, "nobody asked yet")
     assert replicas("gpu-pool") == 0
     with load("scale by HTTP", by_http(elastic.url, "scale"), [2], callers=2) as report:
         began = time.monotonic()
@@ -91,7 +91,7 @@ def test_a_pool_that_rests_is_woken_while_another_answers_and_takes_over_when_it
         print(f"took over after {time.monotonic() - began:.1f} s")
         assert report.backends["cpu-pool"], "meanwhile the CPU pool answered"
     assert report.problems == []
-    wait_for(lambda: elastic.state("scale", "gpu-pool") == "resting", 60, "nobody asks any more")
+    wait_for(lambda: elastic.state("scale", "gpu-pool") == "idle", 60, "nobody asks any more")
 
 
 def test_a_request_that_only_a_resting_pool_may_answer_waits_for_it(elastic: House) -> None:

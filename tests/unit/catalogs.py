@@ -20,8 +20,8 @@ from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Manifest, SignatureRecord
 from enginehouse.pools.report import ModelState
 from enginehouse.routing.replicas import Replica
-from enginehouse.routing.versions import ServedModels
-from enginehouse.routing.view import BackendStatus, Reports
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import BackendStatus, View
 from enginehouse.transport.router_end import Channel
 
 POOLS = {"ort": PoolConfig(engine="onnxruntime-cpu"), "vino": PoolConfig(engine="openvino-cpu")}
@@ -88,20 +88,20 @@ async def turns() -> None:
     await asyncio.sleep(0.05)
 
 
-async def serving(cluster: Cluster, store: Path, version: str = "1") -> ServedModels:
+async def serving(cluster: Cluster, store: Path, version: str = "1") -> LiveVersions:
     """Version 1 warm on one pool."""
-    models = ServedModels(Reports(POOLS, None, "here"))
+    models = LiveVersions(View(POOLS, None, "here"))
     cluster.report("ort", {"m@1": "ready"})
     models.apply(catalog(store, version))
     await until(lambda: answers(models) == version)
     return models
 
 
-def vino(models: ServedModels) -> BackendStatus:
-    return models._reports.backends(models.get("m"))[1]
+def vino(models: LiveVersions) -> BackendStatus:
+    return models._view.backends(models.get("m"))[1]
 
 
-def answers(models: ServedModels) -> str | None:
+def answers(models: LiveVersions) -> str | None:
     try:
         return models.get("m").config.version
     except (NoBackend, ModelNotFound):

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.transport.replica_end import Infer, Listener
 from enginehouse.transport.router_end import Address, Channel
 
@@ -16,7 +16,7 @@ Run: TypeAlias = Callable[[Awaitable[Any]], Any]
 TIMING = Timing(1.5, 2.5, 3)
 
 
-async def echo(_: str, requests: Sequence[Tensors], __: int, ___: float) -> Answer:
+async def echo(_: str, requests: Sequence[Tensors], __: int, ___: float) -> Computed:
     (request,) = requests
     return dict(request), TIMING
 

@@ -14,20 +14,20 @@ from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import Axis
-from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.routing import backends
 from enginehouse.routing.backends import FAILURES, Backend, Backends, Sender
 from enginehouse.routing.policy import FIRST, LAST, USUAL, BackendState
-from enginehouse.routing.view import Served
+from enginehouse.routing.view import ModelVersion
 
 X = {"x": np.zeros((1, 4), np.float32)}
 TIMES = (1, 2.0), (8, 8.0)
 
 
-def served(**settings: object) -> Served:
+def served(**settings: object) -> ModelVersion:
     described = manifest([artifact("a", "onnx")], table(*TIMES))
     config = ModelConfig.model_validate({"name": "m", "version": "1", **settings})
-    return Served(config, described, described.signature.signature())
+    return ModelVersion(config, described, described.signature.signature())
 
 
 class Pool:
@@ -38,7 +38,7 @@ class Pool:
         self.calls = self.under_way = self.most = 0
         self.compute_ms = 2.0
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
         self.calls += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -62,14 +62,14 @@ def known(pool: Pool) -> Backends:
     return Backends(call, routers=2)
 
 
-def look(known: Backends, model: Served, **changes: object) -> BackendState:
+def look(known: Backends, model: ModelVersion, **changes: object) -> BackendState:
     live = [backend("p", *TIMES)._replace(**changes)]  # type: ignore[arg-type]
     (state,) = known.states(model, live)
     return state
 
 
 async def ask(
-    known: Backends, model: Served, error: type[Exception] | None = None, budget_s: float = backends.ATTEMPT_S
+    known: Backends, model: ModelVersion, error: type[Exception] | None = None, budget_s: float = backends.ATTEMPT_S
 ) -> None:
     one = known.get(model, look(known, model))
     if error is None:
@@ -142,7 +142,7 @@ async def test_a_request_is_expected_to_take_what_its_own_size_takes(known: Back
     sized = LatencyTable(engine="onnxruntime-cpu", artifact="a", threads=1, host="here", points=points)
     axis = Axis(name="length", min=2, opt=8, max=8, dims=(("x", 1),))
     described = manifest([artifact("a", "onnx")], sized).model_copy(update={"axes": (axis,)})
-    model = Served(ModelConfig(name="m", version="1"), described, described.signature.signature())
+    model = ModelVersion(ModelConfig(name="m", version="1"), described, described.signature.signature())
     one = known.get(model, look(known, model, table=sized))
     assert one.call_ms([{"x": np.zeros((1, 2), np.float32)}], 1) == 1.0
     assert one.call_ms([{"x": np.zeros((1, 8), np.float32)}], 1) == 100.0

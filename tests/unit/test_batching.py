@@ -25,7 +25,7 @@ from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse.engines import load_engine
 from enginehouse.pools import batching, hosting
-from enginehouse.pools.batching import SLICE_BATCHES, Answer, LoadedModel, _Item, _parts
+from enginehouse.pools.batching import SLICE_BATCHES, Computed, LoadedModel, _Item, _parts
 from enginehouse.pools.hosting import HostedModels
 
 TABLE = np.arange(10, dtype=np.float32) ** 2
@@ -82,7 +82,7 @@ def waiting(model: LoadedModel, ms: float = 100, at_most: int | None = None) -> 
     return model
 
 
-async def send(model: LoadedModel, requests: list[Tensors], budget_s: float = 30) -> list[Answer | BaseException]:
+async def send(model: LoadedModel, requests: list[Tensors], budget_s: float = 30) -> list[Computed | BaseException]:
     def rows(inputs: Tensors) -> int:
         return len(next(iter(inputs.values()))) if model.engine.signature.batched else 1
 
@@ -90,7 +90,7 @@ async def send(model: LoadedModel, requests: list[Tensors], budget_s: float = 30
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-def check(case: Case, requests: list[Tensors], answers: list[Answer | BaseException]) -> list[int]:
+def check(case: Case, requests: list[Tensors], answers: list[Computed | BaseException]) -> list[int]:
     """Every answer is that of its own request; the rows of the batch each was in are returned."""
     batches = []
     for inputs, answer in zip(requests, answers, strict=True):

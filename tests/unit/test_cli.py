@@ -12,7 +12,7 @@ import click
 import pytest
 import typer
 import yaml
-from tests.unit.test_served import publish
+from tests.unit.test_versions import publish
 from typer.testing import CliRunner
 
 from enginehouse.contract.config import AppConfig, Catalog, serve_config

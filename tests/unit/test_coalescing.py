@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, InvalidInput
-from enginehouse.contract.tensors import Answer, Tensors, Timing, stack
+from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.routing.coalescing import Coalescer
 from enginehouse.routing.policy import FIRST, LAST, USUAL
 
@@ -25,7 +25,7 @@ class Backend:
         self.lost = False
         self.error: Exception = InferenceFailed("a negative number")
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         x = stack(requests)["x"]
         assert len(x) == rows
         self.calls.append(x[:, 0].tolist())
@@ -43,11 +43,11 @@ def row(number: float, width: int = 1, rows: int = 1) -> dict[str, np.ndarray]:
     return {"x": np.full((rows, width), number, np.float32)}
 
 
-def send(coalescer: Coalescer, inputs: Tensors) -> asyncio.Task[Answer]:
+def send(coalescer: Coalescer, inputs: Tensors) -> asyncio.Task[Computed]:
     return asyncio.create_task(coalescer.infer(inputs, len(inputs["x"]), time.monotonic() + 30))
 
 
-async def values(tasks: Sequence[asyncio.Task[Answer]]) -> list[float]:
+async def values(tasks: Sequence[asyncio.Task[Computed]]) -> list[float]:
     return [float(outputs["y"][0, 0]) for outputs, _ in await asyncio.gather(*tasks)]
 
 
@@ -57,11 +57,11 @@ async def test_the_first_leaves_at_once_and_those_behind_it_travel_together() ->
     tasks = [send(coalescer, row(number)) for number in range(6)]
     await asyncio.sleep(0)
     assert backend.calls == [[0]]
-    assert not coalescer.is_idle
+    assert not coalescer.is_empty
     backend.open.set()
     assert await values(tasks) == [0, 2, 4, 6, 8, 10]
     assert backend.calls == [[0], [1, 2, 3, 4, 5]]
-    assert coalescer.is_idle
+    assert coalescer.is_empty
 
 
 async def test_a_group_keeps_to_its_rows_bytes_and_shape() -> None:
@@ -123,7 +123,7 @@ async def test_what_would_be_late_is_not_sent() -> None:
 
 
 async def test_how_fast_the_queue_drains_is_seen_while_there_is_one() -> None:
-    async def call(requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def call(requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         await asyncio.sleep(0.02)
         return {"y": stack(requests)["x"]}, Timing(0.0, 1.0, rows)
 
@@ -188,13 +188,13 @@ async def test_a_call_that_is_stuck_holds_nobody_up_for_long() -> None:
     assert backend.calls == [[0], [1, 2]]
     backend.open.set()
     assert await values([stuck, *others]) == [0, 2, 4]
-    assert coalescer.is_idle
+    assert coalescer.is_empty
 
 
 async def test_requests_that_list_their_inputs_in_another_order_are_told_apart_by_name() -> None:
     seen: list[list[int]] = []
 
-    async def call(requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def call(requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         inputs = stack(requests)
         seen.append([inputs["a"].shape[1], inputs["b"].shape[1]])
         await asyncio.sleep(0.001)
@@ -222,7 +222,7 @@ async def test_what_was_lost_fails_for_everybody_in_the_group_and_the_next_group
     backend.lost = False
     assert all(isinstance(task, asyncio.Task) for task in tasks)
     await asyncio.wait(tasks)
-    assert coalescer.is_idle
+    assert coalescer.is_empty
 
 
 async def test_who_gives_up_is_not_sent_and_holds_nobody_up() -> None:
@@ -249,7 +249,7 @@ async def test_the_first_giving_up_frees_its_slot() -> None:
     tasks[0].cancel()
     backend.open.set()
     assert await values(tasks[1:]) == [2]
-    assert coalescer.is_idle
+    assert coalescer.is_empty
 
 
 async def test_the_wait_for_a_slot_counts_as_time_in_the_queue() -> None:

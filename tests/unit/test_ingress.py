@@ -18,15 +18,16 @@ from httpx import ASGITransport, AsyncClient
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from enginehouse.contract.config import AppConfig, Catalog, RouterConfig
+from enginehouse.contract.config import AppConfig, Catalog
 from enginehouse.contract.errors import InvalidInput, Overloaded, RequestTooLarge
 from enginehouse.faces.http import body as request_body
 from enginehouse.faces.http import routes
 from enginehouse.pools import nodes
 from enginehouse.routing.admission import Admission, Admitted
+from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.router import Router
-from enginehouse.routing.versions import ServedModels
-from enginehouse.routing.view import Reports
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import View
 
 LIMIT = 10_000
 TEXT = b'{"inputs": []}'
@@ -50,7 +51,7 @@ def request(*chunks: bytes, hangs: bool = False, **headers: str) -> Request:
 
 async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes:
     with Admitted(Admission(8, 8 * LIMIT)) as admitted:
-        return await request_body.read(request(*chunks, hangs=hangs, **headers), LIMIT, admitted)
+        return await request_body.read(request(*chunks, hangs=hangs, **headers), LIMIT, admitted.take)
 
 
 async def test_a_body_in_pieces_arrives_whole() -> None:
@@ -93,7 +94,7 @@ async def test_bodies_count_while_they_arrive_and_no_longer() -> None:
 
     async def read(*chunks: bytes, **headers: str) -> None:
         with Admitted(admission) as admitted:
-            await request_body.read(request(*chunks, **headers), LIMIT, admitted)
+            await request_body.read(request(*chunks, **headers), LIMIT, admitted.take)
 
     with Admitted(admission) as other:
         other.take(60)
@@ -164,12 +165,13 @@ async def test_a_body_that_stops_arriving_is_not_waited_for(monkeypatch: pytest.
 async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """The routes over a real router that serves nothing yet: one model is wanted and its bundle is not there."""
     monkeypatch.setattr(nodes, "count_with", lambda _: 1)
-    config = AppConfig(router=RouterConfig(max_body_bytes=LIMIT))
-    reports = Reports(config.pools, None, "here")
-    models = ServedModels(reports)
-    core = Router(config, models, reports, {})
-    monkeypatch.setattr(routes, "_replica", lambda: SimpleNamespace(core=core, config=config, models=models))
-    models.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
+    config = AppConfig()
+    view = View(config.pools, None, "here")
+    versions = LiveVersions(view)
+    plane = DataPlane(Router(config, view, {}), versions, 8, 8 * LIMIT)
+    ingress = SimpleNamespace(plane=plane, versions=versions, max_body_bytes=LIMIT)
+    monkeypatch.setattr(routes, "_ingress", lambda: ingress)
+    versions.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
     async with AsyncClient(transport=ASGITransport(routes.http), base_url="http://here") as client:
         yield client
 

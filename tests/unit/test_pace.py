@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginehouse.routing.pace import CROWD_HALF_LIFE_S, HALF_LIFE_S, MOST_CROWD, Crowd, Crowds, Pace
+from enginehouse.routing.pace import CONTENTION_HALF_LIFE_S, HALF_LIFE_S, MOST_CONTENTION, Contention, Contentions, Pace
 
 
 def test_nothing_heard_is_as_measured() -> None:
@@ -74,63 +74,65 @@ def test_a_call_that_was_held_up_is_no_reason_to_prefer_another_engine() -> None
 
 
 def test_a_crowd_is_noticed_by_the_models_that_were_not_asked_and_soon_over() -> None:
-    crowd, asked, other = Crowd(), Pace(), Pace()
+    contention, asked, other = Contention(), Pace(), Pace()
     for _ in range(20):
-        asked.note("p", 1, 1.0, 1.0, crowd)
+        asked.note("p", 1, 1.0, 1.0, contention)
     for _ in range(20):
-        asked.note("p", 1, 3.0, 1.0, crowd)
-    assert other.of("p", 1.0, crowd.at(1.0))[0] > 1.5
-    assert asked.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.1)
-    assert crowd.at(1.0 + 10 * CROWD_HALF_LIFE_S) == pytest.approx(1.0, abs=0.01)
+        asked.note("p", 1, 3.0, 1.0, contention)
+    assert other.of("p", 1.0, contention.at(1.0))[0] > 1.5
+    assert asked.of("p", 1.0, contention.at(1.0))[1] == pytest.approx(3.0, rel=0.1)
+    assert contention.at(1.0 + 10 * CONTENTION_HALF_LIFE_S) == pytest.approx(1.0, abs=0.01)
 
 
 def test_what_is_slow_for_one_model_alone_is_its_pace_and_no_crowd() -> None:
-    crowd, slow, usual = Crowd(), Pace(), Pace()
+    contention, slow, usual = Contention(), Pace(), Pace()
     for _ in range(300):
-        slow.note("p", 1, 3.0, 1.0, crowd)
-        usual.note("p", 1, 1.0, 1.0, crowd)
-    assert slow.of("p", 1.0, crowd.at(1.0))[1] / usual.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.2)
-    assert slow.of("p", 1.0, crowd.at(1.0))[1] == pytest.approx(3.0, rel=0.2)
+        slow.note("p", 1, 3.0, 1.0, contention)
+        usual.note("p", 1, 1.0, 1.0, contention)
+    assert slow.of("p", 1.0, contention.at(1.0))[1] / usual.of("p", 1.0, contention.at(1.0))[1] == pytest.approx(
+        3.0, rel=0.2
+    )
+    assert slow.of("p", 1.0, contention.at(1.0))[1] == pytest.approx(3.0, rel=0.2)
 
 
 def test_the_first_call_and_one_after_a_silence_are_believed_once() -> None:
-    crowd, pace = Crowd(), Pace()
+    contention, pace = Contention(), Pace()
     for now in (1.0, 61.0, 121.0):
-        pace.note("p", 1, 3.0, now, crowd)
-        assert pace.of("p", now, crowd.at(now))[1] == pytest.approx(3.0, rel=0.15)
+        pace.note("p", 1, 3.0, now, contention)
+        assert pace.of("p", now, contention.at(now))[1] == pytest.approx(3.0, rel=0.15)
 
 
 def test_one_call_that_was_held_up_makes_nothing_late_for_long() -> None:
-    crowd, pace, other = Crowd(), Pace(), Pace()
+    contention, pace, other = Contention(), Pace(), Pace()
     for _ in range(20):
-        pace.note("p", 1, 1.0, 1.0, crowd)
-        other.note("p", 1, 1.0, 1.0, crowd)
-    pace.note("p", 1, 200.0, 1.0, crowd)
-    assert pace.of("p", 1.0, crowd.at(1.0))[1] < 2.5
-    assert other.of("p", 1.0, crowd.at(1.0))[1] < 2
-    assert pace.of("p", 5.0, crowd.at(5.0))[1] < 1.7
-    assert other.of("p", 5.0, crowd.at(5.0))[1] < 1.2
+        pace.note("p", 1, 1.0, 1.0, contention)
+        other.note("p", 1, 1.0, 1.0, contention)
+    pace.note("p", 1, 200.0, 1.0, contention)
+    assert pace.of("p", 1.0, contention.at(1.0))[1] < 2.5
+    assert other.of("p", 1.0, contention.at(1.0))[1] < 2
+    assert pace.of("p", 5.0, contention.at(5.0))[1] < 1.7
+    assert other.of("p", 5.0, contention.at(5.0))[1] < 1.2
 
 
 def test_a_pause_that_held_up_many_models_makes_others_no_later_than_a_crowd_may() -> None:
-    crowd, paces, other = Crowd(), [Pace() for _ in range(8)], Pace()
+    contention, paces, other = Contention(), [Pace() for _ in range(8)], Pace()
     for pace in [*paces, other]:
         for _ in range(20):
-            pace.note("p", 1, 1.0, 1.0, crowd)
+            pace.note("p", 1, 1.0, 1.0, contention)
     for pace in paces:
-        pace.note("p", 1, 50.0, 1.0, crowd)
-    assert other.of("p", 1.0, crowd.at(1.0))[1] < MOST_CROWD
+        pace.note("p", 1, 50.0, 1.0, contention)
+    assert other.of("p", 1.0, contention.at(1.0))[1] < MOST_CONTENTION
     # And calls that are as fast as ever say that it is over.
     for _ in range(10):
-        other.note("p", 1, 1.0, 1.1, crowd)
-    assert other.of("p", 1.1, crowd.at(1.1))[1] < 1.3
+        other.note("p", 1, 1.0, 1.1, contention)
+    assert other.of("p", 1.1, contention.at(1.1))[1] < 1.3
 
 
 def test_pools_that_share_a_node_share_its_crowd() -> None:
-    crowds = Crowds()
-    here = crowds.of("cpu", frozenset("ab"))
-    assert crowds.of("cpu", frozenset("bc")) is here
-    assert crowds.of("cpu", frozenset("cd")) is here
-    assert crowds.of("cpu", frozenset("ef")) is not here
-    assert crowds.of("gpu", frozenset("ab")) is not here
-    assert crowds.of("cpu", frozenset("ab")) is here
+    contentions = Contentions()
+    here = contentions.of("cpu", frozenset("ab"))
+    assert contentions.of("cpu", frozenset("bc")) is here
+    assert contentions.of("cpu", frozenset("cd")) is here
+    assert contentions.of("cpu", frozenset("ef")) is not here
+    assert contentions.of("gpu", frozenset("ab")) is not here
+    assert contentions.of("cpu", frozenset("ab")) is here

@@ -15,18 +15,22 @@ from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, until
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import table
 
-from enginehouse.contract.config import AppConfig
+from enginehouse.contract.config import AppConfig, ModelConfig, PoolConfig
 from enginehouse.contract.errors import InferenceFailed, NoBackend
-from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import waking
-from enginehouse.routing.hints import Hints
+from enginehouse.routing.answer import Answer
+from enginehouse.routing.data_plane import DataPlane
+from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.router import Router
-from enginehouse.routing.versions import ServedModels
-from enginehouse.routing.view import Reports
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import View
 from enginehouse.transport.replica_end import Infer
 from enginehouse.transport.router_end import Channel
 
 X = {"x": np.zeros((1, 4), np.float32)}
+#: Of the one version that is served here.
+KEY = ModelConfig(name="m", version="1", numerics="any").key
 #: ONNX Runtime is preferred.
 TIMES = (
     table((1, 1.0), engine="onnxruntime-cpu", artifact="onnx-fp32"),
@@ -41,7 +45,7 @@ class Engine:
         self.is_broken = is_broken
         self.calls = 0
 
-    async def __call__(self, model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def __call__(self, model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         self.calls += 1
         if self.is_broken or min(request["x"].min() for request in requests) < 0:
             raise InferenceFailed("no kernel")
@@ -64,27 +68,41 @@ class Handle:
 
 def come_up(cluster: Cluster, pool: str, channel: Channel) -> None:
     """A replica on a node of its own has the model and is connected to."""
-    cluster.report(pool, {"m@1": "ready"})
+    cluster.report(pool, {KEY: "ready"})
     (replica,) = cluster.replicas[pool]
     replica.channel, replica.node = channel, pool
+
+
+class Asked:
+    """The data plane as a face that asks for model `m`, and what is below it."""
+
+    def __init__(self, pools: Mapping[str, PoolConfig], view: View, versions: LiveVersions) -> None:
+        self.handles = {name: Handle() for name in pools}
+        self.view = view
+        router = Router(AppConfig(pools=dict(pools)), view, self.handles)  # type: ignore[arg-type]
+        self.plane = DataPlane(router, versions, 1000, 1 << 30)
+
+    async def infer(self, model: str, inputs: Tensors, hints: Hints = NO_HINTS) -> Answer:
+        return await self.plane.infer("tests", model, inputs, hints)
 
 
 @contextlib.asynccontextmanager
 async def routed(
     cluster: Cluster, store: Path, engines: Mapping[str, Infer], **pool: Any
-) -> AsyncIterator[tuple[Router, dict[str, Handle]]]:
+) -> AsyncIterator[tuple[Asked, dict[str, Handle]]]:
     """A router that is connected to a replica of each pool that has an engine."""
     publish(store, "1", TIMES)
     pools = {name: config.model_copy(update=pool) for name, config in POOLS.items()}
-    reports = Reports(pools, None, "here")
-    models, handles = ServedModels(reports), {name: Handle() for name in pools}
+    view = View(pools, None, "here")
+    models = LiveVersions(view)
     async with contextlib.AsyncExitStack() as stack:
         for name, infer in engines.items():
             _, channel = await stack.enter_async_context(connected(infer))
             come_up(cluster, name, channel)
         models.apply(catalog(store, "1", numerics="any"))
         await until(lambda: answers(models) == "1")
-        yield Router(AppConfig(pools=pools), models, reports, handles), handles  # type: ignore[arg-type]
+        asked = Asked(pools, view, models)
+        yield asked, asked.handles
 
 
 async def test_what_fails_in_a_backend_that_fails_others_too_is_tried_in_another_one(
@@ -123,7 +141,7 @@ async def test_those_that_wait_for_a_backend_are_answered_by_another_one_that_co
 ) -> None:
     release = asyncio.Event()
 
-    async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         await release.wait()
         return await echo(model, requests, rows, budget_s)
 
@@ -132,7 +150,7 @@ async def test_those_that_wait_for_a_backend_are_answered_by_another_one_that_co
         await asyncio.sleep(0.05)
         async with connected() as (__, channel):
             come_up(cluster, "ort", channel)
-            router._reports.forget()
+            router.view.forget()
             # The first that comes finds it, and the others are told.
             sent.append(asyncio.create_task(router.infer("m", X)))
             await asyncio.sleep(0.1)
@@ -147,19 +165,20 @@ async def test_a_model_is_reached_while_this_process_is_connected_to_a_replica_o
     cluster: Cluster, store: Path
 ) -> None:
     async with routed(cluster, store, {"ort": Engine()}) as (router, _):
-        assert router.reaches("m") and not router.reaches("m", "2") and not router.reaches("other")
+        version = router.plane.versions.get("m")
+        assert router.plane.router.reaches(version)
         cluster.report("ort")
-        router._reports.forget()
-        assert not router.reaches("m")
+        router.view.forget()
+        assert not router.plane.router.reaches(version)
         with pytest.raises(NoBackend, match="no live backend for 'm@1'"):
             await router.infer("m", X)
 
 
-async def test_the_best_pool_that_rests_is_woken_and_another_one_when_it_does_not_come(
+async def test_the_best_idle_pool_is_woken_and_another_one_when_it_does_not_come(
     cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with routed(cluster, store, {}, min_replicas=0) as (router, handles):
-        await until(lambda: len(router._reports.resting(router.models.get("m"))) == 2)
+        await until(lambda: len(router.view.idle(router.plane.versions.get("m"))) == 2)
         woken = lambda: {name: handle.woken for name, handle in handles.items()}  # noqa: E731
         first = asyncio.create_task(router.infer("m", X))
         await asyncio.sleep(0.02)
@@ -181,18 +200,18 @@ async def test_the_best_pool_that_rests_is_woken_and_another_one_when_it_does_no
 async def test_what_is_under_way_when_the_last_node_goes_hears_so_and_does_not_wait_for_its_deadline(
     cluster: Cluster, store: Path
 ) -> None:
-    async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         await asyncio.Event().wait()
         raise AssertionError
 
     publish(store, "1", TIMES)
-    reports = Reports(POOLS, None, "here")
-    models = ServedModels(reports)
+    view = View(POOLS, None, "here")
+    models = LiveVersions(view)
     async with connected(held) as (_, channel):
         come_up(cluster, "ort", channel)
         models.apply(catalog(store, "1", numerics="any"))
         await until(lambda: answers(models) == "1")
-        router = Router(AppConfig(pools=POOLS), models, reports, {name: Handle() for name in POOLS})  # type: ignore[arg-type, dict-item]
+        router = Asked(POOLS, view, models)
         sent = asyncio.create_task(router.infer("m", X, Hints(deadline_s=20.0)))
         await asyncio.sleep(0.05)
         cluster.replicas.clear()
@@ -200,6 +219,6 @@ async def test_what_is_under_way_when_the_last_node_goes_hears_so_and_does_not_w
         await asyncio.sleep(0.2)
         assert not sent.done(), "Serve may start another replica on a node that lives"
         cluster.accelerators.clear()
-        await reports.count_nodes()
+        await view.count_nodes()
         with pytest.raises(NoBackend, match="no live backend"):
             await asyncio.wait_for(sent, 2)

@@ -12,7 +12,7 @@ from tests.unit.catalogs import until
 from tests.unit.connections import TIMING, Run, connected
 
 from enginehouse.contract.errors import EngineUnavailable, ReplicaLost
-from enginehouse.contract.tensors import Answer
+from enginehouse.contract.tensors import Computed
 from enginehouse.transport import router_end as channels
 
 
@@ -20,7 +20,7 @@ def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(channels, "PING_S", 0.05)
     monkeypatch.setattr(channels, "SILENT_S", 0.3)
 
-    async def forever(*_: Any) -> Answer:
+    async def forever(*_: Any) -> Computed:
         await asyncio.sleep(1)
         return {}, TIMING
 
@@ -43,7 +43,7 @@ def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyP
 def test_an_end_that_no_longer_answers_comes_last_before_it_is_given_up(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in {"PING_S": 0.02, "IDLE_S": 0.04, "DOUBT_S": 0.1, "SILENT_S": 0.4}.items():
+    for name, seconds in {"PING_S": 0.02, "QUIET_S": 0.04, "SUSPECT_S": 0.1, "SILENT_S": 0.4}.items():
         monkeypatch.setattr(channels, name, seconds)
 
     async def work() -> None:

@@ -10,6 +10,8 @@ Two halves, because Ray Serve treats them differently:
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -150,8 +152,18 @@ class ModelConfig(_Config):
 
     @property
     def id(self) -> str:
-        """`name@version`."""
+        """`name@version`: what users see."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def key(self) -> str:
+        """What is loaded: `id`, and a digest of numerics and batch size where they are not the defaults.
+
+        Everything that a process keeps of a model is kept by this, so that one version with other settings is another
+        one. Settings that change no engine (`batch_wait_ms`, `resident`) are not part of it.
+        """
+        digest = _settings_digest(self.numerics, self.max_batch_size)
+        return f"{self.id}+{digest}" if digest else self.id
 
 
 class Catalog(_Config):
@@ -173,9 +185,9 @@ class Catalog(_Config):
         """Validate a `user_config`. Raises ConfigError naming the field."""
         return _parse(cls, values, "user_config")
 
-    def find(self, name: str) -> ModelConfig | None:
-        """The entry for `name`, if there is one."""
-        return next((model for model in self.models if model.name == name), None)
+    def find(self, name: str, version: str | None = None) -> ModelConfig | None:
+        """The entry for `name`, of that version if one is given, if there is one."""
+        return next((model for model in self.models if model.name == name and version in (None, model.version)), None)
 
     def with_model(self, model: ModelConfig) -> Catalog:
         """A copy with `model` added, or put in place of the entry of that name."""
@@ -204,6 +216,15 @@ def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port
             }
         ],
     }
+
+
+@functools.lru_cache(maxsize=1024)
+def _settings_digest(*settings: object) -> str:
+    """Empty for the defaults of `ModelConfig`."""
+    fields = ModelConfig.model_fields
+    if settings == (fields["numerics"].default, fields["max_batch_size"].default):
+        return ""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 _C = TypeVar("_C", bound=_Config)

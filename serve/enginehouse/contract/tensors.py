@@ -29,7 +29,7 @@ class Timing:
 
 
 #: What an engine made of requests, and how long it took.
-Answer: TypeAlias = tuple[dict[str, np.ndarray], Timing]
+Computed: TypeAlias = tuple[dict[str, np.ndarray], Timing]
 
 #: Open Inference Protocol datatype <-> numpy dtype (the protocol's "Tensor Data Types" table, and Triton's BF16).
 DTYPES: Mapping[str, np.dtype] = {

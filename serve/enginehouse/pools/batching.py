@@ -17,7 +17,7 @@ from ray import serve
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
-from enginehouse.contract.tensors import Answer, Tensors, Timing, split, stack
+from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
 
 #: A request of more rows than this many full batches goes through the queue in several slices.
@@ -81,7 +81,7 @@ class LoadedModel:
 
         # serve.batch keeps one queue per decorated function, hence a function per model.
         @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-        async def run(items: list[_Item]) -> list[Answer | EnginehouseError]:
+        async def run(items: list[_Item]) -> list[Computed | EnginehouseError]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
 
         self._batched = run
@@ -107,8 +107,8 @@ class LoadedModel:
         busy_s = 0.0 if since is None else time.monotonic() - since
         return busy_s if busy_s > self._stuck_after_s else 0.0
 
-    async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
-        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
+    async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+        """Computed the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
 
         Raises Overloaded at once for what would not be in time or while the engine is stuck in a call, DeadlineExceeded
         or InferenceFailed.
@@ -128,7 +128,7 @@ class LoadedModel:
 
     async def infer_alone(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
-    ) -> Answer:
+    ) -> Computed:
         """As `infer`, with nothing else in the engine; `begun` is called on the event loop right before it computes."""
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = _Item(requests, rows, now, now + budget_s)
@@ -136,7 +136,7 @@ class LoadedModel:
         async def tell() -> None:
             begun()
 
-        def run() -> list[Answer | EnginehouseError]:
+        def run() -> list[Computed | EnginehouseError]:
             # Not before it is told: it may be the last that this process does.
             asyncio.run_coroutine_threadsafe(tell(), loop).result(TELL_S)
             return self._run([item])
@@ -147,7 +147,7 @@ class LoadedModel:
             raise answer
         return answer
 
-    async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
@@ -167,9 +167,9 @@ class LoadedModel:
             batch_rows=max(timing.batch_rows for timing in timings),
         )
 
-    async def _queued(self, item: _Item) -> Answer:
+    async def _queued(self, item: _Item) -> Computed:
         self.last_used = time.monotonic()
-        answer: Answer | EnginehouseError
+        answer: Computed | EnginehouseError
         if self._is_shared or self._waits:
             answer = await self._batched(item)
         else:
@@ -179,10 +179,10 @@ class LoadedModel:
             raise answer
         return answer
 
-    def _run(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
+    def _run(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
         """Worker thread: drop the expired, group what can be stacked, keep every engine call within `max_rows`."""
         now = time.monotonic()
-        answers: dict[int, Answer | EnginehouseError] = {}
+        answers: dict[int, Computed | EnginehouseError] = {}
         groups: dict[Any, list[int]] = {}
         for index, item in enumerate(items):
             if item.deadline <= now:
@@ -197,7 +197,7 @@ class LoadedModel:
                 answers.update(zip(chosen, self._compute([items[index] for index in chosen]), strict=True))
         return [answers[index] for index in range(len(items))]
 
-    def _compute(self, items: list[_Item]) -> list[Answer | EnginehouseError]:
+    def _compute(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:

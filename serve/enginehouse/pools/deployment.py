@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from enginehouse.contract.config import Catalog, PoolConfig
-from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.engines import allocator
 from enginehouse.pools import nodes
 from enginehouse.pools.autoscaling import BUSY, DEMAND
@@ -73,19 +73,19 @@ class Pool:
         """Fail, and so be replaced, when the task that loads models has died."""
         self._hosted.check_health()
 
-    async def infer(self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def infer(self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         """Run checked requests of `rows` rows in all.
 
         Raises ModelNotFound, DeadlineExceeded, EngineUnavailable, a BundleError, or InferenceFailed.
         """
-        loaded = self._hosted.models.get(model_id) or await self._hosted.get(model_id)
+        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
         return await loaded.infer(requests, rows, budget_s)
 
     async def infer_alone(
-        self, model_id: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
-    ) -> Answer:
+        self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+    ) -> Computed:
         """As `infer`, for a request that may have crashed a replica; see `LoadedModel.infer_alone`."""
-        loaded = self._hosted.models.get(model_id) or await self._hosted.get(model_id)
+        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
         return await loaded.infer_alone(requests, rows, budget_s, begun)
 
     async def __del__(self) -> None:

@@ -57,6 +57,8 @@ class HostedModels:
         self._unload_after_s = unload_after_s
         self._router = router
         self._catalog = Catalog(store="")
+        # By key: the catalog's, and those before them that are still loaded.
+        self._configs: dict[str, ModelConfig] = {}
         self._retry_at: dict[str, float] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self._busy = (time.monotonic(), 0.0)
@@ -66,9 +68,11 @@ class HostedModels:
     def follow(self, catalog: Catalog) -> None:
         """Record the catalog and return at once; loading goes on beside it."""
         self._catalog = catalog
+        kept = {key: config for key, config in self._configs.items() if key in self.reports}
+        self._configs = kept | {model.key: model for model in catalog.models}
         self._retry_at.clear()
         for model in catalog.models:
-            if loaded := self.models.get(model.id):
+            if loaded := self.models.get(model.key):
                 loaded.set_batching(model)
         self._wake.set()
         if self._keeper is None:
@@ -82,55 +86,55 @@ class HostedModels:
         least = LOADING if any(report["state"] == "loading" for report in self.reports.values()) else 0.0
         return max(least, busy_s - before) / max(now - then, 1e-3)
 
-    def backlog_ms(self, model_id: str) -> float:
+    def backlog_ms(self, model_key: str) -> float:
         """Predicted time until the engine of a model is done with what it has."""
-        loaded = self.models.get(model_id)
+        loaded = self.models.get(model_key)
         return loaded.backlog_ms if loaded else 0.0
 
     def check_health(self) -> None:
         """Raise when the task that loads models has died, or an engine is stuck for good."""
-        for model_id, loaded in self.models.items():
+        for model_key, loaded in self.models.items():
             if loaded.stuck_s > STUCK_FOR_GOOD_S:
-                raise RuntimeError(f"{model_id}: one call of its engine takes {loaded.stuck_s:.0f} s")
+                raise RuntimeError(f"{model_key}: one call of its engine takes {loaded.stuck_s:.0f} s")
         if self._keeper is not None and self._keeper.done():
             raise RuntimeError("the model keeper stopped") from self._keeper.exception()
 
-    async def get(self, model_id: str) -> LoadedModel:
-        """A model, loaded when it is not: a router that has not heard of a new version yet asks for the one before.
+    async def get(self, model_key: str) -> LoadedModel:
+        """A model, loaded when it is not: a router that has not received a new catalog yet asks for the version before.
 
         Raises ModelNotFound, EngineUnavailable or a BundleError.
         """
-        if model_id not in self.models:
-            loading = self._loading.get(model_id)
+        if model_key not in self.models:
+            loading = self._loading.get(model_key)
             if loading is None:
-                loading = self._loading[model_id] = asyncio.create_task(self._load(model_id))
-                loading.add_done_callback(lambda _: self._loading.pop(model_id))
+                loading = self._loading[model_key] = asyncio.create_task(self._load(model_key))
+                loading.add_done_callback(lambda _: self._loading.pop(model_key))
             # Whoever gives up does not stop it for the others.
             return await asyncio.shield(loading)
-        return self.models[model_id]
+        return self.models[model_key]
 
-    async def _load(self, model_id: str) -> LoadedModel:
-        name, _, version = model_id.partition("@")
-        config = self._catalog.find(name)
-        if config is None:
+    async def _load(self, model_key: str) -> LoadedModel:
+        config = self._configs.get(model_key)
+        if config is None or self._catalog.find(config.name) is None:
+            name, _, version = model_key.partition("@")
             raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
-        self._report(model_id, "loading")
+        self._report(model_key, "loading")
         notes: list[str] = []
         try:
             loaded = await asyncio.get_running_loop().run_in_executor(
-                None, self._engine, self._catalog.store, config, version, notes
+                None, self._engine, self._catalog.store, config, notes
             )
         except Exception as error:
             state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
-            self._report(model_id, state, f"{type(error).__name__}: {error}")
-            self._retry_at[model_id] = time.monotonic() + RETRY_AFTER_S
+            self._report(model_key, state, f"{type(error).__name__}: {error}")
+            self._retry_at[model_key] = time.monotonic() + RETRY_AFTER_S
             if isinstance(error, EnginehouseError):
                 raise
             raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
         # As the catalog says by now: loading may have taken minutes.
-        loaded.set_batching(next((model for model in self._catalog.models if model.id == model_id), config))
-        self.models[model_id] = loaded
-        self.reports[model_id] = ModelReport(
+        loaded.set_batching(self._configs.get(model_key, config))
+        self.models[model_key] = loaded
+        self.reports[model_key] = ModelReport(
             state="ready",
             reason="; ".join(notes),
             engine=loaded.kind,
@@ -140,21 +144,21 @@ class HostedModels:
         )
         return loaded
 
-    def _engine(self, url: str, config: ModelConfig, version: str, notes: list[str]) -> LoadedModel:
+    def _engine(self, url: str, config: ModelConfig, notes: list[str]) -> LoadedModel:
         def tell(note: str) -> None:
             # Building an engine on this node takes minutes, and is still worth knowing afterwards.
             notes[:] = [note]
-            self._report(f"{config.name}@{version}", "loading", note)
-            logger.info("%s@%s: %s", config.name, version, note)
+            self._report(config.key, "loading", note)
+            logger.info("%s: %s", config.id, note)
 
         store = Store(url)
-        manifest = store.manifest(config.name, version)
+        manifest = store.manifest(config.name, config.version)
         choice = choose_artifact(manifest, self._engines, config.numerics)
         if choice is None:
             reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)
-            raise ArtifactMissing(f"{config.name}@{version}", f"nothing here for {self._name}: {reasons}")
+            raise ArtifactMissing(config.id, f"nothing here for {self._name}: {reasons}")
         kind, artifact = choice
-        bundle = store.open(config.name, version, [artifact.name])
+        bundle = store.open(config.name, config.version, [artifact.name])
         record = crashes.of_this_process()
         identity = crashes.engine_id(bundle.path, kind, artifact)
         if self._router and (crash := record.of(identity)):
@@ -172,21 +176,21 @@ class HostedModels:
         measured = measure(engine, manifest) if table is None else []
         return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
 
-    def _report(self, model_id: str, state: ModelState, reason: str = "") -> None:
-        self.reports[model_id] = ModelReport(
+    def _report(self, model_key: str, state: ModelState, reason: str = "") -> None:
+        self.reports[model_key] = ModelReport(
             state=state, reason=reason, engine="", artifact="", precision="", measured=[]
         )
 
     async def _keep(self) -> None:
         """Bring the loaded models in line with the catalog, whenever that changes and once a second."""
         while True:
-            wanted = [model.id for model in self._catalog.models if self._wants(model)]
-            for model_id in wanted:
-                if model_id not in self.models and time.monotonic() >= self._retry_at.get(model_id, 0.0):
+            wanted = [model.key for model in self._catalog.models if self._wants(model)]
+            for model_key in wanted:
+                if model_key not in self.models and time.monotonic() >= self._retry_at.get(model_key, 0.0):
                     try:
-                        await self.get(model_id)
+                        await self.get(model_key)
                     except EnginehouseError as error:
-                        logger.warning("%s cannot serve %s: %s", self._name, model_id, error)
+                        logger.warning("%s cannot serve %s: %s", self._name, model_key, error)
             self._unload_all_but(set(wanted))
             self._wake.clear()
             try:
@@ -196,17 +200,17 @@ class HostedModels:
 
     def _unload_all_but(self, wanted: set[str]) -> None:
         """Let go of versions that the catalog no longer names, once their successor is warm and they are idle."""
-        coming = {model_id.partition("@")[0] for model_id in wanted if model_id not in self.models}
-        for model_id in [known for known in self.reports if known not in wanted]:
-            loaded = self.models.get(model_id)
+        coming = {self._configs[model_key].name for model_key in wanted if model_key not in self.models}
+        for model_key in [known for known in self.reports if known not in wanted]:
+            loaded = self.models.get(model_key)
             if loaded is not None:
                 idle_s = time.monotonic() - loaded.last_used
-                if model_id.partition("@")[0] in coming or idle_s < self._unload_after_s:
+                if self._configs[model_key].name in coming or idle_s < self._unload_after_s:
                     continue
-                del self.models[model_id]
+                del self.models[model_key]
                 # The engine and its batch queue refer to each other: their memory would wait for the next collection.
                 asyncio.get_running_loop().call_later(1.0, gc.collect)
-            del self.reports[model_id]
+            del self.reports[model_key]
 
 
 def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:

@@ -10,14 +10,14 @@ import numpy as np
 
 from enginehouse.contract.tensors import Timing
 from enginehouse.routing.policy import Choice
-from enginehouse.routing.view import Served
+from enginehouse.routing.view import ModelVersion
 
 
 class Answer(NamedTuple):
     """Outputs of one request, and who made them."""
 
     outputs: dict[str, np.ndarray]
-    served: Served
+    version: ModelVersion
     choice: Choice
     timing: Timing
     attempts: int
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
         """Who answered, how long it took and was predicted to take, as plain data; the response headers carry it."""
         predicted_ms = self.choice.predicted_ms
         return {
-            "version": self.served.config.version,
+            "version": self.version.config.version,
             "backend": self.choice.backend.pool,
             "precision": self.choice.backend.precision,
             "queue_ms": round(self.timing.queue_ms, 3),
@@ -37,9 +37,9 @@ class Answer(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """How a request for `served` would be routed: the choices of the policy, and why pools are not among them."""
+    """How a request for `version` would be routed: the choices of the policy, and why pools are not among them."""
 
-    served: Served
+    version: ModelVersion
     choices: Sequence[Choice]
     out: dict[str, str]
 
@@ -60,7 +60,7 @@ class Explained(NamedTuple):
             }
             for choice in self.choices
         ]
-        return {"model": self.served.config.id, "backends": backends, "out": self.out}
+        return {"model": self.version.config.id, "backends": backends, "out": self.out}
 
 
 def _finite(value: float) -> float | None:

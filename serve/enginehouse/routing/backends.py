@@ -9,11 +9,11 @@ from typing import Protocol
 
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
 from enginehouse.contract.manifest import ACCELERATOR_OF
-from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.routing.coalescing import HOLD_S, Coalescer
-from enginehouse.routing.pace import Crowd, Crowds, Pace
+from enginehouse.routing.pace import Contention, Contentions, Pace
 from enginehouse.routing.policy import HOP_MS, USUAL, BackendState
-from enginehouse.routing.view import Served
+from enginehouse.routing.view import ModelVersion
 
 #: Bytes of inputs in one call to a pool, a single request excepted: a call of this size blocks the event loop of both
 #: sides for some 10 ms.
@@ -31,7 +31,7 @@ class Sender(Protocol):
 
     async def __call__(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False
-    ) -> Answer: ...
+    ) -> Computed: ...
 
 
 class Backend:
@@ -42,16 +42,21 @@ class Backend:
     """
 
     def __init__(
-        self, served: Served, state: BackendState, pace: Pace, crowd: Crowd, call: Callable[[Backend], Sender]
+        self,
+        version: ModelVersion,
+        state: BackendState,
+        pace: Pace,
+        contention: Contention,
+        call: Callable[[Backend], Sender],
     ) -> None:
-        self.served = served
+        self.version = version
         self.state = state
         self.seen_at = 0.0
-        self.queue = Coalescer(self._timed, _most_rows(served, state), MAX_CALL_BYTES)
+        self.queue = Coalescer(self._timed, _most_rows(version, state), MAX_CALL_BYTES)
         self._call = call(self)
         self._pace = pace
         #: Of the hardware that it is on, which others share.
-        self.crowd = crowd
+        self.contention = contention
         # For requests that may have crashed a replica: one at a time.
         self._suspects = asyncio.Lock()
         self._demand_ms = 0.0
@@ -74,17 +79,17 @@ class Backend:
         demand_ms, self._demand_ms = self._demand_ms, 0.0
         return demand_ms
 
-    def update(self, served: Served, state: BackendState, routers: int, now: float) -> BackendState:
+    def update(self, version: ModelVersion, state: BackendState, routers: int, now: float) -> BackendState:
         """Take what is known of it by now; returns that with what this router knows, but for the rows that wait."""
-        if served is not self.served:
-            self.queue.max_rows = _most_rows(served, state)
-        self.served = served
+        if version is not self.version:
+            self.queue.max_rows = _most_rows(version, state)
+        self.version = version
         self.seen_at = now
-        rows, pace = self.queue.max_rows, self._pace.of(state.pool, now, self.crowd.at(now))
+        rows, pace = self.queue.max_rows, self._pace.of(state.pool, now, self.contention.at(now))
         drain_ms = self.queue.drain_ms(now)
         self.state = state = state._replace(batch_rows=rows, drain_ms=drain_ms, pace=pace, fails=self._fails(now))
         full_ms = self.expected_ms(rows)
-        self.queue.slots = _slots(served, state, rows, full_ms, routers)
+        self.queue.slots = _slots(version, state, rows, full_ms, routers)
         self.queue.hold_s = HOLD_S + full_ms / 1e3
         self.queue.least_s = (
             self.expected_ms(1, state.table.sizes[0] if state.table and state.table.sizes else None) / 1e3
@@ -97,18 +102,18 @@ class Backend:
 
     def call_ms(self, requests: Sequence[Tensors], rows: int) -> float:
         """Time of the engine call that these requests are, which are all of one size."""
-        return self.expected_ms(rows, self.served.manifest.size_of(requests[0]))
+        return self.expected_ms(rows, self.version.manifest.size_of(requests[0]))
 
-    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
-        """Answer one request, in company. Raises what a call to the pool raises, and Recalled."""
+    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Computed:
+        """Computed one request, in company. Raises what a call to the pool raises, and Recalled."""
         return await self.queue.infer(inputs, rows, deadline, priority)
 
-    async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Answer:
+    async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Computed:
         """As `infer`, in a call of its own and when no other such call is under way."""
         async with self._suspects:
             return await self._timed([inputs], rows, deadline - time.monotonic(), alone=True)
 
-    async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
+    async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
         """A call, and what is to be learned from how it went."""
         if self._failures >= FAILURES:
             self._probe_at = time.monotonic() + PROBE_S
@@ -138,8 +143,8 @@ class Backend:
         if table is None or timing.compute_ms <= 0:
             return
         now, pool, rows = time.monotonic(), self.state.pool, timing.batch_rows
-        ratio = timing.compute_ms / table.predict_ms(rows, self.served.manifest.size_of(request))
-        self._pace.note(pool, rows, ratio, now, self.crowd)
+        ratio = timing.compute_ms / table.predict_ms(rows, self.version.manifest.size_of(request))
+        self._pace.note(pool, rows, ratio, now, self.contention)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -161,58 +166,58 @@ class Backends:
         self._routers = routers
         self._backends: dict[tuple[str, str], Backend] = {}
         self._paces: dict[tuple[str, str], Pace] = {}
-        self._crowds = Crowds()
+        self._contentions = Contentions()
         self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
 
-    def states(self, served: Served, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
+    def states(self, version: ModelVersion, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
         """`live` with what this router knows, as a request of this priority finds it.
 
         On the path of every request: most is kept while `live` is the same.
         """
-        seen = self._seen.get(served.config.id)
+        seen = self._seen.get(version.key)
         if seen is None or seen[0] is not live:
             now = time.monotonic()
             known = []
             for state in live:
-                backend = self._of(served, state)
-                backend.crowd = self._crowd(state)
-                known.append((backend.update(served, state, self._routers, now), backend))
+                backend = self._of(version, state)
+                backend.contention = self._contention(state)
+                known.append((backend.update(version, state, self._routers, now), backend))
             if seen is not None and _has_gained(seen[0], live):
                 # Those that wait for others may be answered sooner there.
                 for _, backend in known:
                     backend.queue.recall()
-            seen = self._seen[served.config.id] = live, known
+            seen = self._seen[version.key] = live, known
         return [
             state.queued(backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
             for state, backend in seen[1]
         ]
 
-    def get(self, served: Served, state: BackendState) -> Backend:
+    def get(self, version: ModelVersion, state: BackendState) -> Backend:
         """The one that `states` told of."""
-        return self._of(served, state)
+        return self._of(version, state)
 
-    def _of(self, served: Served, state: BackendState) -> Backend:
-        key = state.pool, served.config.id
+    def _of(self, version: ModelVersion, state: BackendState) -> Backend:
+        key = state.pool, version.key
         backend = self._backends.get(key)
         if backend is None:
             self._forget(time.monotonic() - FORGET_AFTER_S)
-            pace = self._paces.setdefault((served.config.id, ACCELERATOR_OF[state.engine]), Pace())
-            backend = self._backends[key] = Backend(served, state, pace, self._crowd(state), self._call)
+            pace = self._paces.setdefault((version.key, ACCELERATOR_OF[state.engine]), Pace())
+            backend = self._backends[key] = Backend(version, state, pace, self._contention(state), self._call)
         return backend
 
-    def _crowd(self, state: BackendState) -> Crowd:
-        return self._crowds.of(ACCELERATOR_OF[state.engine], state.nodes)
+    def _contention(self, state: BackendState) -> Contention:
+        return self._contentions.of(ACCELERATOR_OF[state.engine], state.nodes)
 
     def _forget(self, unused_since: float) -> None:
         """Let go of backends that are no longer asked for: of versions that went, say."""
         kept = {
             key: known
             for key, known in self._backends.items()
-            if known.seen_at > unused_since or not known.queue.is_idle
+            if known.seen_at > unused_since or not known.queue.is_empty
         }
         self._backends = kept
-        ids = {model_id for _, model_id in kept}
-        self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in ids}
+        ids = {model_key for _, model_key in kept}
+        self._seen = {model_key: seen for model_key, seen in self._seen.items() if model_key in ids}
         self._paces = {key: pace for key, pace in self._paces.items() if key[0] in ids}
 
 
@@ -227,19 +232,19 @@ def _has_gained(before: Sequence[BackendState], now: Sequence[BackendState]) -> 
     return any(state.replicas > had.get(state.pool, 0) for state in now)
 
 
-def _most_rows(served: Served, backend: BackendState) -> int:
+def _most_rows(version: ModelVersion, backend: BackendState) -> int:
     """Rows that travel together at most: as many as one batch of the engine is worth having."""
-    if not served.signature.batched:
+    if not version.signature.batched:
         return 1
-    return served.config.max_batch_size or served.manifest.efficient_rows(backend.engine, backend.artifact)
+    return version.config.max_batch_size or version.manifest.efficient_rows(backend.engine, backend.artifact)
 
 
-def _slots(served: Served, backend: BackendState, max_rows: int, full_ms: float, routers: int) -> int:
+def _slots(version: ModelVersion, backend: BackendState, max_rows: int, full_ms: float, routers: int) -> int:
     """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
 
     `full_ms` is what a call of `max_rows` takes to compute.
     """
-    if served.config.batch_wait_ms:
+    if version.config.batch_wait_ms:
         # Batches are to be waited for where routers meet, so nothing is held back here.
         return backend.replicas * max_rows
     if full_ms <= HOP_MS:

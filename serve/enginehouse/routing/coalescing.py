@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, InvalidInput
-from enginehouse.contract.tensors import Answer, Tensors, Timing, nbytes, split
+from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
 from enginehouse.routing.policy import LAST, USUAL
 
 #: Seconds for which a call keeps others from being sent.
@@ -27,7 +27,7 @@ HOLD_S = 0.25
 NEWEST, KNOWN_S = 0.2, 2.0
 
 #: One call: the requests of a group, their rows, and the seconds that they have left.
-Call = Callable[[Sequence[Tensors], int, float], Awaitable[Answer]]
+Call = Callable[[Sequence[Tensors], int, float], Awaitable[Computed]]
 
 
 class Recalled(Exception):
@@ -43,7 +43,7 @@ class _Waiting:
     arrived: float
     deadline: float
     priority: int
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[Computed]
     #: Whether its rows are counted among those that wait.
     counted: bool = True
 
@@ -79,7 +79,7 @@ class Coalescer:
         self._groups: set[asyncio.Task[None]] = set()
 
     @property
-    def is_idle(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing waits and no call is under way."""
         return not self._waiting and not self._under_way
 
@@ -94,8 +94,8 @@ class Coalescer:
         """
         return self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
 
-    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Answer:
-        """Answer one request by `deadline`, of `time.monotonic`.
+    async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Computed:
+        """Computed one request by `deadline`, of `time.monotonic`.
 
         Raises what the call does, DeadlineExceeded and Recalled.
         """
@@ -108,7 +108,7 @@ class Coalescer:
                 release()
         # By name: two requests may list their inputs in different orders.
         shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, priority, answer)
         heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
         self.waiting_rows += rows

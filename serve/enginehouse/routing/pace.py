@@ -14,12 +14,12 @@ SHARED, OWN = 0.3, 0.05
 #: Seconds until half of what is known is forgotten: a backend that was slow once is not asked, and so has to be given
 #: another chance.
 HALF_LIFE_S = 20.0
-#: The same of a crowd: weight of the newest call, of whatever model, and seconds.
-CROWD, CROWD_HALF_LIFE_S = 0.2, 2.0
-#: No crowd is larger: 8 models that compute at once, say.
-MOST_CROWD = 8.0
-#: Sets of nodes for which a crowd is remembered: they change when pools scale and nodes come and go.
-MOST_CROWDS = 256
+#: The same of a contention: weight of the newest call, of whatever model, and seconds.
+CONTENTION, CONTENTION_HALF_LIFE_S = 0.2, 2.0
+#: No contention is larger: 8 models that compute at once, say.
+MOST_CONTENTION = 8.0
+#: Sets of nodes for which a contention is remembered: they change when pools scale and nodes come and go.
+MOST_CONTENTIONS = 256
 #: An engine is taken to deviate from the others by so much at most, and at least: more is chance, or a call that was
 #: held up, and less is chance too, which would send requests over a hop for nothing.
 MOST, LEAST = 4.0, 1.1
@@ -37,18 +37,18 @@ class Pace:
         self._own: dict[tuple[str, int], _Average] = {}
         self._heard = False
 
-    def note(self, pool: str, rows: int, ratio: float, now: float, crowd: Crowd | None = None) -> None:
-        """A call of `rows` rows to `pool` took `ratio` times what the table says, in that crowd, which learns too."""
+    def note(self, pool: str, rows: int, ratio: float, now: float, contention: Contention | None = None) -> None:
+        """A call of `rows` rows to `pool` took `ratio` times what the table says; `contention` learns from it first."""
         known = self._at(pool, rows.bit_length(), now)
         # One call says no more than that: a pause of the machine would otherwise make everything late for a minute.
         if self._heard:
-            expected = known * (crowd.at(now) if crowd else 1.0)
+            expected = known * (contention.at(now) if contention else 1.0)
             ratio = min(expected * MOST, max(expected / MOST, ratio))
         self._heard = True
-        if crowd is not None:
-            # What is new is the crowd's first. The rest, and what lasts, is of the model itself.
-            crowd.note(ratio / known, now)
-            ratio /= crowd.at(now)
+        if contention is not None:
+            # What is new is the contention's first. The rest, and what lasts, is of the model itself.
+            contention.note(ratio / known, now)
+            ratio /= contention.at(now)
         self._shared.note(ratio, now)
         key = pool, rows.bit_length()
         own = self._own.get(key)
@@ -56,9 +56,9 @@ class Pace:
             own = self._own[key] = _Average(OWN)
         own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
 
-    def of(self, pool: str, now: float, crowd: float = 1.0) -> Mapping[int, float]:
-        """The pace of `pool` in such a crowd by the bit length of the rows; under 0 for rows not seen there."""
-        shared = self._shared.at(now) * crowd
+    def of(self, pool: str, now: float, contention: float = 1.0) -> Mapping[int, float]:
+        """The pace of `pool` in such a contention by the bit length of the rows; under 0 for rows not seen there."""
+        shared = self._shared.at(now) * contention
         pace = {bits: shared * _certain(own.at(now)) for (name, bits), own in self._own.items() if name == pool}
         pace[0] = shared
         return pace
@@ -68,7 +68,7 @@ class Pace:
         return self._shared.at(now) * (_certain(own.at(now)) if own else 1.0)
 
 
-class Crowd:
+class Contention:
     """How much slower the calls of all models are just now on some hardware, which they share: 1 is not at all.
 
     Every model tells of it, and so it is fresher than what a model knows of itself: among a thousand models it makes a
@@ -81,32 +81,32 @@ class Crowd:
         self._noted_at = 0.0
 
     def note(self, ratio: float, now: float) -> None:
-        """A call took `ratio` times what was to be expected of its model on this hardware without a crowd."""
+        """A call took `ratio` times what was to be expected of its model on this hardware without a contention."""
         # However many calls a pause of the machine held up, together they say no more than this.
-        ratio = min(MOST_CROWD, max(1 / MOST_CROWD, ratio))
-        self._slower, self._noted_at = self.at(now) + CROWD * (ratio - self.at(now)), now
+        ratio = min(MOST_CONTENTION, max(1 / MOST_CONTENTION, ratio))
+        self._slower, self._noted_at = self.at(now) + CONTENTION * (ratio - self.at(now)), now
 
     def at(self, now: float) -> float:
         """The factor that calls take now; where nothing is heard it goes back to 1."""
-        return 1.0 + (self._slower - 1.0) * math.exp2((self._noted_at - now) / CROWD_HALF_LIFE_S)
+        return 1.0 + (self._slower - 1.0) * math.exp2((self._noted_at - now) / CONTENTION_HALF_LIFE_S)
 
 
-class Crowds:
-    """The crowd of each kind of hardware: one for all pools that share a node."""
+class Contentions:
+    """The contention of each kind of hardware: one for all pools that share a node."""
 
     def __init__(self) -> None:
-        self._by_nodes: dict[tuple[str, frozenset[str]], Crowd] = {}
+        self._by_nodes: dict[tuple[str, frozenset[str]], Contention] = {}
 
-    def of(self, accelerator: str, nodes: frozenset[str]) -> Crowd:
+    def of(self, accelerator: str, nodes: frozenset[str]) -> Contention:
         """That on `nodes`."""
-        crowd = self._by_nodes.get((accelerator, nodes))
-        if crowd is None:
-            if len(self._by_nodes) >= MOST_CROWDS:
+        contention = self._by_nodes.get((accelerator, nodes))
+        if contention is None:
+            if len(self._by_nodes) >= MOST_CONTENTIONS:
                 self._by_nodes.clear()
             others = (one for (kind, _), one in self._by_nodes.items() if kind == accelerator and one.nodes & nodes)
-            crowd = self._by_nodes[accelerator, nodes] = next(others, None) or Crowd()
-            crowd.nodes |= nodes
-        return crowd
+            contention = self._by_nodes[accelerator, nodes] = next(others, None) or Contention()
+            contention.nodes |= nodes
+        return contention
 
 
 def _certain(deviation: float) -> float:

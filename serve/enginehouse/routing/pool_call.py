@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from enginehouse.contract.config import APP_NAME
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
-from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import replicas
 from enginehouse.transport.router_end import Channel
 
@@ -25,16 +25,16 @@ class PoolCall:
     def __init__(
         self,
         pool: str,
-        model_id: str,
+        model_key: str,
         expected_ms: Callable[[Sequence[Tensors], int], float] = lambda _, __: 0.0,
         take_demand_ms: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._pool = pool
-        self._model_id = model_id
+        self._model_key = model_key
         self._expected_ms = expected_ms
         self._take_demand_ms = take_demand_ms
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Answer:
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
         if budget_s <= 0:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
         began = time.monotonic()
@@ -43,11 +43,11 @@ class PoolCall:
             async with asyncio.timeout(budget_s):
                 while True:
                     now = time.monotonic()
-                    channel = freest(free, self._model_id, now)
+                    channel = freest(free, self._model_key, now)
                     expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
                     try:
                         return await channel.infer(
-                            self._model_id, requests, rows, budget_s - (now - began), expected_ms, alone, demand_ms
+                            self._model_key, requests, rows, budget_s - (now - began), expected_ms, alone, demand_ms
                         )
                     except Overloaded:
                         # Others have sent it more than was known here.
@@ -59,10 +59,10 @@ class PoolCall:
 
     def free(self, now: float) -> list[Channel]:
         """The replicas that take a call now. Raises EngineUnavailable or Overloaded when there is none."""
-        model_id = self._model_id
-        ready = [replica.channel for replica in replicas.of_pool(APP_NAME, self._pool) if replica.has(model_id)]
+        model_key = self._model_key
+        ready = [replica.channel for replica in replicas.of_pool(APP_NAME, self._pool) if replica.has(model_key)]
         if not ready:
-            raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_id} any more")
+            raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_key} any more")
         # A refusal is for a moment, and no reason to call the backend dead.
         free = [channel for channel in ready if not channel.is_full(now)]
         if not free:
@@ -70,11 +70,11 @@ class PoolCall:
         return free
 
 
-def freest(channels: Sequence[Channel], model_id: str, now: float) -> Channel:
+def freest(channels: Sequence[Channel], model_key: str, now: float) -> Channel:
     """The one that will be done with the model first; of equal ones that with the least to do, then any of them."""
     if len(channels) == 1:
         return channels[0]
-    waits = [channel.wait_ms(now, model_id) for channel in channels]
+    waits = [channel.wait_ms(now, model_key) for channel in channels]
     least = min(waits)
     equal = [channel for channel, wait_ms in zip(channels, waits, strict=True) if wait_ms == least]
     start = random.randrange(len(equal))

@@ -41,9 +41,9 @@ class Replica:
     #: When a connection may be tried again, on the clock of `time.monotonic`.
     retry_at: float = 0.0
 
-    def has(self, model_id: str) -> bool:
+    def has(self, model_key: str) -> bool:
         """Whether the model is warm there."""
-        return model_id in self.reports and self.reports[model_id]["state"] == "ready"
+        return model_key in self.reports and self.reports[model_key]["state"] == "ready"
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def of_pool(app: str, pool: str) -> list[Replica]:
     if known is None:
         return []
     return [
-        replica for replica in list(known.by_id.values()) if replica.channel.is_open and not replica.channel.is_going
+        replica for replica in list(known.by_id.values()) if replica.channel.is_open and not replica.channel.is_draining
     ]
 
 
@@ -107,7 +107,7 @@ def connect() -> None:
                 continue
             if not replica.is_listed:
                 known.by_id.pop(replica.id, None)
-            elif now >= replica.retry_at and not replica.channel.is_going:
+            elif now >= replica.retry_at and not replica.channel.is_draining:
                 replica.retry_at = now + RETRY_AFTER_S
                 replica.channel = Channel(known.pool)
                 _connecting[replica.id] = asyncio.create_task(_open(replica), context=contextvars.Context())

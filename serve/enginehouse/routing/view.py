@@ -1,4 +1,4 @@
-"""Reports: what replicas, and this process, say of a model, as the backends that it has."""
+"""View: what replicas, and this process, say of a model, as the backends that it has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 from enginehouse.contract.choice import choose_artifact
@@ -29,18 +29,23 @@ LIVE_FOR_S = 0.005
 #: Before the engine kind: the backend of a model that the router hosts itself.
 RESIDENT = "resident-"
 
-#: `cold`: the hardware is there and no replica runs (yet); `resting`: none has to run, the first request that wants it
+#: `cold`: the hardware is there and no replica runs (yet); `idle`: none has to run, the first request that wants it
 #: wakes it; `unavailable`: the bundle has nothing for this engine.
-BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "resting", "no-hardware"]
+BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "idle", "no-hardware"]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """One model version with what its manifest says."""
+class ModelVersion:
+    """One version of a model, with the settings that it is served with and what its manifest says."""
 
     config: ModelConfig
     manifest: Manifest
     signature: Signature
+    #: `ModelConfig.key`, which every request asks for.
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.config.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,12 @@ class BackendStatus:
 
 
 class _Live(NamedTuple):
-    served: Served
+    version: ModelVersion
     until: float
     backends: list[BackendState]
 
 
-class Reports:
+class View:
     """The backends of models, by what is reported of them.
 
     `residents` is what this process, on `node`, hosts itself.
@@ -91,56 +96,56 @@ class Reports:
             for name, pool in self._pools.items()
         ]
 
-    def backends(self, served: Served) -> list[BackendStatus]:
+    def backends(self, version: ModelVersion) -> list[BackendStatus]:
         """The model version on every pool, from the reports of their replicas, and in this process if it is to be."""
-        model_id = served.config.id
-        resident = [self._resident(model_id)] if served.config.resident else []
-        return [*resident, *(self._backend(name, pool, served) for name, pool in self._pools.items())]
+        model_key = version.key
+        resident = [self._resident(model_key)] if version.config.resident else []
+        return [*resident, *(self._backend(name, pool, version) for name, pool in self._pools.items())]
 
-    def live(self, served: Served, fresh: bool = False) -> list[BackendState]:
+    def live(self, version: ModelVersion, fresh: bool = False) -> list[BackendState]:
         """The backends that can answer now, as the policy wants them. On the path of every request: no RPC.
 
         What it said within the last `LIVE_FOR_S` is said again, unless it is to be `fresh`.
         """
         now = time.monotonic()
-        known = self._live.get(served.config.id)
-        if known is None or fresh or known.served is not served or now > known.until:
-            known = _Live(served, now + LIVE_FOR_S, self._live_now(served))
-            self._live[served.config.id] = known
+        known = self._live.get(version.key)
+        if known is None or fresh or known.version is not version or now > known.until:
+            known = _Live(version, now + LIVE_FOR_S, self._live_now(version))
+            self._live[version.key] = known
         return known.backends
 
-    def resting(self, served: Served) -> list[BackendState]:
+    def idle(self, version: ModelVersion) -> list[BackendState]:
         """The backends that could be woken, as they would be."""
         states = []
         for name, pool in self._pools.items():
             if pool.min_replicas or not self._may_run(name) or replicas.of_pool(APP_NAME, name):
                 continue
-            if choice := self._choice(name, served):
+            if choice := self._choice(name, version):
                 engine, artifact = choice
-                table = served.manifest.latency_of(engine, artifact.name)
-                table = table or self._measured.get((name, served.config.id))
+                table = version.manifest.latency_of(engine, artifact.name)
+                table = table or self._measured.get((name, version.key))
                 precision, numerics = artifact.precision, artifact.numerics_class
                 states.append(
                     BackendState(name, engine, artifact.name, precision, numerics, 1, table, price=pool.price)
                 )
         return states
 
-    def is_coming(self, served: Served) -> bool:
+    def is_coming(self, version: ModelVersion) -> bool:
         """Whether a backend rests, or has been woken and loads."""
         return any(
-            self._backend(name, pool, served).state in ("resting", "loading")
+            self._backend(name, pool, version).state in ("idle", "loading")
             for name, pool in self._pools.items()
             if not pool.min_replicas
         )
 
-    def may_come(self, served: Served, pool: str | None = None) -> bool:
+    def may_come(self, version: ModelVersion, pool: str | None = None) -> bool:
         """Whether a backend could still come up, of `pool` if it is named: there is hardware for it, or it loads."""
-        resident = self._resident_report(served.config.id) if served.config.resident else None
+        resident = self._resident_report(version.key) if version.config.resident else None
         if resident and resident["state"] == "loading" and (pool is None or pool.startswith(RESIDENT)):
             return True
         # Nodes may have come since they were counted: a replica on one is hardware enough.
         return not self._nodes or any(
-            (self._may_run(name) or replicas.of_pool(APP_NAME, name)) and self._choice(name, served)
+            (self._may_run(name) or replicas.of_pool(APP_NAME, name)) and self._choice(name, version)
             for name in self._pools
             if pool in (None, name)
         )
@@ -149,27 +154,27 @@ class Reports:
         """Look anew, whatever was said."""
         self._live.clear()
 
-    def _live_now(self, served: Served) -> list[BackendState]:
-        model_id = served.config.id
+    def _live_now(self, version: ModelVersion) -> list[BackendState]:
+        model_key = version.key
         states = []
-        resident = self._resident_report(model_id) if served.config.resident else None
+        resident = self._resident_report(model_key) if version.config.resident else None
         if self._residents and resident and resident["state"] == "ready":
             pool = f"{RESIDENT}{resident['engine']}"
             states.append(
-                _state(pool, served, resident, 1, {self._node}, self._residents.backlog_ms(model_id))._replace(
+                _state(pool, version, resident, 1, {self._node}, self._residents.backlog_ms(model_key))._replace(
                     resident=True
                 )
             )
         now = time.monotonic()
         for name, pool_config in self._pools.items():
-            warm = [replica for replica in replicas.of_pool(APP_NAME, name) if replica.has(model_id)]
+            warm = [replica for replica in replicas.of_pool(APP_NAME, name) if replica.has(model_key)]
             if warm:
                 nodes = {replica.node for replica in warm}
-                wait_ms = min(replica.channel.wait_ms(now, model_id) for replica in warm)
-                state = _state(name, served, warm[0].reports[model_id], len(warm), nodes, wait_ms)
+                wait_ms = min(replica.channel.wait_ms(now, model_key) for replica in warm)
+                state = _state(name, version, warm[0].reports[model_key], len(warm), nodes, wait_ms)
                 states.append(state._replace(price=pool_config.price))
                 if state.table is not None and not pool_config.min_replicas:
-                    self._measured[name, model_id] = state.table
+                    self._measured[name, model_key] = state.table
         return states
 
     async def count_nodes(self) -> None:
@@ -181,17 +186,17 @@ class Reports:
                 # Ray's control plane is restarting, say: requests do not need the count, so the last one stands.
                 logger.warning("the nodes of pool %s could not be counted: %s", name, error)
 
-    def _backend(self, name: str, pool: PoolConfig, served: Served) -> BackendStatus:
-        model_id = served.config.id
+    def _backend(self, name: str, pool: PoolConfig, version: ModelVersion) -> BackendStatus:
+        model_key = version.key
         known = replicas.of_pool(APP_NAME, name)
-        ready = _reports(name, model_id, "ready")
+        ready = _reports(name, model_key, "ready")
         state: BackendKind
         shown: ModelReport | None = None
         if ready:
             state, shown = "live", ready[0]
-        elif failed := _reports(name, model_id, "failed"):
+        elif failed := _reports(name, model_key, "failed"):
             state, shown = "failing", failed[0]
-        elif unavailable := _reports(name, model_id, "unavailable"):
+        elif unavailable := _reports(name, model_key, "unavailable"):
             state, shown = "unavailable", unavailable[0]
         elif known:
             state = "loading"
@@ -200,7 +205,7 @@ class Reports:
         elif pool.min_replicas:
             state = "cold"
         else:
-            state = "resting" if self._choice(name, served) else "unavailable"
+            state = "idle" if self._choice(name, version) else "unavailable"
         reason = (
             f"no live node has the label {ACCELERATOR_LABEL}={'|'.join(pool.nodes)} (ray start --labels)"
             if state == "no-hardware"
@@ -220,18 +225,18 @@ class Reports:
     def _may_run(self, name: str) -> bool:
         return bool(self._nodes.get(name)) or self._pools[name].starts_nodes
 
-    def _choice(self, name: str, served: Served) -> tuple[EngineKind, Artifact] | None:
+    def _choice(self, name: str, version: ModelVersion) -> tuple[EngineKind, Artifact] | None:
         """What the pool would load of the model."""
         pool = self._pools[name]
-        if pool.models is not None and served.config.name not in pool.models:
+        if pool.models is not None and version.config.name not in pool.models:
             return None
-        return choose_artifact(served.manifest, (pool.engine,), served.config.numerics)
+        return choose_artifact(version.manifest, (pool.engine,), version.config.numerics)
 
-    def _resident_report(self, model_id: str) -> ModelReport | None:
-        return self._residents.reports.get(model_id) if self._residents else None
+    def _resident_report(self, model_key: str) -> ModelReport | None:
+        return self._residents.reports.get(model_key) if self._residents else None
 
-    def _resident(self, model_id: str) -> BackendStatus:
-        report = self._resident_report(model_id)
+    def _resident(self, model_key: str) -> BackendStatus:
+        report = self._resident_report(model_key)
         states: dict[ModelState, BackendKind] = {"ready": "live", "failed": "failing", "unavailable": "unavailable"}
         return BackendStatus(
             pool=f"{RESIDENT}{report['engine']}" if report else RESIDENT,
@@ -246,9 +251,9 @@ class Reports:
 
 
 def _state(
-    pool: str, served: Served, ready: ModelReport, replicas: int, nodes: Iterable[str], wait_ms: float
+    pool: str, version: ModelVersion, ready: ModelReport, replicas: int, nodes: Iterable[str], wait_ms: float
 ) -> BackendState:
-    artifact = served.manifest.artifact(ready["artifact"])
+    artifact = version.manifest.artifact(ready["artifact"])
     engine = cast(EngineKind, ready["engine"])
     return BackendState(
         pool=pool,
@@ -257,7 +262,7 @@ def _state(
         precision=ready["precision"] or artifact.precision,
         numerics=artifact.numerics_class,
         replicas=replicas,
-        table=served.manifest.latency_of(engine, artifact.name) or _measured(ready),
+        table=version.manifest.latency_of(engine, artifact.name) or _measured(ready),
         nodes=frozenset(nodes),
         wait_ms=wait_ms,
     )
@@ -276,7 +281,7 @@ def _table(artifact: str, measured: tuple[tuple[int, float], ...]) -> LatencyTab
     return LatencyTable(engine="", artifact=artifact, threads=0, host="", points=tuple(points))
 
 
-def _reports(pool: str, model_id: str, state: ModelState) -> list[ModelReport]:
+def _reports(pool: str, model_key: str, state: ModelState) -> list[ModelReport]:
     known = replicas.of_pool(APP_NAME, pool)
-    reports = [replica.reports[model_id] for replica in known if model_id in replica.reports]
+    reports = [replica.reports[model_key] for replica in known if model_key in replica.reports]
     return [report for report in reports if report["state"] == state]

@@ -18,7 +18,7 @@ A message is a header, JSON and tensors:
     ANSWER [timing, tensors, backlog in ms] | FAILURE [error, backlog] | FULL  ─>
     BEGUN                                ─>     the engine computes the call, which is to be `alone` in it
     PONG                                 ─> <─  PING, while calls are under way
-    GOING                                ─>     no more calls, please: the replica ends when those it has are answered
+    DRAINING                             ─>     no more calls, please: the replica ends when those it has are answered
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Kind(IntEnum):
     FAILURE = 6
     PING = 7
     PONG = 8
-    GOING = 9
+    DRAINING = 9
     WELCOME = 10
     FULL = 11
     BEGUN = 12
@@ -160,8 +160,8 @@ class Connection(asyncio.BufferedProtocol, ABC):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        #: When the other side was last heard, on the clock of `time.monotonic`.
-        self.heard = time.monotonic()
+        #: When the other side was last last_received, on the clock of `time.monotonic`.
+        self.last_received = time.monotonic()
         #: Whether the other side has shown that it belongs here.
         self.is_proven = False
         self._scratch = memoryview(b"")
@@ -217,7 +217,7 @@ class Connection(asyncio.BufferedProtocol, ABC):
         return self._scratch[self._filled :] if self._body is None else self._body[self._read :]
 
     def buffer_updated(self, count: int) -> None:
-        self.heard = time.monotonic()
+        self.last_received = time.monotonic()
         try:
             if self._body is None:
                 self._filled += count

@@ -12,15 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed
-from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.transport import frames
 from enginehouse.transport.frames import Connection, Kind, Message
 from enginehouse.transport.router_end import CONNECT_S, PING_S, Address
 
 #: Answers requests of so many rows for a model within so many seconds.
-Infer = Callable[[str, Sequence[Tensors], int, float], Awaitable[Answer]]
+Infer = Callable[[str, Sequence[Tensors], int, float], Awaitable[Computed]]
 #: As that, with nothing else in the engine: calls the last argument, on the event loop, right before it computes.
-InferAlone = Callable[[str, Sequence[Tensors], int, float, Callable[[], None]], Awaitable[Answer]]
+InferAlone = Callable[[str, Sequence[Tensors], int, float, Callable[[], None]], Awaitable[Computed]]
 
 
 class Listener:
@@ -44,9 +44,9 @@ class Listener:
         self.backlog_ms = backlog_ms
         #: What routers were asked for, so far: milliseconds of an engine.
         self.demand_ms = 0.0
-        self.is_going = False
+        self.is_draining = False
         self.calls: set[asyncio.Task[None]] = set()
-        self.served: set[Served] = set()
+        self.served: set[Accepted] = set()
         self.key = secrets.token_bytes(32)
         self._server: asyncio.Server | None = None
 
@@ -63,15 +63,17 @@ class Listener:
         loop = asyncio.get_running_loop()
         # In a context of its own: Serve would count what connections do as part of whatever runs now.
         return loop.create_task(
-            loop.create_server(lambda: Served(self), host, 0, family=socket.AF_UNSPEC, ssl=frames.tls(is_server=True)),
+            loop.create_server(
+                lambda: Accepted(self), host, 0, family=socket.AF_UNSPEC, ssl=frames.tls(is_server=True)
+            ),
             context=contextvars.Context(),
         )
 
     async def stop(self, within_s: float) -> None:
         """Ask for no more calls, and answer those under way for so long."""
-        self.is_going = True
+        self.is_draining = True
         for served in self.served:
-            served.send(Kind.GOING)
+            served.send(Kind.DRAINING)
         give_up = time.monotonic() + within_s
         # A call that crosses the word is refused, and made elsewhere.
         while self.calls and time.monotonic() < give_up:
@@ -83,7 +85,7 @@ class Listener:
             self._server.close()
 
 
-class Served(Connection):
+class Accepted(Connection):
     """The replica's end of a connection."""
 
     def __init__(self, listener: Listener) -> None:
@@ -108,8 +110,8 @@ class Served(Connection):
     def buffer_updated(self, count: int) -> None:
         super().buffer_updated(count)
         # A message that takes long to read keeps the questions behind it waiting.
-        if self._body is not None and self.is_proven and self.heard - self._said > PING_S:
-            self._said = self.heard
+        if self._body is not None and self.is_proven and self.last_received - self._said > PING_S:
+            self._said = self.last_received
             self.send(Kind.PONG)
 
     def received(self, message: Message) -> None:
@@ -123,8 +125,8 @@ class Served(Connection):
             self.send(Kind.WELCOME, 0, hmac.digest(key, bytes.fromhex(nonce), "sha256").hex())
             if self._late is not None:
                 self._late.cancel()
-            if self._listener.is_going:
-                self.send(Kind.GOING)
+            if self._listener.is_draining:
+                self.send(Kind.DRAINING)
         elif message.kind == Kind.PING:
             self.send(Kind.PONG)
         elif message.kind == Kind.CANCEL:
@@ -143,8 +145,8 @@ class Served(Connection):
 
     def _take(self, message: Message) -> None:
         listener = self._listener
-        if listener.is_going or len(listener.calls) >= listener.max_calls:
-            reason = "it is going" if listener.is_going else f"{listener.max_calls} are under way"
+        if listener.is_draining or len(listener.calls) >= listener.max_calls:
+            reason = "it is going" if listener.is_draining else f"{listener.max_calls} are under way"
             self.send(Kind.FULL, message.call, reason)
             return
         task = asyncio.create_task(self._answer(message), context=contextvars.Context())
@@ -160,31 +162,31 @@ class Served(Connection):
             self.end(f"{type(error).__name__}: {error}")
 
     async def _answer(self, message: Message) -> None:
-        model_id, rows, budget_s, alone, demand_ms, metas = message.content
+        model_key, rows, budget_s, alone, demand_ms, metas = message.content
         try:
             self._listener.demand_ms += demand_ms
             inputs = await frames.decode_aside(metas, message.tensors)
             if alone and self._listener.infer_alone:
                 begun = functools.partial(self.send, Kind.BEGUN, message.call)
-                outputs, timing = await self._listener.infer_alone(model_id, [inputs], rows, budget_s, begun)
+                outputs, timing = await self._listener.infer_alone(model_key, [inputs], rows, budget_s, begun)
             else:
-                outputs, timing = await self._listener.infer(model_id, [inputs], rows, budget_s)
+                outputs, timing = await self._listener.infer(model_key, [inputs], rows, budget_s)
             made, buffers = await frames.encode_aside([outputs])
         except EnginehouseError as error:
-            self._fail(message.call, model_id, error)
+            self._fail(message.call, model_key, error)
         except Exception as error:
             self._fail(
-                message.call, model_id, InferenceFailed(f"{self._listener.pool}: {type(error).__name__}: {error}")
+                message.call, model_key, InferenceFailed(f"{self._listener.pool}: {type(error).__name__}: {error}")
             )
         else:
-            self.send(Kind.ANSWER, message.call, [timing, made, self._backlog_ms(model_id)], buffers)
+            self.send(Kind.ANSWER, message.call, [timing, made, self._backlog_ms(model_key)], buffers)
 
-    def _fail(self, call: int, model_id: str, error: EnginehouseError) -> None:
+    def _fail(self, call: int, model_key: str, error: EnginehouseError) -> None:
         arguments = [_plain(argument) for argument in error.args]
-        self.send(Kind.FAILURE, call, [type(error).__name__, arguments, self._backlog_ms(model_id)])
+        self.send(Kind.FAILURE, call, [type(error).__name__, arguments, self._backlog_ms(model_key)])
 
-    def _backlog_ms(self, model_id: str) -> float:
-        return round(self._listener.backlog_ms(model_id), 3)
+    def _backlog_ms(self, model_key: str) -> float:
+        return round(self._listener.backlog_ms(model_key), 3)
 
 
 def _plain(argument: object) -> object:

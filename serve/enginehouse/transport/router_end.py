@@ -1,7 +1,7 @@
 """Channel: a router's connection to one replica of a pool, on which calls are made and cancelled.
 
 A replica that is killed closes it, which fails its calls at once. One that no longer answers, because it or its node is
-frozen or cut off, comes last after `DOUBT_S` and is given up after `SILENT_S`, whether or not it has calls.
+frozen or cut off, comes last after `SUSPECT_S` and is given up after `SILENT_S`, whether or not it has calls.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import TypedDict
 
 from enginehouse.contract import errors
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded, ReplicaLost
-from enginehouse.contract.tensors import Answer, Tensors, Timing
+from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.transport import frames
 from enginehouse.transport.frames import Connection, Kind, Message
 
 #: Seconds to connect and to be let in.
 CONNECT_S = 2.0
-#: How often it is looked whether the replica was heard. While calls are under way it is then asked whether it is there;
-#: while none is, when it has been silent for so long.
-PING_S, IDLE_S = 0.4, 0.7
+#: Seconds between two looks at when something was last received. While calls are under way a silent replica is asked
+#: whether it is there; while none is, only after `QUIET_S` of silence.
+PING_S, QUIET_S = 0.4, 0.7
 #: Seconds for which it may leave that open before it is doubted, and be silent in all before it is given up.
-DOUBT_S, SILENT_S = 0.7, 2.0
+SUSPECT_S, SILENT_S = 0.7, 2.0
 #: Seconds for which a replica that refused a call is not asked again.
 FULL_S = 0.1
 #: The stage at which a request is lost when nothing else was in the engine.
@@ -48,14 +48,14 @@ class Address(TypedDict):
 
 @dataclass(slots=True)
 class _Load:
-    """What one model has to do on the replica: what was sent and not answered, and what others sent by `told_at`."""
+    """What a model has to do on the replica: what this end sent, and at `received_at` what others had sent."""
 
     sent_ms: float = 0.0
     others_ms: float = 0.0
-    told_at: float = 0.0
+    received_at: float = 0.0
 
     def wait_ms(self, now: float) -> float:
-        others_ms = self.others_ms - (now - self.told_at) * 1e3
+        others_ms = self.others_ms - (now - self.received_at) * 1e3
         return self.sent_ms + others_ms if others_ms > 0 else self.sent_ms
 
 
@@ -67,7 +67,7 @@ class Channel(Connection):
         #: Whether calls can be made.
         self.is_open = False
         #: Whether the replica has asked for no more calls.
-        self.is_going = False
+        self.is_draining = False
         self._pool = pool
         self._key = b""
         self._numbers = itertools.count(1)
@@ -78,7 +78,7 @@ class Channel(Connection):
         self._full_until = 0.0
         self._loads: defaultdict[str, _Load] = defaultdict(_Load)
         # When it was last asked, and when it was last found not to answer.
-        self._asked_at = self._doubted_at = 0.0
+        self._asked_at = self._suspected_at = 0.0
         self._let_in: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._looked = 0.0
@@ -106,15 +106,15 @@ class Channel(Connection):
         """Whether the replica has just refused a call."""
         return now < self._full_until
 
-    def wait_ms(self, now: float, model_id: str) -> float:
+    def wait_ms(self, now: float, model_key: str) -> float:
         """Predicted time until the replica is done with what it was sent for a model, by whomever.
 
         Models do not wait for each other: what they cost each other is in how long their calls take. A replica that is
         doubted may be gone: it comes last.
         """
-        load = self._loads.get(model_id)
+        load = self._loads.get(model_key)
         wait_ms = load.wait_ms(now) if load else 0.0
-        return wait_ms + SILENT_S * 1e3 if self._is_doubted else wait_ms
+        return wait_ms + SILENT_S * 1e3 if self._is_suspected else wait_ms
 
     def load_ms(self, now: float) -> float:
         """The same for all models together."""
@@ -124,8 +124,8 @@ class Channel(Connection):
         return busy_ms
 
     @property
-    def _is_doubted(self) -> bool:
-        return self._doubted_at > self.heard
+    def _is_suspected(self) -> bool:
+        return self._suspected_at > self.last_received
 
     def close(self) -> None:
         """Give the connection up; calls under way fail."""
@@ -133,15 +133,15 @@ class Channel(Connection):
 
     async def infer(
         self,
-        model_id: str,
+        model_key: str,
         requests: Sequence[Tensors],
         rows: int,
         budget_s: float,
         expected_ms: float = 0.0,
         alone: bool = False,
         demand_ms: float = 0.0,
-    ) -> Answer:
-        """Answer requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
+    ) -> Computed:
+        """Computed requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
 
         What is `alone` shares no batch, and when it is lost in the engine, the error says so. `demand_ms` is what the
         router was asked for since the last call to any replica of the pool.
@@ -155,11 +155,11 @@ class Channel(Connection):
         number = next(self._numbers)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
-        load = self._loads[model_id]
+        load = self._loads[model_key]
         load.sent_ms += expected_ms
         sent_at = time.monotonic()
         try:
-            self.send(Kind.CALL, number, [model_id, rows, budget_s, alone, demand_ms, metas], buffers)
+            self.send(Kind.CALL, number, [model_key, rows, budget_s, alone, demand_ms, metas], buffers)
             message = await answer
         finally:
             del self._calls[number]
@@ -167,17 +167,17 @@ class Channel(Connection):
             load.sent_ms = load.sent_ms - expected_ms if self._calls else 0.0
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
-                if self.heard < sent_at:
+                if self.last_received < sent_at:
                     # If it is there, the doubt lasts as long as the way to it and back.
-                    self._doubted_at = time.monotonic()
-                    self._ask(self._doubted_at)
+                    self._suspected_at = time.monotonic()
+                    self._ask(self._suspected_at)
         if message.kind == Kind.FAILURE:
             name, arguments, backlog_ms = message.content
-            _told(load, backlog_ms)
+            _receive_backlog(load, backlog_ms)
             raise _error(name, arguments)
         try:
             timing, made, backlog_ms = message.content
-            _told(load, backlog_ms)
+            _receive_backlog(load, backlog_ms)
             return await frames.decode_aside(made, message.tensors), Timing(**timing)
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
@@ -198,8 +198,8 @@ class Channel(Connection):
                 self._look_again(time.monotonic())
                 if not self._let_in.done():
                     self._let_in.set_result(None)
-            case Kind.GOING:
-                self.is_going = True
+            case Kind.DRAINING:
+                self.is_draining = True
             case Kind.BEGUN:
                 self._begun.add(message.call)
             case Kind.ANSWER | Kind.FAILURE | Kind.FULL:
@@ -244,22 +244,22 @@ class Channel(Connection):
         now = time.monotonic()
         if now - self._looked > 2 * PING_S:
             # This process itself was held up: what was said meanwhile is not read yet.
-            self.heard = now
-        silent_s = now - self.heard
+            self.last_received = now
+        silent_s = now - self.last_received
         if silent_s > SILENT_S:
             self._is_silent = True
             self.end(f"silent for {silent_s:.1f} s")
             return
-        if self._asked_at <= self.heard:
-            if silent_s > (PING_S / 2 if self._calls else IDLE_S):
+        if self._asked_at <= self.last_received:
+            if silent_s > (PING_S / 2 if self._calls else QUIET_S):
                 self._ask(now)
-        elif now - self._asked_at > DOUBT_S:
-            self._doubted_at = now
+        elif now - self._asked_at > SUSPECT_S:
+            self._suspected_at = now
         self._look_again(now)
 
 
-def _told(load: _Load, backlog_ms: float) -> None:
-    load.told_at = time.monotonic()
+def _receive_backlog(load: _Load, backlog_ms: float) -> None:
+    load.received_at = time.monotonic()
     load.others_ms = max(0.0, backlog_ms - load.sent_ms)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from starlette.exceptions import HTTPException
@@ -11,7 +12,6 @@ from starlette.requests import Request
 
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
 from enginehouse.faces import oip
-from enginehouse.routing.admission import Admitted
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 #: Seconds that a client may take to send its body.
@@ -22,8 +22,11 @@ _ALIGNMENT = 16
 _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
-async def read(request: Request, limit: int, admitted: Admitted) -> bytes | memoryview:
-    """The whole body, decompressed. Raises RequestTooLarge before more than `limit` bytes are held, or Overloaded."""
+async def read(request: Request, limit: int, take: Callable[[int], None]) -> bytes | memoryview:
+    """The whole body, decompressed; every byte is counted by `take`, which may refuse it.
+
+    Raises RequestTooLarge before more than `limit` bytes are held, InvalidInput, and what `take` raises.
+    """
     announced = int(request.headers.get("content-length") or 0)
     if announced > limit:
         raise _too_large(limit)
@@ -38,7 +41,7 @@ async def read(request: Request, limit: int, admitted: Admitted) -> bytes | memo
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
-                admitted.take(len(chunk))
+                take(len(chunk))
                 if chunk:
                     chunks.append(chunk)
     except TimeoutError:
@@ -47,7 +50,7 @@ async def read(request: Request, limit: int, admitted: Admitted) -> bytes | memo
     if encoding == "identity":
         return body
     plain = await asyncio.to_thread(_inflated, body, encoding, limit)
-    admitted.take(len(plain))
+    take(len(plain))
     return plain
 
 

@@ -1,4 +1,4 @@
-"""The HTTP face: Open Inference Protocol v2 over the router. Thin: decode, infer, encode, and errors as `{"error"}`."""
+"""The HTTP face: Open Inference Protocol v2 over the data plane. Decode, ask, encode; errors become `{"error"}`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from enginehouse.contract.config import AppConfig
 from enginehouse.contract.errors import EnginehouseError, Overloaded
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
-from enginehouse.routing.admission import Admitted
+from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
-from enginehouse.routing.router import Router
-from enginehouse.routing.versions import ServedModels
+from enginehouse.routing.versions import LiveVersions
 
 logger = logging.getLogger("ray.serve")
 
@@ -36,17 +34,17 @@ WATCH_AFTER_S = 0.05
 INLINE_BYTES = 1 << 17
 
 
-class Replica(Protocol):
+class Ingress(Protocol):
     """What the routes ask of the deployment that they belong to."""
 
-    core: Router
-    config: AppConfig
-    models: ServedModels
+    plane: DataPlane
+    versions: LiveVersions
+    max_body_bytes: int
 
 
-def _replica() -> Replica:
-    replica: Replica = serve.get_replica_context().servable_object
-    return replica
+def _ingress() -> Ingress:
+    ingress: Ingress = serve.get_replica_context().servable_object
+    return ingress
 
 
 def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -59,8 +57,8 @@ async def live(_: Request) -> Response:
 
 async def ready(_: Request) -> Response:
     """200 once every model of the catalog answers (Triton's strict readiness), else 400."""
-    models = _replica().models.status()["models"]
-    waiting = [model["name"] for model in models if not _replica().core.is_ready(model["name"])]
+    models = _ingress().versions.status()["models"]
+    waiting = [model["name"] for model in models if not _ingress().plane.is_ready(model["name"])]
     if waiting:
         return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
     return Response(status_code=200)
@@ -71,29 +69,27 @@ async def server(_: Request) -> Response:
 
 
 async def model(request: Request) -> Response:
-    served = _replica().core.models.get(*_model_of(request))
-    config = served.config
-    return _json(oip.model_metadata(config.name, [config.version], "enginehouse", served.signature))
+    version = _ingress().versions.get(*_model_of(request))
+    return _json(oip.model_metadata(version.config.name, [version.config.version], "enginehouse", version.signature))
 
 
 async def model_ready(request: Request) -> Response:
     name, version = _model_of(request)
-    is_ready = _replica().core.is_ready(name, version)
-    if is_ready:
+    if _ingress().plane.is_ready(name, version):
         return _json({"name": name, "ready": True})
     return _json({"error": f"model {name!r} has no live backend; see `enginehouse status`"}, 400)
 
 
 async def infer(request: Request) -> Response:
-    return await _infer(_replica(), request)
+    return await _infer(_ingress(), request)
 
 
-async def answer(replica: Replica, scope: Scope, receive: Receive, send: Send) -> None:
+async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -> None:
     """ASGI: one inference request that comes past Serve and Starlette (see shortcut.py), answered whatever happens."""
     request = Request(scope, receive)
     watch = _Watch(request)
     try:
-        response = await _infer(replica, request, watch.start)
+        response = await _infer(ingress, request, watch.start)
     except EnginehouseError as error:
         response = await _our_error(request, error)
     except HTTPException as error:
@@ -145,30 +141,26 @@ class _Watch:
             self._task.cancel()
 
 
-async def _infer(replica: Replica, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
+async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
     headers = headers_of(request.scope["headers"])
-    priority = Hints.of(headers, {}).priority
-    with Admitted(replica.core.admission, request.path_params["model"], priority) as admitted:
-        content = await body.read(request, replica.config.router.max_body_bytes, admitted)
+    name, version = _model_of(request)
+    with ingress.plane.open("http", name, version, Hints.of(headers, {}).priority) as turn:
+        content = await body.read(request, ingress.max_body_bytes, turn.take)
         on_body()
-        return await _answer(replica, request, content, headers)
+        return await _answer(turn, name, content, body.json_length(request), headers)
 
 
 async def _answer(
-    replica: Replica, request: Request, content: bytes | memoryview, hints: Mapping[str, str]
+    turn: Turn, name: str, content: bytes | memoryview, length: int | None, hints: Mapping[str, str]
 ) -> Response:
-    name, version = _model_of(request)
-    served = replica.core.models.get(name, version)
-    length = body.json_length(request)
+    signature = turn.signature
     # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.
-    decode = functools.partial(oip.decode_request, content, length, served.signature)
+    decode = functools.partial(oip.decode_request, content, length, signature)
     is_large = length is None and len(content) > INLINE_BYTES
     wanted = await asyncio.to_thread(decode) if is_large else decode()
-    answer = await replica.core.answer(served, wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
+    answer = await turn.infer(wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
     origin = answer.origin()
-    encode = functools.partial(
-        oip.encode_response, name, origin["version"], wanted, answer.outputs, served.signature, origin
-    )
+    encode = functools.partial(oip.encode_response, name, origin["version"], wanted, answer.outputs, signature, origin)
     is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
     text, json_length = await asyncio.to_thread(encode) if is_large else encode()
     headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in origin.items()}
@@ -180,13 +172,13 @@ async def _answer(
 
 async def index(_: Request) -> Response:
     """The models by name, version and state, as Triton's repository index gives them."""
-    models = _replica().models.status()["models"]
+    models = _ingress().versions.status()["models"]
     return _json(
         [
             {
                 "name": entry["name"],
                 "version": entry["serving"] or entry["wanted"],
-                "state": "READY" if _replica().core.is_ready(entry["name"]) else "UNAVAILABLE",
+                "state": "READY" if _ingress().plane.is_ready(entry["name"]) else "UNAVAILABLE",
                 "reason": entry["reason"],
             }
             for entry in models

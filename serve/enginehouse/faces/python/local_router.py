@@ -18,11 +18,12 @@ from enginehouse.contract.errors import EngineUnavailable, ModelNotFound, NoBack
 from enginehouse.contract.tensors import Tensors
 from enginehouse.pools import nodes
 from enginehouse.routing import replicas
+from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.ray_private import job as ray_job
-from enginehouse.routing.remote_versions import Mirror
+from enginehouse.routing.remote_versions import RemoteVersions
 from enginehouse.routing.router import Router
-from enginehouse.routing.view import Reports
+from enginehouse.routing.view import View
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,7 +35,7 @@ RETRY_S = 1.0
 T = TypeVar("T")
 
 
-class EmbeddedRouter:
+class LocalRouter:
     """A router with an event loop of its own, which follows what the deployed ones serve; `find` gives their handle.
 
     Until it is ready, and where it does not know a model or reaches no replica, it has the deployed ones answer. It
@@ -44,7 +45,7 @@ class EmbeddedRouter:
     def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
         self.job = ray_job()
         self._find = find
-        self._router: Router | None = None
+        self._plane: DataPlane | None = None
         self._handle: Any = None
         self._handles: list[DeploymentHandle] = []
         self._loop = asyncio.new_event_loop()
@@ -59,15 +60,22 @@ class EmbeddedRouter:
 
     async def answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any]:
         """As the deployed router's `answer`. Raises what that raises, too."""
-        # What rests is woken, and waited for, by the deployed ones.
-        if self._router is not None and self._router.reaches(model, version):
+        # What is idle is woken, and waited for, by the deployed ones.
+        if self._plane is not None and self._reaches(self._plane, model, version):
             try:
-                answer = await self._router.infer(model, inputs, hints, version)
+                answer = await self._plane.infer("python", model, inputs, hints, version)
                 return {"outputs": answer.outputs, **answer.origin()}
             except (ModelNotFound, NoBackend, EngineUnavailable) as error:
                 logger.info("asking the deployed routers: %s", error)
         result: dict[str, Any] = await (await self._deployed()).answer.remote(model, dict(inputs), hints, version)
         return result
+
+    @staticmethod
+    def _reaches(plane: DataPlane, model: str, version: str | None) -> bool:
+        try:
+            return plane.router.reaches(plane.versions.get(model, version))
+        except ModelNotFound:
+            return False
 
     async def _deployed(self) -> DeploymentHandle:
         # All calls by it are made on this event loop: a handle belongs to the one that it is first used in.
@@ -79,7 +87,7 @@ class EmbeddedRouter:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
         while not following.done() and not connecting.done() and ray_job() == self.job:
             await asyncio.wait([following, connecting], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
-        self.is_up, self._router = False, None
+        self.is_up, self._plane = False, None
         await self._let_go()
         # A call that Ray no longer knows is left as it is: to cancel it would start a new Ray.
         following._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -90,21 +98,26 @@ class EmbeddedRouter:
         self._loop.stop()
 
     async def _follow(self) -> None:
-        mirror, args, reports = Mirror(), None, Reports({}, None, "")
+        versions, args, view = RemoteVersions(), None, View({}, None, "")
         # What belongs to a connection that has ended would start a new Ray when it is used.
         while ray_job() == self.job:
             try:
-                told = await (await self._deployed()).served.remote(mirror.tag)
-                if told["args"] != args:
-                    args, mirror = told["args"], Mirror()
+                published = await (await self._deployed()).served.remote(versions.tag)
+                if published["args"] != args:
+                    args, versions = published["args"], RemoteVersions()
                     config = AppConfig.parse(args)
-                    reports = Reports(config.pools, None, nodes.own_id())
+                    view = View(config.pools, None, nodes.own_id())
                     handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
                     await self._let_go()
                     self._handles = list(handles.values())
-                    self._router = Router(config, mirror, reports, handles)
-                mirror.take(told)
-                await reports.count_nodes()
+                    self._plane = DataPlane(
+                        Router(config, view, handles),
+                        versions,
+                        config.router.max_ongoing_requests,
+                        config.router.max_ongoing_bytes,
+                    )
+                versions.receive(published)
+                await view.count_nodes()
                 # Routers that serve different things answer at once, each in its turn.
                 await asyncio.sleep(CONNECT_S)
             except Exception as error:
@@ -126,12 +139,12 @@ class EmbeddedRouter:
 
 
 _lock = threading.Lock()
-_routers: list[EmbeddedRouter] = []
+_routers: list[LocalRouter] = []
 
 
-def of_this_process(find: Callable[[], DeploymentHandle]) -> EmbeddedRouter:
+def of_this_process(find: Callable[[], DeploymentHandle]) -> LocalRouter:
     """The one for the Ray job that this process is part of: what replicas there are is known once a process."""
     with _lock:
         if not _routers or _routers[-1].job != ray_job():
-            _routers[:] = [EmbeddedRouter(find)]
+            _routers[:] = [LocalRouter(find)]
         return _routers[-1]

@@ -13,12 +13,12 @@ from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
 from enginehouse.pools.report import ModelState
 from enginehouse.routing import versions
-from enginehouse.routing.versions import ServedModels
-from enginehouse.routing.view import Reports
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import View
 
 
 async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, store: Path) -> None:
-    models = ServedModels(Reports(POOLS, None, "here"))
+    models = LiveVersions(View(POOLS, None, "here"))
     models.apply(catalog(store, "1"))
     await turns()
     with pytest.raises(NoBackend, match="'m@1' is not warm yet: ort: cold; vino: cold"):
@@ -127,7 +127,7 @@ async def test_a_manifest_that_appears_later_is_found(
 
 
 async def test_one_unreadable_store_does_not_hold_up_other_models(cluster: Cluster, store: Path) -> None:
-    models = ServedModels(Reports(POOLS, None, "here"))
+    models = LiveVersions(View(POOLS, None, "here"))
     cluster.report("ort", {"m@1": "ready"})
     gone = ModelConfig(name="gone", version="1")
     models.apply(Catalog(store=str(store), models=(gone, ModelConfig(name="m", version="1"))))
@@ -144,13 +144,30 @@ async def test_a_removed_model_stops_answering_at_once(cluster: Cluster, store: 
     assert models.status()["models"] == []
 
 
-async def test_settings_of_the_same_version_change_without_a_gap(cluster: Cluster, store: Path) -> None:
+async def test_settings_that_change_nothing_loaded_change_without_a_gap(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     # Not even a replica is needed: nothing has to be loaded.
     cluster.report("ort")
-    models.apply(catalog(store, "1", numerics="any", batch_wait_ms=5))
+    models.apply(catalog(store, "1", batch_wait_ms=5))
     assert answers(models) == "1"
-    await until(lambda: models.get("m").config.numerics == "any")
+    await until(lambda: models.get("m").config.batch_wait_ms == 5)
+
+
+@pytest.mark.parametrize("settings", [{"numerics": "any"}, {"max_batch_size": 4}])
+async def test_settings_that_something_else_is_loaded_for_take_over_when_that_is_warm(
+    cluster: Cluster, store: Path, settings: dict[str, object]
+) -> None:
+    models = await serving(cluster, store)
+    (wanted,) = catalog(store, "1", **settings).models
+    assert wanted.key != "m@1"
+    models.apply(catalog(store, "1", **settings))
+    cluster.report("ort", {"m@1": "ready", wanted.key: "loading"})
+    await turns()
+    assert models.get("m").key == "m@1"
+    assert models.status()["models"][0]["state"] == "loading"
+    cluster.report("ort", {"m@1": "ready", wanted.key: "ready"})
+    await until(lambda: models.get("m").key == wanted.key)
+    assert models.get("m", "1").config == wanted
 
 
 async def test_going_back_while_the_new_version_loads_keeps_the_old_one(cluster: Cluster, store: Path) -> None:
@@ -167,7 +184,7 @@ async def test_going_back_while_the_new_version_loads_keeps_the_old_one(cluster:
 async def test_losing_every_replica_is_told_as_failed_and_heals(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     cluster.report("ort")
-    assert models._reports.live(models.get("m")) == []
+    assert models._view.live(models.get("m")) == []
     assert models.status()["models"][0]["state"] == "failed"
     cluster.report("ort", {"m@1": "ready"})
     assert models.status()["models"][0]["state"] == "ready"

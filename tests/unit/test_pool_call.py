@@ -13,7 +13,7 @@ from tests.unit.connections import Run, connected, echo, pool
 
 from enginehouse.contract.config import APP_NAME
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
-from enginehouse.contract.tensors import Answer, Tensors
+from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import replicas
 from enginehouse.routing.pool_call import PoolCall
 from enginehouse.routing.replicas import Replica
@@ -40,7 +40,7 @@ def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: R
     async def work() -> None:
         release = asyncio.Event()
 
-        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
             await release.wait()
             return await echo(model, requests, rows, budget_s)
 
@@ -67,7 +67,7 @@ def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: R
 
 def test_a_call_goes_to_the_replica_that_is_free_first_and_ends_in_time(run: Run, known: dict[str, Replica]) -> None:
     async def work() -> None:
-        async def forever(*_: object) -> Answer:
+        async def forever(*_: object) -> Computed:
             await asyncio.sleep(60)
             raise AssertionError
 
@@ -96,7 +96,7 @@ def test_of_replicas_that_are_as_free_any_answers_but_one_that_has_other_models_
         release, asked = asyncio.Event(), list[int]()
 
         def counted(number: int) -> Infer:
-            async def infer(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+            async def infer(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
                 if model == "other@1":
                     await release.wait()
                 asked.append(number)
@@ -123,7 +123,7 @@ def test_what_one_replica_refuses_another_answers(run: Run, known: dict[str, Rep
     async def work() -> None:
         release = asyncio.Event()
 
-        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
             await release.wait()
             return await echo(model, requests, rows, budget_s)
 
@@ -148,7 +148,7 @@ def test_how_long_a_replica_is_busy_is_known_from_its_answers(run: Run) -> None:
     async def work() -> None:
         release = asyncio.Event()
 
-        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
             if rows > 1:
                 await release.wait()
             return await echo(model, requests, rows, budget_s)

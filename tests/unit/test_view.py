@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until, vino
 from tests.unit.test_policy import table
 
-from enginehouse.routing.versions import ServedModels
-from enginehouse.routing.view import Reports
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import View
 
 
 async def test_live_backends_carry_what_the_policy_needs(cluster: Cluster, store: Path) -> None:
@@ -16,7 +16,7 @@ async def test_live_backends_carry_what_the_policy_needs(cluster: Cluster, store
     publish(store, "1", latency=(measured,))
     cluster.report("vino", {"m@1": "ready"}, {"m@1": "loading"})
     models = await serving(cluster, store)
-    ort, vino = models._reports.live(models.get("m"))
+    ort, vino = models._view.live(models.get("m"))
     assert (ort.pool, ort.numerics, ort.replicas, ort.table) == ("ort", "full", 1, measured)
     assert (vino.pool, vino.numerics, vino.replicas, vino.table) == ("vino", "int8", 1, None)
 
@@ -26,7 +26,7 @@ async def test_an_engine_that_the_build_did_not_measure_has_the_times_of_its_rep
 ) -> None:
     models = await serving(cluster, store)
     cluster.report("ort", {"m@1": "ready"}, measured=[(1, 2.0), (32, 8.0)])
-    (backend,) = models._reports.live(models.get("m"))
+    (backend,) = models._view.live(models.get("m"))
     assert backend.table is not None
     assert [backend.table.predict_ms(rows) for rows in (1, 32, 64)] == [2.0, 8.0, 16.0]
 
@@ -48,38 +48,38 @@ async def test_why_a_backend_is_not_live_is_told(cluster: Cluster, store: Path) 
 async def test_a_replica_that_is_warm_outweighs_one_that_failed(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     cluster.report("ort", {"m@1": "failed"}, {"m@1": "ready"})
-    assert [backend.replicas for backend in models._reports.live(models.get("m"))] == [1]
+    assert [backend.replicas for backend in models._view.live(models.get("m"))] == [1]
 
 
 async def test_what_rests_is_what_could_be_woken(cluster: Cluster, store: Path) -> None:
     may_rest = {name: pool.model_copy(update={"min_replicas": 0}) for name, pool in POOLS.items()}
-    reports = Reports(may_rest, None, "here")
-    models = ServedModels(reports)
+    reports = View(may_rest, None, "here")
+    models = LiveVersions(reports)
     models.apply(catalog(store, "1"))
     # With nothing to load it on, the version serves: the first request has it loaded.
     await until(lambda: answers(models) == "1")
     served = models.get("m")
-    assert [status.state for status in reports.backends(served)] == ["resting", "unavailable"]
-    assert [state.pool for state in reports.resting(served)] == ["ort"]
+    assert [status.state for status in reports.backends(served)] == ["idle", "unavailable"]
+    assert [state.pool for state in reports.idle(served)] == ["ort"]
     assert reports.is_coming(served)
     assert models.status()["models"][0]["state"] == "ready"
     cluster.report("ort", {"m@1": "loading"})
-    assert (reports.resting(served), reports.is_coming(served)) == ([], True)
+    assert (reports.idle(served), reports.is_coming(served)) == ([], True)
     cluster.report("ort", {"m@1": "ready"}, measured=[(1, 3.0)])
     assert (len(reports.live(served, fresh=True)), reports.is_coming(served)) == (1, False)
     # What it timed itself is known when it rests again.
     cluster.report("ort")
-    (state,) = reports.resting(served)
+    (state,) = reports.idle(served)
     assert state.compute_ms(1, None) == 3.0
     cluster.accelerators = set()
-    await until(lambda: not reports.resting(served))
+    await until(lambda: not reports.idle(served))
 
 
 async def test_a_version_that_failed_where_it_should_run_does_not_take_over_because_another_pool_rests(
     cluster: Cluster, store: Path
 ) -> None:
     pools = POOLS | {"rests": POOLS["ort"].model_copy(update={"min_replicas": 0})}
-    models = ServedModels(Reports(pools, None, "here"))
+    models = LiveVersions(View(pools, None, "here"))
     cluster.report("ort", {"m@1": "ready"})
     models.apply(catalog(store, "1"))
     await until(lambda: answers(models) == "1")

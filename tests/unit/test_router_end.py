@@ -21,7 +21,7 @@ from enginehouse.contract.errors import (
     Overloaded,
     ReplicaLost,
 )
-from enginehouse.contract.tensors import DTYPES, Answer, Tensors
+from enginehouse.contract.tensors import DTYPES, Computed, Tensors
 from enginehouse.transport import router_end as channels
 from enginehouse.transport.router_end import Address, Channel
 
@@ -85,7 +85,7 @@ def test_many_strings_and_odd_ones_arrive_and_what_is_no_string_is_refused(run: 
 
 
 def test_requests_arrive_stacked_and_calls_do_not_wait_for_each_other(run: Run) -> None:
-    async def slow_if_large(_: str, requests: Sequence[Tensors], rows: int, __: float) -> Answer:
+    async def slow_if_large(_: str, requests: Sequence[Tensors], rows: int, __: float) -> Computed:
         (request,) = requests
         assert request["x"].shape[0] == rows
         await asyncio.sleep(0.3 if rows > 5 else 0)
@@ -130,7 +130,7 @@ ERRORS: list[EnginehouseError] = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_our_errors_stay_what_they_are(run: Run, error: EnginehouseError) -> None:
-    async def fail(*_: Any) -> Answer:
+    async def fail(*_: Any) -> Computed:
         raise error
 
     async def work() -> None:
@@ -143,7 +143,7 @@ def test_our_errors_stay_what_they_are(run: Run, error: EnginehouseError) -> Non
 
 
 def test_anything_else_is_a_failed_inference_and_the_connection_lives_on(run: Run) -> None:
-    async def fail(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def fail(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         if model == "bad":
             raise ValueError("shape")
         return await echo(model, requests, rows, budget_s)
@@ -158,7 +158,7 @@ def test_anything_else_is_a_failed_inference_and_the_connection_lives_on(run: Ru
 
 
 def test_an_answer_that_cannot_be_read_fails_only_its_call(run: Run) -> None:
-    async def odd(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+    async def odd(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         if model == "bad":
             return {"y": np.array([2], np.uint8).view(np.bool_)}, TIMING
         return await echo(model, requests, rows, budget_s)
@@ -195,7 +195,7 @@ def test_no_more_is_added_to_what_the_network_does_not_take(run: Run, monkeypatc
 def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def forever(*_: Any) -> Answer:
+    async def forever(*_: Any) -> Computed:
         begun.set()
         try:
             await asyncio.sleep(60)
@@ -224,7 +224,7 @@ def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> 
     async def work() -> None:
         release = asyncio.Event()
 
-        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Answer:
+        async def held(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
             await release.wait()
             return await echo(model, requests, rows, budget_s)
 
@@ -236,7 +236,7 @@ def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> 
                 await channel.infer("m@1", x, 1, 10)
             stopping = asyncio.create_task(listener.stop(10))
             await asyncio.sleep(0.05)
-            assert channel.is_going
+            assert channel.is_draining
             with pytest.raises(Overloaded, match="going"):
                 await channel.infer("m@1", x, 1, 10)
             assert not stopping.done()
@@ -250,7 +250,7 @@ def test_an_end_that_goes_away_fails_its_calls_at_once(run: Run) -> None:
     async def work() -> None:
         stopped = asyncio.Event()
 
-        async def forever(*_: Any) -> Answer:
+        async def forever(*_: Any) -> Computed:
             try:
                 await asyncio.sleep(60)
             finally:

@@ -1,0 +1,132 @@
+"""The data plane: what every way in goes through. Who asks for what, until when, becomes an answer and its origin.
+
+    with plane.open("http", model, version, priority) as turn:     who may; is there such a model; admission
+        turn.take(len(body))                                       bytes count while the turn lasts
+        request = decode(body, turn.signature)
+        answer = await turn.infer(request.inputs, request.rows, hints)
+
+A face decodes, asks and encodes, and holds nothing of its own: whatever must hold for every request is decided in
+`DataPlane.open`, before the body is read, and recorded in `Turn.__exit__`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import TracebackType
+
+from enginehouse.contract.errors import NoBackend
+from enginehouse.contract.tensors import Signature, Tensors, nbytes
+from enginehouse.routing.admission import Admission, Admitted
+from enginehouse.routing.answer import Answer, Explained
+from enginehouse.routing.hints import Hints
+from enginehouse.routing.policy import USUAL
+from enginehouse.routing.router import Router
+from enginehouse.routing.telemetry import RequestMetrics
+from enginehouse.routing.versions import Versions
+from enginehouse.routing.view import ModelVersion
+
+
+class DataPlane:
+    """The one way from any face to an answer; one per process, with the admission and the statistics of that process.
+
+    `versions` says which version answers for a name.
+    """
+
+    def __init__(self, router: Router, versions: Versions, max_requests: int, max_bytes: int) -> None:
+        self.router = router
+        self.versions = versions
+        self.admission = Admission(max_requests, max_bytes)
+        self.metrics = RequestMetrics()
+
+    def open(self, caller: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
+        """A turn for one request, before its body is read; a context manager, which begins when it is entered.
+
+        `caller` names the face that asks. Entering raises ModelNotFound and Overloaded.
+        """
+        return Turn(self, caller, model, version, priority)
+
+    async def infer(self, caller: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
+        """A whole turn for inputs that are decoded already. Raises RequestError, CapacityError or EngineError."""
+        with self.open(caller, model, version, hints.priority) as turn:
+            turn.take(nbytes(inputs))
+            return await turn.infer(inputs, turn.signature.check(inputs), hints)
+
+    def is_ready(self, model: str, version: str | None = None) -> bool:
+        """Whether a request for `model` would be answered now, or wake a backend. Raises ModelNotFound."""
+        try:
+            return self.router.is_ready(self.versions.get(model, version))
+        except NoBackend:
+            return False
+
+    def explain(self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None) -> Explained:
+        """How a request of `rows` rows and `size` would be routed now. Raises what asking would, before it is sent."""
+        return self.router.explain(self.versions.get(model, version), rows, size, hints)
+
+
+class Turn:
+    """One request, from before its body is read until its answer is there: `with plane.open(...) as turn`."""
+
+    __slots__ = ("_admitted", "_asked", "_began", "_plane", "_pool", "_priority", "_version", "caller")
+
+    def __init__(self, plane: DataPlane, caller: str, model: str, version: str | None, priority: int) -> None:
+        self.caller = caller
+        self._plane = plane
+        self._asked = model, version
+        self._priority = priority
+        self._admitted: Admitted
+        self._version: ModelVersion | None = None
+        self._pool = ""
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Turn:
+        try:
+            # Who may ask is decided here: before anything is told, counted or read.
+            with contextlib.suppress(NoBackend):
+                # One that is not warm yet may be when the body is there.
+                self._version = self._plane.versions.get(*self._asked)
+            key = self._version.key if self._version else self._asked[0]
+            self._admitted = Admitted(self._plane.admission, key, self._priority)
+            self._admitted.__enter__()
+        except Exception as error:
+            self._record(type(error).__name__)
+            raise
+        return self
+
+    def take(self, size: int) -> None:
+        """Count `size` more bytes until the turn ends. Raises Overloaded."""
+        self._admitted.take(size)
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the version that is to answer from now on. Raises ModelNotFound or NoBackend.
+
+        To be asked for when the body is there: versions may have been switched while it came.
+        """
+        self._version = self._plane.versions.get(*self._asked)
+        return self._version.signature
+
+    async def infer(self, inputs: Tensors, rows: int, hints: Hints) -> Answer:
+        """The answer to `inputs` of `rows` rows, which `check` of the last `signature` has passed.
+
+        Raises RequestError, CapacityError or EngineError.
+        """
+        assert self._version is not None, "the turn has not begun"
+        # Reading and decoding are the client's time and ours; the metric is of routing.
+        self._began = time.monotonic()
+        answer = await self._plane.router.infer(self._version, inputs, rows, hints)
+        self._pool = answer.choice.backend.pool
+        return answer
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._admitted.__exit__()
+        # What fails after the answer, in encoding or on the way to the client, was answered here.
+        self._record("ok" if kind is None or self._pool else kind.__name__)
+
+    def _record(self, outcome: str) -> None:
+        version = self._version
+        # Under the name of a model only where there is one: clients may invent names without end.
+        name, number = (version.config.name, version.config.version) if version else ("", "")
+        self._plane.metrics.record(name, number, self._pool, outcome, time.monotonic() - self._began)

@@ -1,0 +1,214 @@
+"""Failover: one request is tried on one backend after the other until one answers, or nothing more can help.
+
+                    ┌───────────────────────────────────────────────────────┐
+                    v                                                       │
+    start ──> rank the backends ──none may be tried, none can come──> refused
+                    │                                                       │
+                    v                                                       │
+             try the next one ──answered──> done                            │
+              │     │     │                                                 │
+              │     │     └─recalled: a better one came up──────────────────┤
+              │     └─lost, full, unavailable, late, sick: the next one     │
+              │                          └─there is none: wait BACKOFF_S────┘
+              └─the request itself is at fault ──> failed
+
+What is told apart, by how an attempt ends:
+
+- *Lost* with its replica (ReplicaLost): the request may have killed it, so from now on it travels alone. When it is
+  lost once more, alone in the engine and not in the same event, it is at fault and goes nowhere else.
+- *Failed* in the engine (InferenceFailed): the request is at fault, unless this backend fails others as well. Then
+  another one is asked; what fails there too fails.
+- *Full* (Overloaded): another replica or backend may have room. When none has, a request that stated its deadline is
+  refused; any other waits.
+- *Unavailable* or *late*: the next one. An attempt that has others behind it is given up after `attempt_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from enginehouse.contract.errors import (
+    DeadlineExceeded,
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    ModelNotFound,
+    NoBackend,
+    Overloaded,
+    ReplicaLost,
+)
+from enginehouse.contract.tensors import Tensors
+from enginehouse.routing.answer import Answer
+from enginehouse.routing.backends import Backend, attempt_s
+from enginehouse.routing.coalescing import Recalled
+from enginehouse.routing.policy import Choice, Demand
+from enginehouse.routing.view import ModelVersion
+from enginehouse.transport.router_end import ALONE
+
+#: Seconds until the ranking is tried again when every backend of a request has failed.
+BACKOFF_S = 0.05
+#: Replicas that are lost within so many seconds may have been lost for one reason, such as their node.
+ONE_EVENT_S = 0.25
+
+
+class Ranking(Protocol):
+    """What failover asks of the router."""
+
+    def rank(self, version: ModelVersion, demand: Demand, priority: int, fresh: bool = False) -> Sequence[Choice]:
+        """All backends of `version`: those that may be tried first, best first, then the others with the reason."""
+        ...
+
+    def wake_better(self, version: ModelVersion, demand: Demand, best: Sequence[Choice]) -> None:
+        """Wake an idle backend that would be better than `best`."""
+        ...
+
+    def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
+        """Whether a backend that cannot answer now may soon."""
+        ...
+
+    def refusal(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
+        """Why none of `choices` may be tried."""
+        ...
+
+    def backend(self, version: ModelVersion, choice: Choice) -> Backend:
+        """The backend that was chosen."""
+        ...
+
+
+class Failover:
+    """One request on its way: what was tried, what is known of it by now. Made anew for each request.
+
+    `deadline` is a time of `time.monotonic`; whoever awaits `answer` cancels it then.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_demand",
+        "_failed_in",
+        "_inputs",
+        "_is_counted",
+        "_lost_at",
+        "_priority",
+        "_ranking",
+        "_refused",
+        "_version",
+        "attempts",
+        "failures",
+    )
+
+    def __init__(
+        self,
+        ranking: Ranking,
+        version: ModelVersion,
+        inputs: Tensors,
+        demand: Demand,
+        priority: int,
+        deadline: float,
+    ) -> None:
+        self._ranking = ranking
+        self._version = version
+        self._inputs = inputs
+        self._demand = demand
+        self._priority = priority
+        self._deadline = deadline
+        #: Backends that were asked, and what came of those that did not answer.
+        self.attempts = 0
+        self.failures: list[str] = []
+        # When a replica was lost with this request for the first time.
+        self._lost_at = math.inf
+        # The backend in which it failed while that failed others too.
+        self._failed_in = ""
+        # Arguments of the last Overloaded. Not the error: with its traceback it would keep this request's inputs.
+        self._refused: tuple[Any, ...] | None = None
+        self._is_counted = False
+
+    async def answer(self) -> Answer:
+        """Try backends until one answers. Raises RequestError, CapacityError or EngineError."""
+        ranked = self._rank(is_new=True)
+        while True:
+            answer, is_recalled = await self._try_all(ranked)
+            if answer is not None:
+                return answer
+            if not is_recalled:
+                if self._refused is not None and self._demand.stated:
+                    # Whoever states a deadline is told at once that it will not be met.
+                    raise Overloaded(*self._refused)
+                await asyncio.sleep(BACKOFF_S)
+            # It was taken on; whether it is late by now will show.
+            self._demand = self._demand._replace(budget_ms=math.inf)
+            ranked = self._rank(is_new=False)
+
+    def _rank(self, is_new: bool) -> Sequence[Choice]:
+        """The backends that may be tried, best first; maybe none, while one may come up. Raises the refusal."""
+        choices = self._ranking.rank(self._version, self._demand, self._priority, fresh=not is_new)
+        ranked = [choice for choice in choices if not choice.reason]
+        if is_new:
+            self._ranking.wake_better(self._version, self._demand, ranked[:1])
+        if not ranked and not self._ranking.may_wait(self._version, choices, self._demand, is_new):
+            raise self._ranking.refusal(self._version, choices, self._demand)
+        return ranked
+
+    async def _try_all(self, ranked: Sequence[Choice]) -> tuple[Answer | None, bool]:
+        """The first answer, and whether the request was recalled before all had been tried."""
+        self._refused = None
+        for place, choice in enumerate(ranked, 1):
+            self.attempts += 1
+            try:
+                return await self._try(choice, others=len(ranked) > 1, is_last=place == len(ranked)), False
+            except Recalled:
+                # Nobody was asked.
+                self.attempts -= 1
+                return None, True
+            except _NextBackend:
+                continue
+        return None, False
+
+    async def _try(self, choice: Choice, others: bool, is_last: bool) -> Answer:
+        """Ask one backend. Raises _NextBackend when another one may answer, and Recalled."""
+        pool, rows = choice.backend.pool, self._demand.rows
+        backend = self._ranking.backend(self._version, choice)
+        if not self._is_counted:
+            self._is_counted = True
+            backend.ask(rows, self._demand.size)
+        # Only while somebody else may have an answer is one given up before the deadline.
+        until = self._deadline
+        if others or choice.backend.replicas > 1:
+            until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
+        try:
+            if self._lost_at < math.inf:
+                outputs, timing = await backend.infer_alone(self._inputs, rows, until)
+            else:
+                outputs, timing = await backend.infer(self._inputs, rows, until, self._priority)
+        except ReplicaLost as error:
+            now = time.monotonic()
+            if error.stage == ALONE and now - self._lost_at > ONE_EVENT_S:
+                raise InferenceFailed(
+                    f"two replicas were lost while they computed this request, the second time alone: {error}"
+                ) from None
+            self._lost_at = min(self._lost_at, now)
+            self.failures.append(str(error))
+        except Overloaded as error:
+            self._refused = error.args
+            self.failures.append(f"{pool}: {error}")
+        except InferenceFailed as error:
+            if self._failed_in or is_last or not backend.fails_others:
+                raise
+            self._failed_in = pool
+            self.failures.append(f"{pool}: {error}")
+        except DeadlineExceeded as error:
+            if until == self._deadline:
+                raise
+            self.failures.append(f"{pool}: {error}")
+        except (EngineUnavailable, ModelNotFound, NoBackend) as error:
+            self.failures.append(f"{pool}: {error}")
+        else:
+            return Answer(outputs, self._version, choice, timing, self.attempts)
+        raise _NextBackend
+
+
+class _NextBackend(Exception):
+    """This backend has no answer; the next one may."""
