@@ -20,9 +20,9 @@ from benchmarks.replay.fleet import ENGINES, Fleet, Model
 from benchmarks.replay.machines import Machines, Pool, Replica
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.routing.backends import attempt_s
+from enginehouse.routing.failover import BACKOFF_S
 from enginehouse.routing.pace import Contention, Pace
 from enginehouse.routing.policy import BackendState, Choice, Demand, FastestInTime, Policy
-from enginehouse.routing.failover import BACKOFF_S
 from enginehouse.routing.view import LIVE_FOR_S
 
 NAME = "enginehouse"

@@ -1,4 +1,4 @@
-"""Admission: how many requests, and bytes of them, a process takes on before it refuses more."""
+"""Admission: limits on the requests in flight in one process, and on their bytes; beyond them requests are refused."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections import Counter
 from enginehouse.contract.errors import Overloaded
 from enginehouse.routing.policy import LAST, USUAL
 
-#: What a model may have under way, as a multiple of what is still free: more than 4 / 5 of a process no single one, and
-#: of several each as much (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). By priority 16 to 1.
+#: A model may have this many times the requests in flight that are still free: alone at most 4 / 5 of the process, and
+#: several models equal shares (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). The factor is for the
+#: usual priority; it is 16 for the first and 1 for the last.
 SHARE = 4.0
 
 
 class Admission:
-    """The limits of one process, and what counts against them now."""
+    """The limits of one process, and what counts against them now; `by_model` counts requests by `ModelConfig.key`."""
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.max_requests = max_requests
@@ -24,10 +25,10 @@ class Admission:
 
 
 class Admitted:
-    """One request that is under way: `with Admitted(admission, model, priority) as request: request.take(size)`.
+    """One request in flight: `with Admitted(admission, model, priority) as request: request.take(size)`.
 
-    Entering and `take` raise Overloaded at the limits. One request alone is let in however large it is: the limit on
-    bodies is its limit.
+    Entering and `take` raise Overloaded beyond the limits. A request that is alone may be of any size: the limit on
+    bodies bounds it.
     """
 
     __slots__ = ("_admission", "_bytes", "_model", "_priority")

@@ -1,4 +1,4 @@
-"""What a router says: an answer and who made it, or how a request would be routed and why."""
+"""What a router returns: an answer with its origin, or how a request would be routed and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from enginehouse.routing.view import ModelVersion
 
 
 class Answer(NamedTuple):
-    """Outputs of one request, and who made them."""
+    """The outputs of one request, and the backend that computed them."""
 
     outputs: dict[str, np.ndarray]
     version: ModelVersion
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     attempts: int
 
     def origin(self) -> dict[str, Any]:
-        """Who answered, how long it took and was predicted to take, as plain data; the response headers carry it."""
+        """Version, backend, precision, times in milliseconds and attempts, as plain data for the response headers."""
         predicted_ms = self.choice.predicted_ms
         return {
             "version": self.version.config.version,
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """How a request for `version` would be routed: the choices of the policy, and why pools are not among them."""
+    """How a request for `version` would be routed: the policy's choices, and in `out` why other pools are no choice."""
 
     version: ModelVersion
     choices: Sequence[Choice]

@@ -1,4 +1,4 @@
-"""Backends as one router sees them: who waits for each, how fast it is lately, and whether it fails."""
+"""Backends as one router sees them: the queue of its requests, the recent pace, and failures in a row."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from enginehouse.routing.pace import Contention, Contentions, Pace
 from enginehouse.routing.policy import HOP_MS, USUAL, BackendState
 from enginehouse.routing.view import ModelVersion
 
-#: Bytes of inputs in one call to a pool, a single request excepted: a call of this size blocks the event loop of both
-#: sides for some 10 ms.
+#: Most bytes of inputs in one coalesced call (a single request may be larger): handling a call of this size blocks the
+#: event loop of either side for some 10 ms.
 MAX_CALL_BYTES = 16 << 20
-#: After so many calls in a row that failed a backend counts as failing, and gets a request every so many seconds.
+#: Failed calls in a row after which a backend is tried last, and seconds between the requests that probe it.
 FAILURES, PROBE_S = 3, 1.0
-#: An attempt may take this long at least, and so many times what was predicted, before the next backend is tried.
+#: Seconds, and multiple of the predicted time, that an attempt may take before the next backend is tried.
 ATTEMPT_S, PATIENCE = 2.0, 5.0
-#: Seconds for which a backend that nobody asks for is remembered.
+#: Seconds after which an unused backend is forgotten.
 FORGET_AFTER_S = 60.0
 
 
 class Sender(Protocol):
-    """Sends requests of so many rows to a backend, `alone` in the engine if they are to be."""
+    """Sends requests to a backend as one call."""
 
-    async def __call__(
-        self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False
-    ) -> Computed: ...
+    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
+        """The outputs of all `requests`, of `rows` rows together, within `budget_s` seconds.
+
+        `alone`: nothing else may be in the engine at the same time.
+        """
+        ...
 
 
 class Backend:
     """One model version on one pool, with the queue of this router's requests for it.
 
-    After `FAILURES` failures in a row it is left to the last, but for one request every `PROBE_S`: an answer to that
-    ends it.
+    A circuit breaker: after `FAILURES` failed calls in a row it is ranked last, except that one request every `PROBE_S`
+    seconds probes it; an answer closes the circuit.
     """
 
     def __init__(
@@ -55,10 +58,10 @@ class Backend:
         self.queue = Coalescer(self._timed, _most_rows(version, state), MAX_CALL_BYTES)
         self._call = call(self)
         self._pace = pace
-        #: Of the hardware that it is on, which others share.
+        #: Of the hardware that it runs on.
         self.contention = contention
-        # For requests that may have crashed a replica: one at a time.
-        self._suspects = asyncio.Lock()
+        # Requests that may have killed a replica are sent one at a time.
+        self._alone = asyncio.Lock()
         self._demand_ms = 0.0
         self._failures = 0
         self._error = ""
@@ -66,21 +69,21 @@ class Backend:
 
     @property
     def fails_others(self) -> bool:
-        """Whether the last call failed as well as the one before: it may be the backend's fault."""
+        """Whether the last two calls failed: then the backend may be at fault rather than a request."""
         return self._failures > 1
 
     def ask(self, rows: int, size: int | None) -> None:
-        """Count a request of so many rows, answered or not, as demand: what it takes of an engine in full batches."""
+        """Count a request as demand, answered or not: the milliseconds that it takes of an engine in full batches."""
         most = max(rows, self.queue.max_rows)
         self._demand_ms += self.expected_ms(most, size) * rows / most
 
     def take_demand_ms(self) -> float:
-        """Milliseconds of an engine that were asked for since the last time."""
+        """The demand since the last call of this, in milliseconds of an engine."""
         demand_ms, self._demand_ms = self._demand_ms, 0.0
         return demand_ms
 
     def update(self, version: ModelVersion, state: BackendState, routers: int, now: float) -> BackendState:
-        """Take what is known of it by now; returns that with what this router knows, but for the rows that wait."""
+        """Receive the published state; returns it with what this router knows, `queued_rows` excepted."""
         if version is not self.version:
             self.queue.max_rows = _most_rows(version, state)
         self.version = version
@@ -97,11 +100,11 @@ class Backend:
         return state
 
     def expected_ms(self, rows: int, size: int | None = None) -> float:
-        """Time of an engine call, of the largest size if none is given; 0 where nobody knows."""
+        """Predicted milliseconds of an engine call, of the largest size if none is given; 0 when never measured."""
         return self.state.compute_ms(rows, size) if self.state.table else 0.0
 
     def call_ms(self, requests: Sequence[Tensors], rows: int) -> float:
-        """Time of the engine call that these requests are, which are all of one size."""
+        """Predicted milliseconds of one engine call with all `requests`, which have the same size."""
         return self.expected_ms(rows, self.version.manifest.size_of(requests[0]))
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Computed:
@@ -109,18 +112,18 @@ class Backend:
         return await self.queue.infer(inputs, rows, deadline, priority)
 
     async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Computed:
-        """As `infer`, in a call of its own and when no other such call is under way."""
-        async with self._suspects:
+        """As `infer`, in a call of its own, one such call at a time."""
+        async with self._alone:
             return await self._timed([inputs], rows, deadline - time.monotonic(), alone=True)
 
     async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
-        """A call, and what is to be learned from how it went."""
+        """Make a call and learn from it: failures for the circuit breaker, times for the pace."""
         if self._failures >= FAILURES:
             self._probe_at = time.monotonic() + PROBE_S
         try:
             answer = await self._call(requests, rows, budget_s, alone)
         except InferenceFailed as error:
-            # One of several requests was at fault, or the engine; alone it will show.
+            # Of several requests any may be at fault; each is sent again alone, and counts then.
             if len(requests) == 1:
                 self._failed(error)
             raise
@@ -128,12 +131,12 @@ class Backend:
             self._failed(error)
             raise
         except DeadlineExceeded as error:
-            # What an attempt may take, less what passed on the way here.
+            # Only if the call had the time of a whole attempt: a request that came late proves nothing.
             if budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows)):
                 self._failed(error)
             raise
         self._failures = 0
-        # What was computed in slices says nothing of one call.
+        # Large requests are computed in slices, whose times are not those of one call.
         if rows <= answer[1].batch_rows:
             self._note(requests[0], answer[1])
         return answer
@@ -159,7 +162,7 @@ class Backend:
 
 
 class Backends:
-    """The backends that this router uses, and their states for the policy. `call` makes what sends requests to one."""
+    """The backends that this router uses, and their states for the policy. `call` makes the sender of a backend."""
 
     def __init__(self, call: Callable[[Backend], Sender], routers: int) -> None:
         self._call = call
@@ -170,9 +173,9 @@ class Backends:
         self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
 
     def states(self, version: ModelVersion, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
-        """`live` with what this router knows, as a request of this priority finds it.
+        """The published states `live`, completed with what this router knows, for a request of this priority.
 
-        On the path of every request: most is kept while `live` is the same.
+        On the path of every request: everything but the queues is kept while `live` is the same object.
         """
         seen = self._seen.get(version.key)
         if seen is None or seen[0] is not live:
@@ -183,7 +186,7 @@ class Backends:
                 backend.contention = self._contention(state)
                 known.append((backend.update(version, state, self._routers, now), backend))
             if seen is not None and _has_gained(seen[0], live):
-                # Those that wait for others may be answered sooner there.
+                # Requests that wait for another backend may be answered sooner by the new one.
                 for _, backend in known:
                     backend.queue.recall()
             seen = self._seen[version.key] = live, known
@@ -193,7 +196,7 @@ class Backends:
         ]
 
     def get(self, version: ModelVersion, state: BackendState) -> Backend:
-        """The one that `states` told of."""
+        """The backend of one of the `states`."""
         return self._of(version, state)
 
     def _of(self, version: ModelVersion, state: BackendState) -> Backend:
@@ -209,7 +212,7 @@ class Backends:
         return self._contentions.of(ACCELERATOR_OF[state.engine], state.nodes)
 
     def _forget(self, unused_since: float) -> None:
-        """Let go of backends that are no longer asked for: of versions that went, say."""
+        """Forget backends that were not used since then: those of versions that were replaced, for example."""
         kept = {
             key: known
             for key, known in self._backends.items()
@@ -222,34 +225,34 @@ class Backends:
 
 
 def attempt_s(expected_ms: float) -> float:
-    """Seconds after which an answer is no longer waited for when another backend may have one."""
+    """Seconds that an attempt may take when another backend could be tried."""
     return max(ATTEMPT_S, PATIENCE * expected_ms / 1e3)
 
 
 def _has_gained(before: Sequence[BackendState], now: Sequence[BackendState]) -> bool:
-    """Whether a backend has more replicas than before."""
+    """Whether some backend has more replicas than before."""
     had = {state.pool: state.replicas for state in before}
     return any(state.replicas > had.get(state.pool, 0) for state in now)
 
 
 def _most_rows(version: ModelVersion, backend: BackendState) -> int:
-    """Rows that travel together at most: as many as one batch of the engine is worth having."""
+    """Most rows of a coalesced call: as many as one efficient batch of the engine has."""
     if not version.signature.batched:
         return 1
     return version.config.max_batch_size or version.manifest.efficient_rows(backend.engine, backend.artifact)
 
 
 def _slots(version: ModelVersion, backend: BackendState, max_rows: int, full_ms: float, routers: int) -> int:
-    """How many calls to a backend are worth having under way: more are smaller ones, and calls are the cost.
+    """How many calls to a backend may be in flight. More would only be smaller ones, and each call has its cost.
 
-    `full_ms` is what a call of `max_rows` takes to compute.
+    `full_ms` is the predicted time of a call of `max_rows` rows.
     """
     if version.config.batch_wait_ms:
-        # Batches are to be waited for where routers meet, so nothing is held back here.
+        # Replicas are to wait for larger batches, from all routers, so nothing is held back here.
         return backend.replicas * max_rows
     if full_ms <= HOP_MS:
-        # The way takes longer than the computing: one replica keeps up with whatever a router can send.
+        # The hop takes longer than the engine: one call at a time keeps it busy.
         return 1
-    # One at each replica: other routers' calls hide the way behind the computing. Alone, one needs a second call.
+    # One for each replica: while it is on its way, the replica computes another router's. The only router needs two.
     is_alone = backend.resident or routers == 1
     return backend.replicas * (2 if is_alone else 1)

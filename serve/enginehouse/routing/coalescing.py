@@ -1,8 +1,8 @@
-"""Coalescing: requests for one backend that arrive while calls to it are under way travel together in the next one.
+"""Coalescing: requests for one backend that arrive while calls to it are in flight are sent together in the next call.
 
-A call to a pool costs half a millisecond of two processes' time, whatever it carries, and a batch costs its own.
-Work-conserving: a request that finds a free slot leaves at once and alone; nobody waits for company. Those that wait
-leave by priority, then by deadline (which for requests that state none is by arrival).
+A call to a pool costs half a millisecond of CPU in two processes, whatever it carries. A request that finds a free slot
+is sent at once and alone: nothing ever waits for company (the queue is work-conserving). Waiting requests are sent by
+priority, then by deadline; without stated deadlines that is the order of arrival.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, Inval
 from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
 from enginehouse.routing.policy import LAST, USUAL
 
-#: Seconds for which a call keeps others from being sent.
+#: Seconds after which a call in flight frees its slot even without an answer.
 HOLD_S = 0.25
 
-#: Weight of the newest interval in how fast a queue drains, and seconds for which that is known.
+#: Weight of the newest interval in the drain rate of a queue, and seconds for which that rate is used.
 NEWEST, KNOWN_S = 0.2, 2.0
 
 #: One call: the requests of a group, their rows, and the seconds that they have left.
@@ -31,7 +31,7 @@ Call = Callable[[Sequence[Tensors], int, float], Awaitable[Computed]]
 
 
 class Recalled(Exception):
-    """The request waits here no more: there may be a better place for it."""
+    """The request was taken out of the queue unsent, because a better backend may be there now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,11 +51,13 @@ class _Waiting:
 class Coalescer:
     """The queue of one backend in this process.
 
-    `slots` calls are under way at most, not counting those that have taken longer than `hold_s`: one that is stuck, or
-    large, holds nobody up for longer. A group has at most `max_rows` rows and `max_bytes` bytes, or one request. Only
-    requests whose rows have the same shape share a call. What would not be answered in time, because a call takes
-    `least_s` seconds at least, is not sent. When a call fails because of what is in it (InferenceFailed,
-    InvalidInput), its halves are tried again until the request at fault is alone with its error.
+    - At most `slots` calls are in flight. A call frees its slot after `hold_s` seconds, so that one that is stuck or
+      large delays others no longer than that.
+    - A call carries one request, or several of together at most `max_rows` rows and `max_bytes` bytes whose rows have
+      the same shape.
+    - A request with less than `least_s` seconds left is failed instead of sent: no call is answered faster.
+    - A call that fails because of its content (InferenceFailed, InvalidInput) is halved and sent again, until the
+      request at fault is alone with its error.
     """
 
     def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
@@ -66,7 +68,7 @@ class Coalescer:
         #: Rows of the requests that wait.
         self.waiting_rows = 0
         self._rows_of = [0] * (LAST + 1)
-        # When the last group left, whether others had to stay behind, and how long each row took to get its turn since.
+        # When the last group was sent, whether others still waited then, and the milliseconds a row until the next one.
         self._left_at = 0.0
         self._stayed = False
         self._row_ms = 0.0
@@ -80,17 +82,17 @@ class Coalescer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits and no call is under way."""
+        """Whether nothing waits and no call is in flight."""
         return not self._waiting and not self._under_way
 
     def waiting_before(self, priority: int) -> int:
-        """Rows of those that wait and leave before a request of this priority, or with it."""
+        """Rows of waiting requests that a new request of this priority would be sent after, or together with."""
         return sum(self._rows_of[: priority + 1])
 
     def drain_ms(self, now: float) -> float:
-        """Milliseconds until a row that waits has its turn, for each before it; 0 when there was no queue lately.
+        """Milliseconds in which the queue advanced by one row lately; 0 when there was no queue.
 
-        Other routers' requests and whatever else the replicas do are in it.
+        Measured, so that other routers' requests and whatever else the replicas do are in it.
         """
         return self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
 
@@ -106,7 +108,7 @@ class Coalescer:
                 return await self._call([inputs], rows, deadline - now)
             finally:
                 release()
-        # By name: two requests may list their inputs in different orders.
+        # Sorted by name: two requests may list their inputs in different orders.
         shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
         answer: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, priority, answer)
@@ -114,13 +116,13 @@ class Coalescer:
         self.waiting_rows += rows
         self._rows_of[priority] += rows
         try:
-            # A caller that gives up cancels the future, and with it the request's place in the queue.
+            # A caller that gives up cancels the future; the request is then dropped from the queue.
             return await answer
         finally:
             self._leave(item)
 
     def recall(self) -> None:
-        """Let go of those that wait, in the order in which they would have left."""
+        """Raise Recalled in every waiting request, in the order in which they would have been sent."""
         waiting, self._waiting = sorted(self._waiting), []
         for *_, item in waiting:
             self._leave(item)
@@ -134,7 +136,7 @@ class Coalescer:
             self._rows_of[item.priority] -= item.rows
 
     def _slot(self) -> Callable[[], None]:
-        """Take a slot until the function that is returned is called, or for `hold_s`."""
+        """Take a slot; the function returned frees it, or `hold_s` does."""
         self._under_way += 1
         held = True
 
@@ -156,7 +158,7 @@ class Coalescer:
                 self._stayed = False
                 return
             self._note_leaving(sum(item.rows for item in group))
-            # In a context of its own: Serve would count the call as one of whoever's request this runs in.
+            # In an empty context: Serve would otherwise count the call to the request that happens to run here.
             task = asyncio.create_task(self._send(group, self._slot()), context=contextvars.Context())
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
@@ -172,7 +174,7 @@ class Coalescer:
         self._stayed = self.waiting_rows > 0
 
     def _next_group(self) -> list[_Waiting]:
-        """The first request and, in order, those that fit beside it; abandoned and late ones are dropped."""
+        """The next request to be sent and, in order, those that fit beside it; cancelled and late ones are dropped."""
         group: list[_Waiting] = []
         others: list[tuple[int, float, int, _Waiting]] = []
         rows = size = 0
@@ -207,7 +209,7 @@ class Coalescer:
             await self._answer(group)
         finally:
             for item in group:
-                # Only when this task was cancelled: the process is going.
+                # Pending only if this task was cancelled, because the process ends.
                 item.answer.cancel()
             release()
 
@@ -238,5 +240,5 @@ def _fail(group: list[_Waiting], error: Exception) -> None:
     for item in group:
         if not item.answer.done():
             item.answer.set_exception(error)
-    # The error's traceback holds the group and that the error: their inputs would stay until garbage is looked for.
+    # The error's traceback refers to the group and the group to the error: a cycle that would keep the inputs.
     group.clear()

@@ -1,4 +1,4 @@
-"""Hints: what a caller may ask beside the answer itself, the same over HTTP, handles and the command line."""
+"""Hints: deadline, priority and restrictions that a caller may add to a request, the same over every face."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.manifest import Precision
 from enginehouse.routing.policy import FIRST, LAST, USUAL
 
-#: Before the name of a hint where it is an HTTP header.
+#: Prefix of a hint's name where it is an HTTP header.
 PREFIX = "enginehouse-"
 _PREFIX = PREFIX.encode()
-#: The parameters of a request that are hints; other ones are none of theirs.
+#: The parameters of a request that are hints.
 _PARAMETERS = frozenset({"deadline-ms", "timeout", "priority", "backend", "min-precision"})
 
 
@@ -29,10 +29,10 @@ class HintsByName(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """Seconds until the answer is of no use any more, which of several requests goes first, and who may answer.
+    """What a request asks beside its answer. Raises InvalidInput.
 
-    `priority` is 1 (first) to 9 (last). `backend` is the only one that may answer; `min_precision` leaves out those
-    that are less exact. Raises InvalidInput.
+    `deadline_s`: seconds after which the answer is of no use; None for the server's default. `priority`: 1 (first) to 9
+    (last). `backend`: the only one that may answer. `min_precision`: excludes backends that are less exact.
     """
 
     deadline_s: float | None = None

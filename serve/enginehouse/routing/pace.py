@@ -1,6 +1,10 @@
-"""Pace: how the engines of a model compute lately, held against what was measured when it was built.
+"""Pace: how much slower or faster engines compute lately than the latency table of the build says.
 
-A call takes its table's time x how crowded its hardware is just now x the pace of its model there.
+    call time = table's time x contention of the hardware x pace of the model on this kind of hardware
+
+The table was measured alone on one machine. *Contention* is what all models on the same nodes suffer together; it
+changes within seconds. *Pace* is what remains for one model: another machine than the build's, another input mix.
+Whatever a call took is attributed to contention first; only what persists is attributed to the model.
 """
 
 from __future__ import annotations
@@ -8,45 +12,47 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-#: Weight of the newest call in what all engines share, and in what one has of its own. The latter is smaller, or
-#: a machine that gets busy would at first look like an engine that got slow.
+#: Weight of the newest call in the pace that all engines of a model share, and in the deviation of one engine from it.
+#: The latter is smaller: a machine that gets busy would otherwise look like an engine that got slow.
 SHARED, OWN = 0.3, 0.05
-#: Seconds until half of what is known is forgotten: a backend that was slow once is not asked, and so has to be given
-#: another chance.
+#: Seconds in which half of a pace is forgotten: a backend that was slow once gets no calls, and so no new measurement.
 HALF_LIFE_S = 20.0
-#: The same of a contention: weight of the newest call, of whatever model, and seconds.
+#: Weight of the newest call, of whatever model, in the contention of some hardware, and its half-life in seconds.
 CONTENTION, CONTENTION_HALF_LIFE_S = 0.2, 2.0
-#: No contention is larger: 8 models that compute at once, say.
+#: Upper bound of a contention: about that of eight models that compute at once.
 MOST_CONTENTION = 8.0
-#: Sets of nodes for which a contention is remembered: they change when pools scale and nodes come and go.
+#: Sets of nodes for which a contention is kept: they change when pools scale and when nodes come and go.
 MOST_CONTENTIONS = 256
-#: An engine is taken to deviate from the others by so much at most, and at least: more is chance, or a call that was
-#: held up, and less is chance too, which would send requests over a hop for nothing.
+#: Bounds of an engine's deviation: above the first it is taken for one delayed call, below the second for noise, which
+#: would otherwise send requests over a hop for nothing.
 MOST, LEAST = 4.0, 1.1
 
 
 class Pace:
-    """Times of calls over those of the latency table, for the engines of one model on one kind of hardware.
+    """Recent call times divided by the latency table's, for the engines of one model on one kind of hardware.
 
-    Two parts, because only the engines in use are heard of: what all of them share (a busy or another machine than the
-    one that the table was made on), and what each deviates from that at so many rows, by powers of two.
+    Two parts, because only engines in use are measured: a *shared* pace of all of them, and each engine's own deviation
+    from it, by the bit length of the rows of a call.
     """
 
     def __init__(self) -> None:
         self._shared = _Average(SHARED)
         self._own: dict[tuple[str, int], _Average] = {}
-        self._heard = False
+        self._has_calls = False
 
     def note(self, pool: str, rows: int, ratio: float, now: float, contention: Contention | None = None) -> None:
-        """A call of `rows` rows to `pool` took `ratio` times what the table says; `contention` learns from it first."""
+        """Learn from a call of `rows` rows to `pool` that took `ratio` times the table's time.
+
+        Blames shared load first and attributes only persistent slowness to the model: `contention` learns from the
+        call before this does.
+        """
         known = self._at(pool, rows.bit_length(), now)
-        # One call says no more than that: a pause of the machine would otherwise make everything late for a minute.
-        if self._heard:
+        if self._has_calls:
+            # One call counts for no more than this: a pause of the machine would make everything late for a minute.
             expected = known * (contention.at(now) if contention else 1.0)
             ratio = min(expected * MOST, max(expected / MOST, ratio))
-        self._heard = True
+        self._has_calls = True
         if contention is not None:
-            # What is new is the contention's first. The rest, and what lasts, is of the model itself.
             contention.note(ratio / known, now)
             ratio /= contention.at(now)
         self._shared.note(ratio, now)
@@ -57,48 +63,48 @@ class Pace:
         own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
 
     def of(self, pool: str, now: float, contention: float = 1.0) -> Mapping[int, float]:
-        """The pace of `pool` in such a contention by the bit length of the rows; under 0 for rows not seen there."""
+        """The pace of `pool` under such a contention, by bit length of the rows; at 0 for rows not seen there."""
         shared = self._shared.at(now) * contention
-        pace = {bits: shared * _certain(own.at(now)) for (name, bits), own in self._own.items() if name == pool}
+        pace = {bits: shared * _significant(own.at(now)) for (name, bits), own in self._own.items() if name == pool}
         pace[0] = shared
         return pace
 
     def _at(self, pool: str, bits: int, now: float) -> float:
         own = self._own.get((pool, bits))
-        return self._shared.at(now) * (_certain(own.at(now)) if own else 1.0)
+        return self._shared.at(now) * (_significant(own.at(now)) if own else 1.0)
 
 
 class Contention:
-    """How much slower the calls of all models are just now on some hardware, which they share: 1 is not at all.
+    """The factor by which calls of all models on some hardware are slowed down now, because they share it; 1 is none.
 
-    Every model tells of it, and so it is fresher than what a model knows of itself: among a thousand models it makes a
-    quarter fewer answers late or refused (benchmarks/replay).
+    Every model's calls feed it, so it is fresher than any model's own pace. With a thousand models it makes a quarter
+    fewer answers late or refused (benchmarks/replay).
     """
 
     def __init__(self) -> None:
         self.nodes: frozenset[str] = frozenset()
-        self._slower = 1.0
+        self._factor = 1.0
         self._noted_at = 0.0
 
     def note(self, ratio: float, now: float) -> None:
-        """A call took `ratio` times what was to be expected of its model on this hardware without a contention."""
-        # However many calls a pause of the machine held up, together they say no more than this.
+        """Learn from a call that took `ratio` times what its model takes on this hardware without contention."""
+        # A pause of the machine delays many calls at once; together they count for no more than this.
         ratio = min(MOST_CONTENTION, max(1 / MOST_CONTENTION, ratio))
-        self._slower, self._noted_at = self.at(now) + CONTENTION * (ratio - self.at(now)), now
+        self._factor, self._noted_at = self.at(now) + CONTENTION * (ratio - self.at(now)), now
 
     def at(self, now: float) -> float:
-        """The factor that calls take now; where nothing is heard it goes back to 1."""
-        return 1.0 + (self._slower - 1.0) * math.exp2((self._noted_at - now) / CONTENTION_HALF_LIFE_S)
+        """The factor now; without new calls it decays to 1."""
+        return 1.0 + (self._factor - 1.0) * math.exp2((self._noted_at - now) / CONTENTION_HALF_LIFE_S)
 
 
 class Contentions:
-    """The contention of each kind of hardware: one for all pools that share a node."""
+    """One `Contention` for all pools whose nodes overlap, for each kind of accelerator."""
 
     def __init__(self) -> None:
         self._by_nodes: dict[tuple[str, frozenset[str]], Contention] = {}
 
     def of(self, accelerator: str, nodes: frozenset[str]) -> Contention:
-        """That on `nodes`."""
+        """The one of `nodes`."""
         contention = self._by_nodes.get((accelerator, nodes))
         if contention is None:
             if len(self._by_nodes) >= MOST_CONTENTIONS:
@@ -109,12 +115,12 @@ class Contentions:
         return contention
 
 
-def _certain(deviation: float) -> float:
+def _significant(deviation: float) -> float:
     return 1.0 if 1 / LEAST < deviation < LEAST else deviation
 
 
 class _Average:
-    """Exponentially weighted by calls and by time, and back at 1 when nothing is heard."""
+    """A moving average, weighted exponentially by calls and by age; without new values it decays to 1."""
 
     __slots__ = ("_at", "_newest", "_value")
 

@@ -1,4 +1,12 @@
-"""The policy: pure functions that rank backends for a request. Knows no Ray, no clock, no network."""
+"""The policy: which backend a request is sent to. Pure functions of plain values: no Ray, no clock, no network.
+
+1. A backend that the request does not allow (another pool, numerics, precision) or that has no warm replica is out.
+2. The time to an answer is predicted for each of the others: the wait in its queues plus the time of the engine call,
+   from the latency table, corrected by what calls take lately.
+3. A backend that would only take cores from a faster engine of the same nodes is ranked behind all others.
+4. They are ordered by predicted time; for a request that states a deadline, by cost among those that meet it.
+5. When even the best would miss the deadline, none may be tried, and each says what it would take.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +18,28 @@ from typing import Literal, NamedTuple, Protocol
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind, NumericsClass, Precision
 
-#: What a call to another process adds at least, in milliseconds (benchmarks/README.md, "Where the time goes").
+#: Milliseconds that a call to another process adds at least (benchmarks/README.md, "Where the time goes").
 HOP_MS = 0.4
-#: What a predicted wait is taken times when it is held against a deadline: those before it in the queue vary.
+#: Safety factor on the predicted wait when it is checked against a deadline: requests ahead in the queue vary.
 MARGIN = 1.25
-#: Precisions from the least to the most exact; bf16 has fewer bits of mantissa than fp16.
+#: Precisions by exactness, the least exact first; bf16 has fewer bits of mantissa than fp16.
 EXACTNESS: Mapping[str, int] = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
-#: Which requests go first when some have to wait; as in Triton a lower number goes before a higher one.
+#: Priorities of requests that wait: as in Triton, a lower number is served before a higher one.
 FIRST, USUAL, LAST = 1, 5, 9
 
 
 class BackendState(NamedTuple):
-    """One model version on one pool as it is right now.
+    """One model version on one pool, as one router sees it at one moment.
 
-    `replicas` counts those where the engine is warm, on `nodes`; a backend without any is never chosen. A `resident`
-    engine is in the router's own process. `price` is what a second of a replica costs beside those of other pools.
-
-    `wait_ms` is how long the freest replica is busy with what it was sent. `pace` is what calls take lately over what
-    the table says, by the bit length of their rows; under 0 for any other. One that `fails` is tried when no other is
-    left. In the router `queued_rows` wait to be sent, `batch_rows` at a time, and lately each took `drain_ms` (0: there
-    was no queue).
+    - `replicas`: how many have the engine warm, on `nodes`. A backend without any is never chosen.
+    - `resident`: the engine is in the router's own process, so that no call to another one is needed.
+    - `price`: cost of one second of a replica, relative to the other pools.
+    - `wait_ms`: backlog of the replica that is free first.
+    - `pace`: recent call times divided by the latency table's, by the bit length of the rows of a call; the entry at 0
+      is for numbers of rows not seen lately.
+    - `fails`: why its last calls failed; such a backend is tried last.
+    - `queued_rows`: rows that wait in this router, to be sent `batch_rows` at a time. Lately the queue advanced by one
+      row in `drain_ms` (0: there was no queue).
     """
 
     pool: str
@@ -50,12 +60,12 @@ class BackendState(NamedTuple):
     queued_rows: int = 0
 
     def queued(self, rows: int) -> BackendState:
-        """The same while so many rows wait."""
-        # As `_replace` does, in a third of the time: for every request that finds others before it.
+        """This state with `queued_rows` set to `rows`."""
+        # What `_replace` does, in a third of the time: for every request that finds others waiting.
         return tuple.__new__(BackendState, (*self[:-1], rows))
 
     def compute_ms(self, rows: int, size: int | None) -> float:
-        """Predicted time of an engine call, as it goes lately; inf when it was never measured."""
+        """Predicted milliseconds of one engine call, at the recent pace; inf when it was never measured."""
         if self.table is None:
             return math.inf
         known = self.pace
@@ -66,10 +76,12 @@ class BackendState(NamedTuple):
 class Demand(NamedTuple):
     """What a request asks of its backend.
 
-    Its rows, and which numerics may answer; optionally one pool by name, and the least exact precision. `size` is its
-    extent along the model's cost axis, None where the model has none. `budget_ms` is what is left until its deadline:
-    one that the caller has `stated` lets the cheapest backend answer that makes it, and is held against the whole time;
-    the default only against the wait.
+    - `rows`; `size` is its extent along the model's cost axis, None for a model without one.
+    - `numerics`: the class that may answer, or any.
+    - `pool`: the only backend that may answer; `min_precision`: the least exact precision that may.
+    - `budget_ms`: time left until the deadline. A deadline that the caller has `stated` is checked against the whole
+      predicted time, and the cheapest backend that meets it is preferred. The default deadline is checked only against
+      the predicted wait, and the fastest backend is preferred.
     """
 
     rows: int
@@ -82,11 +94,12 @@ class Demand(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A backend for a request: why not (empty: it may be tried), and what is predicted.
+    """One backend judged for one request.
 
-    `wait_ms` and `compute_ms` with the hop, if there is one, make `predicted_ms` (inf: never measured). `slowness` is
-    in milliseconds a row when all that waits in the router comes along, `cost` that times the price. One whose hardware
-    a faster engine computes on is `behind` that: its work would only take the hardware's time from it.
+    - `reason`: why it may not be tried; empty when it may.
+    - `predicted_ms` = `wait_ms` + `compute_ms` + `HOP_MS` unless it is resident; inf when it was never measured.
+    - `slowness`: milliseconds a row in a batch with everything that waits in this router; `cost` = slowness x price.
+    - `behind`: the pool of a faster engine on the same nodes, from which it would only take computing time.
     """
 
     backend: BackendState
@@ -100,27 +113,29 @@ class Choice(NamedTuple):
 
 
 class Policy(Protocol):
-    """Judges all backends for a request: those that may be tried first, best first, then the others with the reason."""
+    """What the router asks of a policy. Implementations are pure: same states, same ranking."""
 
-    def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]: ...
+    def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]:
+        """All `backends`: those that may be tried, best first, then the others with their reasons."""
+        ...
 
 
 class FastestInTime:
-    """The backend that is predicted to answer first; for a stated deadline the cheapest of those that make it.
+    """Ranks by predicted time; under a stated deadline, by cost among the backends that are predicted to meet it.
 
-    Engines that share their hardware are compared by speed, and only the fastest one's queue counts: what waits for one
-    engine of a node would wait for the other one too. When none makes the deadline, none may be tried.
+    Engines that share their nodes are compared by speed alone, not by queue: what waits for one engine of a node would
+    wait for the other one too. When no backend meets the deadline, none may be tried.
     """
 
     def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]:
-        crowd = max([backend.queued_rows for backend in backends], default=0)
+        most_queued = max([backend.queued_rows for backend in backends], default=0)
         fit: list[Choice] = []
         out: list[Choice] = []
         for backend in backends:
             if reason := _unfit(backend, demand):
                 out.append(Choice(backend, reason))
             else:
-                fit.append(_predict(backend, demand, crowd))
+                fit.append(_predict(backend, demand, most_queued))
         if len(fit) > 1:
             fit = _placed(fit)
             fit.sort(key=functools.partial(_cheapest, demand.budget_ms) if demand.stated else _soonest)
@@ -144,15 +159,15 @@ def _unfit(backend: BackendState, demand: Demand) -> str:
     return ""
 
 
-def _predict(backend: BackendState, demand: Demand, crowd: int) -> Choice:
+def _predict(backend: BackendState, demand: Demand, most_queued: int) -> Choice:
     rows, size, queued = demand.rows, demand.size, backend.queued_rows
     wait_ms = backend.wait_ms
-    if not crowd:
-        compute_ms = busy_ms = backend.compute_ms(rows, size)
-        crowded = rows
+    if not most_queued:
+        compute_ms = full_call_ms = backend.compute_ms(rows, size)
+        full_call_rows = rows
     else:
         most = max(backend.batch_rows, rows)
-        together, crowded = min(most, queued + rows), min(most, crowd + rows)
+        together, full_call_rows = min(most, queued + rows), min(most, most_queued + rows)
         compute_ms = backend.compute_ms(together, size)
         if queued and backend.drain_ms:
             wait_ms += queued * backend.drain_ms
@@ -160,15 +175,15 @@ def _predict(backend: BackendState, demand: Demand, crowd: int) -> Choice:
             full = backend.batch_rows
             full_ms = compute_ms if together == full else backend.compute_ms(full, size)
             wait_ms += queued / full * full_ms / backend.replicas
-        # As many as would come together if all that wait in this router came here.
-        busy_ms = compute_ms if crowded == together else backend.compute_ms(crowded, size)
+        # A call with as many rows as would come together if everything that waits in this router came here.
+        full_call_ms = compute_ms if full_call_rows == together else backend.compute_ms(full_call_rows, size)
     at_once_ms = compute_ms if backend.resident else compute_ms + HOP_MS
-    slowness = (busy_ms if backend.resident else busy_ms + HOP_MS) / crowded
+    slowness = (full_call_ms if backend.resident else full_call_ms + HOP_MS) / full_call_rows
     return Choice(backend, "", wait_ms, compute_ms, wait_ms + at_once_ms, slowness * backend.price, slowness)
 
 
 def _placed(choices: list[Choice]) -> list[Choice]:
-    """Each behind the fastest engine that computes on all nodes that it has, if that is another one."""
+    """The choices by speed; each marked as behind the fastest other engine that computes on all of its nodes."""
     by_speed = sorted(choices, key=_slowness)
     for place, choice in enumerate(by_speed):
         for other in by_speed:
@@ -181,7 +196,7 @@ def _placed(choices: list[Choice]) -> list[Choice]:
 def _is_behind(choice: Choice, other: Choice) -> bool:
     mine, theirs = choice.backend, other.backend
     if mine.resident != theirs.resident and mine.engine == theirs.engine and mine.artifact == theirs.artifact:
-        # The same engine on the same hardware differs by the hop alone: what else was measured of it is chance.
+        # The same engine on the same hardware differs by the hop alone; any other measured difference is noise.
         is_better = theirs.resident
     else:
         is_better = other.slowness < choice.slowness and ACCELERATOR_OF[mine.engine] == ACCELERATOR_OF[theirs.engine]
@@ -195,9 +210,9 @@ def _slowness(choice: Choice) -> float:
 def _is_late(choice: Choice, demand: Demand) -> bool:
     wait_ms = choice.wait_ms * MARGIN
     if not demand.stated:
-        # The default bounds the queue. How long the engine may take is not its business.
+        # The default deadline bounds the time in queues. How long a model computes is up to the model.
         return wait_ms > demand.budget_ms
-    # Of an engine that was never measured nobody can say so.
+    # An engine that was never measured is given the benefit of the doubt.
     return choice.compute_ms < math.inf and wait_ms + choice.predicted_ms - choice.wait_ms > demand.budget_ms
 
 
@@ -218,7 +233,7 @@ def _soonest(choice: Choice) -> tuple[bool, bool, float, bool]:
 
 
 def _cheapest(budget_ms: float, choice: Choice) -> tuple[bool, bool, float, float]:
-    # The longer the wait is beside the budget, the dearer: or requests that have time would fill the cheapest backend's
-    # queue up to their deadline, and leave none of it to those that have not (benchmarks/replay).
+    # The cost rises with the share of the budget that is spent waiting. Otherwise requests with time to spare would
+    # fill the cheapest backend's queue up to their deadline, and leave no room for urgent ones (benchmarks/replay).
     left = max(1e-6, 1 - choice.wait_ms * MARGIN / budget_ms)
     return bool(choice.backend.fails), bool(choice.behind), choice.cost / left, choice.predicted_ms

@@ -1,4 +1,4 @@
-"""Calls to one pool: to its replica that is free first, bounded in time."""
+"""Calls to one pool: each goes to the replica that is predicted to be free first, within a time limit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from enginehouse.transport.router_end import Channel
 
 
 class PoolCall:
-    """What sends requests to `pool` for one model; see `Pool.infer`. They are expected to take `expected_ms`,
-    and `take_demand_ms` is what the replicas are told of the demand.
+    """Sends requests for one model version to `pool`; a `backends.Sender`.
 
-    Raises EngineUnavailable, ReplicaLost for what was lost with a replica, Overloaded when all refuse more calls,
-    DeadlineExceeded, InferenceFailed or RequestTooLarge.
+    `expected_ms` predicts the engine's time for a call. `take_demand_ms` returns the demand since the last call, which
+    is sent along for the autoscaler. A call raises EngineUnavailable, ReplicaLost, Overloaded when every replica
+    refuses more calls, DeadlineExceeded, InferenceFailed or RequestTooLarge.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PoolCall:
                             self._model_key, requests, rows, budget_s - (now - began), expected_ms, alone, demand_ms
                         )
                     except Overloaded:
-                        # Others have sent it more than was known here.
+                        # Other routers filled it meanwhile.
                         free.remove(channel)
                         if not free:
                             raise
@@ -58,12 +58,12 @@ class PoolCall:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
 
     def free(self, now: float) -> list[Channel]:
-        """The replicas that take a call now. Raises EngineUnavailable or Overloaded when there is none."""
+        """The replicas that accept a call now. Raises EngineUnavailable or Overloaded when there is none."""
         model_key = self._model_key
         ready = [replica.channel for replica in replicas.of_pool(APP_NAME, self._pool) if replica.has(model_key)]
         if not ready:
             raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_key} any more")
-        # A refusal is for a moment, and no reason to call the backend dead.
+        # A full replica is alive: the backend must not count as failed.
         free = [channel for channel in ready if not channel.is_full(now)]
         if not free:
             raise Overloaded(f"{self._pool}: its replicas take no more calls")
@@ -71,7 +71,7 @@ class PoolCall:
 
 
 def freest(channels: Sequence[Channel], model_key: str, now: float) -> Channel:
-    """The one that will be done with the model first; of equal ones that with the least to do, then any of them."""
+    """The replica with the smallest backlog for the model; among equals the smallest total backlog, then at random."""
     if len(channels) == 1:
         return channels[0]
     waits = [channel.wait_ms(now, model_key) for channel in channels]

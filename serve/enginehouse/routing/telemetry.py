@@ -1,6 +1,6 @@
-"""What a router counts of its requests, for Ray's Prometheus endpoint of the node.
+"""Telemetry: counts of requests and their seconds, for the node's Prometheus endpoint of Ray.
 
-Counted in this process and handed over once a second: a metric of Ray's costs as much as a small model's answer.
+Counted in this process and passed to Ray once a second: updating a Ray metric takes as long as a small model's answer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _TAGS = ("model", "version", "backend", "outcome")
 class RequestMetrics:
     """`enginehouse_requests` and `enginehouse_request_seconds` by model, version, backend and outcome.
 
-    The outcome is `ok` or the class of the error; a request that no backend got has none. Rates and mean latencies come
-    from the two counters.
+    `outcome` is `ok` or the class of the error; `backend` is empty for a request that none answered, and `model` for
+    one that named no model that is served. Rates and mean latencies come from the two counters.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""View: what replicas, and this process, say of a model, as the backends that it has."""
+"""The backends of a model version now, from what replicas publish and what this process hosts itself."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from enginehouse.routing.policy import BackendState
 
 logger = logging.getLogger("ray.serve")
 
-#: How old the list of live backends may be when a request is routed: a busy router asks thousands of times a second.
+#: Seconds for which a list of live backends is used again: a busy router asks thousands of times a second.
 LIVE_FOR_S = 0.005
 
-#: Before the engine kind: the backend of a model that the router hosts itself.
+#: Prefix of the engine kind in the name of a backend in the router's own process.
 RESIDENT = "resident-"
 
-#: `cold`: the hardware is there and no replica runs (yet); `idle`: none has to run, the first request that wants it
-#: wakes it; `unavailable`: the bundle has nothing for this engine.
+#: `cold`: the hardware is there, no replica runs yet; `idle`: scaled to zero, the first request that wants it wakes it;
+#: `unavailable`: the bundle has no artifact for this engine.
 BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "idle", "no-hardware"]
 
 
@@ -50,7 +50,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """One model version on one pool: its replicas, how many of them are warm, and why it is not live."""
+    """One model version on one pool: its replicas, how many of them have it `ready`, and why it is not live."""
 
     pool: str
     engine: str
@@ -69,9 +69,9 @@ class _Live(NamedTuple):
 
 
 class View:
-    """The backends of models, by what is reported of them.
+    """The backends of every model version.
 
-    `residents` is what this process, on `node`, hosts itself.
+    `residents` are the models that this process, on the node with id `node`, hosts itself.
     """
 
     def __init__(self, pools: Mapping[str, PoolConfig], residents: HostedModels | None, node: str) -> None:
@@ -81,7 +81,7 @@ class View:
         #: Live nodes with the hardware of each pool.
         self._nodes: dict[str, int] = {}
         self._live: dict[str, _Live] = {}
-        # What replicas of pools that may rest timed themselves.
+        # Tables that replicas of pools that scale to zero measured themselves, by pool and `ModelVersion.key`.
         self._measured: dict[tuple[str, str], LatencyTable] = {}
 
     def pools(self) -> list[dict[str, Any]]:
@@ -97,15 +97,15 @@ class View:
         ]
 
     def backends(self, version: ModelVersion) -> list[BackendStatus]:
-        """The model version on every pool, from the reports of their replicas, and in this process if it is to be."""
+        """The status of the version on every pool, and in this process if it is resident."""
         model_key = version.key
         resident = [self._resident(model_key)] if version.config.resident else []
         return [*resident, *(self._backend(name, pool, version) for name, pool in self._pools.items())]
 
     def live(self, version: ModelVersion, fresh: bool = False) -> list[BackendState]:
-        """The backends that can answer now, as the policy wants them. On the path of every request: no RPC.
+        """The backends that can answer now, as states for the policy. On the path of every request: no RPC.
 
-        What it said within the last `LIVE_FOR_S` is said again, unless it is to be `fresh`.
+        A list is used again for `LIVE_FOR_S`, unless it is to be `fresh`.
         """
         now = time.monotonic()
         known = self._live.get(version.key)
@@ -115,7 +115,7 @@ class View:
         return known.backends
 
     def idle(self, version: ModelVersion) -> list[BackendState]:
-        """The backends that could be woken, as they would be."""
+        """The idle backends that could be woken, as they would be with one replica."""
         states = []
         for name, pool in self._pools.items():
             if pool.min_replicas or not self._may_run(name) or replicas.of_pool(APP_NAME, name):
@@ -131,7 +131,7 @@ class View:
         return states
 
     def is_coming(self, version: ModelVersion) -> bool:
-        """Whether a backend rests, or has been woken and loads."""
+        """Whether a backend is idle, or has been woken and loads."""
         return any(
             self._backend(name, pool, version).state in ("idle", "loading")
             for name, pool in self._pools.items()
@@ -139,11 +139,11 @@ class View:
         )
 
     def may_come(self, version: ModelVersion, pool: str | None = None) -> bool:
-        """Whether a backend could still come up, of `pool` if it is named: there is hardware for it, or it loads."""
+        """Whether a backend, of `pool` if one is named, could still come up: it loads, or there is hardware for it."""
         resident = self._resident_report(version.key) if version.config.resident else None
         if resident and resident["state"] == "loading" and (pool is None or pool.startswith(RESIDENT)):
             return True
-        # Nodes may have come since they were counted: a replica on one is hardware enough.
+        # A node may have joined since they were counted; a replica proves that it has.
         return not self._nodes or any(
             (self._may_run(name) or replicas.of_pool(APP_NAME, name)) and self._choice(name, version)
             for name in self._pools
@@ -151,7 +151,7 @@ class View:
         )
 
     def forget(self) -> None:
-        """Look anew, whatever was said."""
+        """Use no kept list again: the catalog has changed."""
         self._live.clear()
 
     def _live_now(self, version: ModelVersion) -> list[BackendState]:
@@ -178,12 +178,12 @@ class View:
         return states
 
     async def count_nodes(self) -> None:
-        """Count the nodes with each pool's hardware anew: an RPC, which only statuses and reasons need."""
+        """Count the nodes with each pool's hardware: an RPC, whose result only statuses and reasons need."""
         for name, pool in self._pools.items():
             try:
                 self._nodes[name] = await asyncio.to_thread(nodes.count_with, pool.nodes)
             except Exception as error:
-                # Ray's control plane is restarting, say: requests do not need the count, so the last one stands.
+                # For instance while Ray's control plane restarts. Requests do not need it, so the last count stands.
                 logger.warning("the nodes of pool %s could not be counted: %s", name, error)
 
     def _backend(self, name: str, pool: PoolConfig, version: ModelVersion) -> BackendStatus:
@@ -226,7 +226,7 @@ class View:
         return bool(self._nodes.get(name)) or self._pools[name].starts_nodes
 
     def _choice(self, name: str, version: ModelVersion) -> tuple[EngineKind, Artifact] | None:
-        """What the pool would load of the model."""
+        """The engine and artifact that the pool would load."""
         pool = self._pools[name]
         if pool.models is not None and version.config.name not in pool.models:
             return None
@@ -274,7 +274,7 @@ def _measured(report: ModelReport) -> LatencyTable | None:
 
 @functools.lru_cache(maxsize=256)
 def _table(artifact: str, measured: tuple[tuple[int, float], ...]) -> LatencyTable | None:
-    """What a replica timed itself, as a table: on the path of every request, hence kept."""
+    """A replica's own measurements as a latency table; kept, because every request needs it."""
     if not measured:
         return None
     points = [LatencyPoint(rows=rows, median_ms=ms, p90_ms=ms, min_ms=ms, count=3) for rows, ms in measured]

@@ -1,4 +1,4 @@
-"""Waking: a pool that rests at zero replicas is brought up by a call of its own, never with a user's request."""
+"""Waking: an idle pool, one with zero replicas, is started by a call of its own, never by a user's request."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds that a pool has to come up before it is called again: its node may have to be started.
+#: Seconds that an idle pool has to come up before it is called again: its node may have to be started first.
 WAKE_S = 600.0
-#: Seconds after which another one is called as well when nothing lives.
+#: Seconds after which another pool is woken as well, when no backend lives.
 SLOW_S = 10.0
 
 
 class Waker:
-    """Calls pools that rest; their handles by name. One call at a time to each."""
+    """Wakes idle pools through their handles, by name; one call at a time to each."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
         self._handles = handles
@@ -26,11 +26,11 @@ class Waker:
         self._called_at: dict[str, float] = {}
 
     def is_slow(self, pool: str) -> bool:
-        """Whether it was called some time ago and is not up yet."""
+        """Whether it was called `SLOW_S` ago and is not up yet."""
         return pool in self._calls and time.monotonic() - self._called_at[pool] > SLOW_S
 
     def wake(self, pool: str) -> None:
-        """Have `pool` come up, if that is not on its way; returns at once."""
+        """Start `pool` unless that is under way; returns at once."""
         if pool not in self._calls:
             logger.info("waking %s", pool)
             self._called_at[pool] = time.monotonic()
@@ -41,7 +41,7 @@ class Waker:
             async with asyncio.timeout(WAKE_S):
                 await self._handles[pool].wake.remote()
         except Exception as error:
-            # It is called again when the next request wants it.
+            # The next request that wants it calls it again.
             logger.warning("%s was called and did not come up: %s", pool, error or type(error).__name__)
         finally:
             del self._calls[pool]
