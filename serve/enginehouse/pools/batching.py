@@ -108,7 +108,7 @@ class LoadedModel:
         return busy_s if busy_s > self._stuck_after_s else 0.0
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
-        """Computed the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
+        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
 
         Raises Overloaded at once for what would not be in time or while the engine is stuck in a call, DeadlineExceeded
         or InferenceFailed.

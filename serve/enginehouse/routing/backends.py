@@ -108,7 +108,7 @@ class Backend:
         return self.expected_ms(rows, self.version.manifest.size_of(requests[0]))
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Computed:
-        """Computed one request, in company. Raises what a call to the pool raises, and Recalled."""
+        """Answer one request, coalesced with others. Raises what a call to the pool raises, and Recalled."""
         return await self.queue.infer(inputs, rows, deadline, priority)
 
     async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Computed:

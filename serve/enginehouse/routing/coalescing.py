@@ -97,9 +97,9 @@ class Coalescer:
         return self._row_ms if now - self._row_known_at < KNOWN_S else 0.0
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int = USUAL) -> Computed:
-        """Computed one request by `deadline`, of `time.monotonic`.
+        """Send one request of `rows` rows and return its own part of the answer.
 
-        Raises what the call does, DeadlineExceeded and Recalled.
+        `deadline` is a time of `time.monotonic`. Raises what the call raises, DeadlineExceeded, and Recalled.
         """
         now = time.monotonic()
         if self._under_way < self.slots and not self._waiting:

@@ -141,7 +141,7 @@ class Channel(Connection):
         alone: bool = False,
         demand_ms: float = 0.0,
     ) -> Computed:
-        """Computed requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
+        """Answer requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
 
         What is `alone` shares no batch, and when it is lost in the engine, the error says so. `demand_ms` is what the
         router was asked for since the last call to any replica of the pool.
