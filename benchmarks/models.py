@@ -52,6 +52,13 @@ def conv() -> ModelSource:
     return _source(nn.Sequential(*layers), "x", vectors(64))
 
 
+def frame() -> ModelSource:
+    """A mean over 602 KB of image and a dense layer: next to no arithmetic, so that the cost is the way of the bytes."""
+    from torch import nn
+
+    return _source(nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(147, 10)), "image", images(16))
+
+
 def mobilenet() -> ModelSource:
     """MobileNetV2, 3.5 million weights, 0.3 GFLOP multiply-adds, 602 KB a row."""
     return _source(_mobilenet(), "image", images(16))

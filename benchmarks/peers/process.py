@@ -50,8 +50,10 @@ class Process:
                     found.append(process)
         return found
 
-    def until_ready(self, body: bytes, headers: Mapping[str, str]) -> None:
+    def until_ready(self, body: bytes, headers: Mapping[str, str], url: str = "") -> None:
         """Wait until `_AGREEING` requests in a row are answered: some have several processes, not ready at once.
+
+        `url` is another one than that of the contestant's own model.
 
         Raises NotStarted when the process ends, NotRun when no answer comes in time.
         """
@@ -61,7 +63,7 @@ class Process:
             if self.root.poll() is not None:
                 raise NotStarted(f"it ended with code {self.root.returncode}: {self.last_words()}")
             try:
-                ask(self.url, body, headers)
+                ask(url or self.url, body, headers)
             except (EnginehouseError, HTTPException) as error:
                 reason, answered = str(error), 0
                 time.sleep(0.2)

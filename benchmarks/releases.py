@@ -1,0 +1,198 @@
+"""Two checkouts of enginehouse against each other: CPU time and rate of the same requests, in turns, on one machine.
+
+    git worktree add ../before v0.1 && (cd ../before && ./scripts/install)
+    python -m benchmarks.releases ../before
+
+Both serve the same store at the same time, each from its own checkout and virtual environment. The load goes to one and
+then to the other, `--turns` times, so that whatever else the machine does meets both; the idle one costs both the same.
+A ratio is of this checkout to the other, its interval the 95 % bootstrap interval of the median over the turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import models
+from benchmarks.peers import Conditions, Enginehouse
+from benchmarks.peers.process import Process, running
+from enginehouse.contract.tensors import Tensors
+from enginehouse.tools.bench import answers
+from enginehouse.tools.bench.load import closed_loop
+
+HERE = Path(__file__).parent
+#: Where engines are: behind a hop, or in the routers.
+SHAPES = {"pools": "--threads {threads}", "resident": "--threads {threads} --resident all"}
+#: Model -> a row of it.
+ROWS: dict[str, Callable[[], Tensors]] = {
+    "tiny": lambda: {"x": models.vectors(1)},
+    "frame": lambda: {"image": models.images(1)},
+}
+CONNECTIONS = 32
+console = Console(highlight=False, width=110)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of one checkout: CPU milliseconds of all its processes an answer, and answers a second."""
+
+    cpu_ms: float
+    rate: float
+
+
+def main(
+    before: Annotated[Path, typer.Argument(help="The other checkout, installed by its own scripts/install.")],
+    turns: Annotated[int, typer.Option(min=2)] = 12,
+    seconds: Annotated[int, typer.Option(min=1, help="Of load in each turn.")] = 3,
+    port: Annotated[int, typer.Option(help="And the next one.")] = 18400,
+    store: Annotated[str, typer.Option(help="Where the models are built.")] = str(HERE / ".store"),
+) -> None:
+    """Compare this checkout with another one, and append the figures to results/releases.jsonl."""
+    checkouts = {"after": HERE.parent, "before": before.resolve()}
+    for model in ROWS:
+        _build(model, Path(store))
+    compared: dict[str, Any] = {"at": _now(), "commits": {name: _commit(path) for name, path in checkouts.items()}}
+    compared["idle"] = {name: _imports(path) for name, path in checkouts.items()}
+    for shape, arguments in SHAPES.items():
+        with contextlib.ExitStack() as stack:
+            served = {}
+            for number, (name, path) in enumerate(checkouts.items()):
+                conditions = Conditions(store, ",".join(ROWS), "onnx-fp32", Path(), 1, 1, 32)
+                process = running(Enginehouse(name, arguments), _python(path), conditions, port + number)
+                served[name] = stack.enter_context(process)
+            for model, row in ROWS.items():
+                found = _compare(
+                    {name: _url(process, model) for name, process in served.items()}, served, row(), turns, seconds
+                )
+                compared[f"{model}, {shape}"] = found
+                _show(f"{model}, {shape}", found)
+            compared["idle"] = {
+                name: compared["idle"][name] | {f"pss_mib, {shape}": _pss(process)} for name, process in served.items()
+            }
+    console.print(compared["idle"])
+    with (HERE / "results" / "releases.jsonl").open("a") as file:
+        file.write(json.dumps(compared) + "\n")
+
+
+def _compare(
+    urls: dict[str, str], served: dict[str, Process], row: Tensors, turns: int, seconds: int
+) -> dict[str, Any]:
+    body, headers = answers.encode(row)
+    for name, url in urls.items():
+        served[name].until_ready(body, headers, url)
+        closed_loop(url, body, headers, CONNECTIONS, 3, served[name].processes())
+    taken: dict[str, list[Turn]] = {name: [] for name in urls}
+    order = list(urls)
+    for _ in range(turns):
+        # Whoever comes second may find a machine that the first has warmed.
+        random.shuffle(order)
+        for name in order:
+            figure = closed_loop(urls[name], body, headers, CONNECTIONS, seconds, served[name].processes())
+            if figure.errors:
+                raise SystemExit(f"{name}: {figure.errors} errors, such as {figure.error}")
+            cpu_ms = figure.usage.serving_s / figure.answers * 1e3
+            taken[name].append(Turn(cpu_ms, figure.answers / figure.seconds))
+    return {
+        figure: _ratio(
+            [getattr(turn, figure) for turn in taken["after"]], [getattr(turn, figure) for turn in taken["before"]]
+        )
+        for figure in ("cpu_ms", "rate")
+    }
+
+
+def _ratio(after: Sequence[float], before: Sequence[float]) -> dict[str, float]:
+    ratios = [one / other for one, other in zip(after, before, strict=True)]
+    medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return {
+        "before": statistics.median(before),
+        "after": statistics.median(after),
+        "ratio": statistics.median(ratios),
+        "low": medians[50],
+        "high": medians[-50],
+        "turns": len(ratios),
+    }
+
+
+def _show(name: str, found: dict[str, Any]) -> None:
+    table = Table("", "before", "after", "ratio", "95 %", title=name)
+    for figure, one in found.items():
+        interval = f"{one['low']:.3f} - {one['high']:.3f}"
+        table.add_row(figure, f"{one['before']:.3f}", f"{one['after']:.3f}", f"{one['ratio']:.3f}", interval)
+    console.print(table)
+
+
+def _imports(checkout: Path) -> dict[str, float]:
+    """Best of five: seconds to import what a router and a command import, and resident MiB afterwards."""
+    found = {}
+    for name, module in (("router", "enginehouse.app"), ("command", _command_module(checkout))):
+        code = (
+            f"import time; began = time.perf_counter(); import {module}; took = time.perf_counter() - began\n"
+            "import psutil; print(took, psutil.Process().memory_info().rss / 2**20)"
+        )
+        runs = []
+        for _ in range(5):
+            done = subprocess.run([_python(checkout), "-c", code], capture_output=True, text=True, check=True, cwd="/")
+            runs.append([float(part) for part in done.stdout.split()])
+        found[f"import_s, {name}"], found[f"rss_mib, {name}"] = (min(column) for column in zip(*runs, strict=True))
+    return found
+
+
+def _command_module(checkout: Path) -> str:
+    return "enginehouse.tools.cli" if (checkout / "serve/enginehouse/tools").is_dir() else "enginehouse.cli"
+
+
+def _pss(process: Process) -> float:
+    """MiB of all processes, memory that they share counted once."""
+    time.sleep(5)
+    total = 0
+    known = {one.pid: one for root in process.processes() for one in (root, *root.children(recursive=True))}
+    for one in known.values():
+        with contextlib.suppress(psutil.Error):
+            total += one.memory_full_info().pss
+    return total / 2**20
+
+
+def _build(model: str, store: Path) -> None:
+    if (store / model).is_dir():
+        return
+    command = [sys.executable, "-m", "enginehouse", "build", f"benchmarks.models:{model}", "--name", model]
+    options = ["--store", str(store), "--formats", "onnx", "--precisions", "fp32"]
+    subprocess.run([*command, *options], check=True, cwd=HERE.parent)
+
+
+def _url(process: Process, model: str) -> str:
+    return f"{process.url.split('/v2/')[0]}/v2/models/{model}/infer"
+
+
+def _python(checkout: Path) -> Path:
+    return checkout / ".venv" / "bin" / "python"
+
+
+def _commit(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH", None)
+    typer.run(main)
