@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import DigestMismatch, EngineUnavailable
-from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord, Status
+from enginehouse.contract.manifest import Artifact, File, Int8Products, Manifest, SignatureRecord, Status
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import load_engine, measure
-from enginehouse.engines.hardware import probe_cpu
+from enginehouse.engines.hardware import int8_products, probe_cpu
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS, verify
 
 pytest.importorskip("onnxruntime")
@@ -33,6 +33,7 @@ def unverified(
     status: Status = "unverified",
     hardware: dict[str, str] | None = None,
     limit: float | None = None,
+    int8_products: Int8Products | None = None,
 ) -> Bundle:
     """A bundle of y = x @ weight whose check requests were answered with WEIGHT."""
     graph = helper.make_graph(
@@ -56,6 +57,7 @@ def unverified(
         status=status,
         files=(record(folder, "m.onnx"),),
         limit=limit,
+        int8_products=int8_products,
     )
     manifest = Manifest(
         name="linear",
@@ -111,6 +113,18 @@ def test_what_another_cpu_verified_is_verified_again(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         bundle = unverified(tmp_path / folder, WEIGHT * 1.01, status="ready", hardware={"cpu_flags": flags})
         if flags == here:
+            load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()
+        else:
+            with pytest.raises(EngineUnavailable, match=r"verified on loading: onnx-fp32 .* relative L2 1\.00e-02"):
+                load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+
+
+def test_what_was_made_for_cpus_that_multiply_int8_otherwise_is_verified_again(tmp_path: Path) -> None:
+    kinds: tuple[Int8Products, ...] = ("exact", "saturating")
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        bundle = unverified(tmp_path / kind, WEIGHT * 1.01, status="ready", int8_products=kind)
+        if kind == int8_products():
             load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()
         else:
             with pytest.raises(EngineUnavailable, match=r"verified on loading: onnx-fp32 .* relative L2 1\.00e-02"):

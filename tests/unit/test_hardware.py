@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,42 @@ def test_the_cpu_has_at_least_one_core_and_no_more_than_it_may_use() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
-def test_cpu_flags_are_those_of_the_kernel() -> None:
+def test_cpu_flags_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in hardware._ISA_LIMIT:
+        monkeypatch.delenv(name, raising=False)
     text = Path("/proc/cpuinfo").read_text()
     for flag in hardware.probe_cpu().flags:
         assert any(name in text for name in hardware._FLAGS[flag])
     assert ("avx512_vnni" in text) == ("avx512_vnni" in hardware.probe_cpu().flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "products"),
+    [
+        (("avx2",), "x86_64", "saturating"),
+        (("avx2", "avx512f"), "x86_64", "saturating"),
+        (("avx2", "avx512f", "avx512_vnni"), "x86_64", "exact"),
+        (("avx2", "avx_vnni"), "x86_64", "exact"),
+        (("avx2", "avx512f", "amx"), "AMD64", "exact"),
+        ((), "aarch64", "exact"),
+    ],
+)
+def test_only_x86_without_vnni_cuts_products_of_int8(flags: tuple[str, ...], machine: str, products: str) -> None:
+    assert hardware.int8_products_of(flags, machine) == products
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the switch is for x86-64")
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_a_cpu_is_treated_as_one_without_vnni_where_onednn_is(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for each in hardware._ISA_LIMIT:
+        monkeypatch.delenv(each, raising=False)
+    everything = hardware.probe_cpu().flags
+    monkeypatch.setenv(name, "avx512_core")
+    assert hardware.probe_cpu().flags == tuple(flag for flag in everything if flag in ("avx2", "avx512f"))
+    assert hardware.int8_products() == "saturating"
+    for limit in ("avx512_core_amx", "ALL"):
+        monkeypatch.setenv(name, limit)
+        assert hardware.probe_cpu().flags == everything
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")

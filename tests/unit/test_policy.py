@@ -293,6 +293,23 @@ def test_int8_is_loaded_only_where_the_deployment_says_so() -> None:
     assert chosen(described, "onnxruntime-cpu", "any") == "small"
 
 
+def test_what_int8_took_on_the_other_kind_of_cpu_is_no_claim_here() -> None:
+    small = artifact("small", "onnx", precision="int8").model_copy(update={"int8_products": "exact"})
+    described = manifest(
+        [artifact("full", "onnx"), small],
+        table((32, 20.0), artifact="full"),
+        table((32, 5.0), artifact="small"),
+        table((32, 2.0), artifact="small", engine="onnxruntime-cuda"),
+    )
+    assert described.timed_for("exact") is described
+    there = described.timed_for("saturating")
+    assert chosen(there, "onnxruntime-cpu", "any") == "full"
+    assert chosen(there, "onnxruntime-cpu", "int8") == "small"
+    assert there.latency_of("onnxruntime-cpu", "small") is None
+    # On a GPU it is as fast as ever.
+    assert chosen(there, "onnxruntime-cuda", "any") == "small"
+
+
 def test_on_gpus_fp16_comes_first_as_long_as_nothing_was_measured() -> None:
     built = [artifact(f"t-{precision}", "tensorrt", precision=precision) for precision in ("fp32", "fp16")]
     assert chosen(manifest(built), "tensorrt") == "t-fp16"

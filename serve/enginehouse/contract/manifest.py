@@ -20,6 +20,8 @@ Status: TypeAlias = Literal["ready", "unverified", "failed", "unavailable"]
 Objective: TypeAlias = Literal["latency", "throughput"]
 EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino-cpu", "tensorrt"]
 Accelerator: TypeAlias = Literal["cpu", "gpu"]
+#: How a CPU adds up products of uint8 and int8: `saturating` ones are cut at 16 bits (x86-64 without VNNI or AMX).
+Int8Products: TypeAlias = Literal["exact", "saturating"]
 
 ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
 #: The one format that each kind of engine loads, and the hardware that it needs.
@@ -134,6 +136,7 @@ class Artifact(_Record):
     The others say why not in `reason`. `requires` is the engine key: what the process that loads it must match exactly
     (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed. `limit` is the
     recipe's own relative L2 limit, for engines that are verified elsewhere; None is that of the precision.
+    `int8_products` is the kind of CPU that an int8 artifact for CPUs was made for, verified and timed on.
     """
 
     name: str
@@ -147,6 +150,7 @@ class Artifact(_Record):
     requires: dict[str, str] = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     limit: float | None = None
+    int8_products: Int8Products | None = None
 
     @property
     def numerics_class(self) -> NumericsClass:
@@ -250,6 +254,13 @@ class Manifest(_Record):
             if (table.engine, table.artifact) == (engine, artifact):
                 return table
         return None
+
+    def timed_for(self, products: Int8Products) -> Manifest:
+        """The same without what int8 artifacts took on a CPU of the other kind, which says nothing about this one."""
+        foreign = {artifact.name for artifact in self.artifacts if artifact.int8_products not in (None, products)}
+        on_cpu = {kind for kind in ENGINE_KINDS if ACCELERATOR_OF[kind] == "cpu"}
+        kept = tuple(table for table in self.latency if table.engine not in on_cpu or table.artifact not in foreign)
+        return self if kept == self.latency else self.model_copy(update={"latency": kept})
 
     def efficient_rows(self, engine: str, artifact: str) -> int:
         """The batch that is worth waiting for (LatencyTable.efficient_rows); `max_batch` where nothing was measured."""

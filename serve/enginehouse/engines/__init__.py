@@ -27,7 +27,7 @@ from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.latency import AS_GOOD
 from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.engines.hardware import probe_cpu
+from enginehouse.engines.hardware import int8_products, probe_cpu
 from enginehouse.engines.verify import verify
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def load_engine(
         options = fitted(options, tell)
     engine = _constructor(kind)(options)
     try:
-        if options.artifact.status == "unverified" or _was_verified_on_another_cpu(kind, manifest):
+        if options.artifact.status == "unverified" or _was_verified_on_another_cpu(kind, manifest, artifact):
             verify(kind, engine.infer, bundle, artifact)
         warm_up(engine, manifest, warm_rows)
     except BaseException:
@@ -143,10 +143,13 @@ def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
     return min(rows for rows, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
 
 
-def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest) -> bool:
+def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest, artifact: Artifact) -> bool:
     # Without VNNI uint8 products may saturate, and bf16 or fp16 are computed in other precisions.
+    if ACCELERATOR_OF[kind] != "cpu":
+        return False
     flags = manifest.hardware.get("cpu_flags")
-    return ACCELERATOR_OF[kind] == "cpu" and flags is not None and flags.split() != list(probe_cpu().flags)
+    has_other_flags = flags is not None and flags.split() != list(probe_cpu().flags)
+    return has_other_flags or artifact.int8_products not in (None, int8_products())
 
 
 def warm_up(engine: Engine, manifest: Manifest, most: int | None = None) -> None:

@@ -11,13 +11,14 @@ import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from enginehouse.contract.config import ACCELERATOR_LABEL
+from enginehouse.contract.manifest import Int8Products
 
 #: Distributions that carry an engine; the first two install into one folder and overwrite each other.
 ENGINE_DISTRIBUTIONS = (
@@ -40,6 +41,18 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "fp16": ("avx512_fp16", "amx_fp16", "asimdhp"),
 }
 
+#: With any of them an x86-64 CPU adds products of uint8 and int8 in 32 bits.
+_EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx"})
+#: oneDNN's own switch (OpenVINO's int8 kernels are its), here also the way to treat a CPU as one without VNNI, and what
+#: it leaves of the flags.
+_ISA_LIMIT = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_LEFT_BY: Mapping[str, frozenset[str]] = {
+    "SSE41": frozenset(),
+    "AVX": frozenset(),
+    "AVX2": frozenset({"avx2"}),
+    "AVX512_CORE": frozenset({"avx2", "avx512f"}),
+}
+
 # CUdevice_attribute and CUresult values of cuda.h.
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
@@ -49,7 +62,7 @@ _COMPUTE_CAPABILITY_MINOR = 76
 class Cpu:
     """`cores` are physical and `threads` logical CPUs, both as far as this process may use them (affinity, cgroup).
 
-    `flags` are those of the known ones that the CPU has.
+    `flags` are those of the known ones that the CPU has and that ONEDNN_MAX_CPU_ISA does not withhold.
     """
 
     model: str
@@ -83,8 +96,23 @@ def probe_cpu() -> Cpu:
         model=info.get("model name") or platform.processor() or platform.machine(),
         cores=physical_cores(),
         threads=_usable_threads(),
-        flags=tuple(flag for flag, names in _FLAGS.items() if present.intersection(names)),
+        flags=tuple(flag for flag, names in _FLAGS.items() if present.intersection(names) and flag in _permitted()),
     )
+
+
+def int8_products() -> Int8Products:
+    """How this machine's CPU multiplies int8."""
+    return int8_products_of(probe_cpu().flags, platform.machine())
+
+
+def int8_products_of(flags: Collection[str], machine: str) -> Int8Products:
+    """How a CPU with these of our flags multiplies int8; `machine` as the platform calls it.
+
+    Without VNNI, x86-64 adds pairs of products in 16 bits (`vpmaddubsw`), which cuts sums beyond 32767; they may reach
+    64770. Arm has no such instruction.
+    """
+    saturates = machine in ("x86_64", "AMD64") and _EXACT_INT8.isdisjoint(flags)
+    return "saturating" if saturates else "exact"
 
 
 def physical_cores() -> int:
@@ -169,6 +197,11 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
     _call(driver, "cuDeviceGetAttribute", ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
     _call(driver, "cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     return Gpu(name.value.decode(), f"{major.value}.{minor.value}", memory.value)
+
+
+def _permitted() -> Collection[str]:
+    limit = next((os.environ[name] for name in _ISA_LIMIT if os.environ.get(name)), "")
+    return _LEFT_BY.get(limit.upper(), _FLAGS.keys())
 
 
 def _usable_threads() -> int:

@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
-from enginehouse.contract.manifest import Precision
+from enginehouse.contract.manifest import Artifact, Precision
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines import EngineOptions
-from enginehouse.engines.hardware import probe_cpu
+from enginehouse.engines.hardware import int8_products, probe_cpu
 from enginehouse.engines.slots import Slots
 
 _KIND = "openvino-cpu"
@@ -34,6 +34,10 @@ def _hint(precision: Precision) -> str:
     return "f32" if precision == "fp16" and "fp16" not in probe_cpu().flags else _HINT[precision]
 
 
+#: Keeps the rounding of an int8 model and computes in fp32, as slowly as that. The second setting goes with the first:
+#: OpenVINO would otherwise round the inputs of layers as it goes, and answered with nothing at all on AVX2 (2026.4.1).
+_WITHOUT_INT8_KERNELS: Mapping[str, Any] = {"LP_TRANSFORMS_MODE": False, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+
 _PRECISION_OF_TYPE = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 
@@ -41,7 +45,8 @@ class OpenVinoCpu:
     """OpenVINO on this machine's CPU. Raises EngineUnavailable if the model cannot be loaded.
 
     Whole numbers must fit 32 bits: `infer` raises InferenceFailed for larger ones, so that another engine may answer.
-    `precision` is read back from the compiled model: a CPU without fp16 arithmetic runs fp16 models in fp32.
+    `precision` is read back from the compiled model: a CPU without fp16 arithmetic runs fp16 models in fp32. So does
+    one without VNNI an int8 model that was not made for such a CPU: its int8 products would be cut off.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -51,7 +56,8 @@ class OpenVinoCpu:
             # Observed with 2026.4.1: one inference with a string tensor corrupts the heap and the process aborts.
             raise EngineUnavailable(_KIND, "OpenVINO's string tensors are not safe; use onnxruntime-cpu for BYTES")
         compiled = _compile(options)
-        self.precision: str = _effective_precision(compiled, options.artifact.precision)
+        in_fp32 = _would_saturate(options.artifact)
+        self.precision: str = "fp32" if in_fp32 else _effective_precision(compiled, options.artifact.precision)
         self._ports = _output_ports(compiled, options.signature)
         has_free_inputs = any(port.partial_shape.is_dynamic for port in compiled.inputs)
         self._marked = {
@@ -97,10 +103,19 @@ def _compile(options: EngineOptions) -> Any:
         # Pinning starts at core 0 in every process, so replicas on one host would share the same few cores.
         "ENABLE_CPU_PINNING": False,
     }
+    if _would_saturate(options.artifact):
+        settings |= _WITHOUT_INT8_KERNELS
     try:
         return openvino.Core().compile_model(model, "CPU", settings)
     except Exception as error:
         raise EngineUnavailable(_KIND, f"{model}: {error}") from error
+
+
+def _would_saturate(artifact: Artifact) -> bool:
+    """Whether the int8 kernels of this CPU would cut products of this artifact, whose weights have all 8 bits."""
+    if artifact.precision != "int8" or artifact.int8_products == "saturating":
+        return False
+    return int8_products() == "saturating"
 
 
 def _model_file(files: Sequence[Path]) -> Path:

@@ -17,6 +17,7 @@ from enginehouse.contract.errors import ArtifactMissing, EnginehouseError, Engin
 from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, measure
+from enginehouse.engines.hardware import int8_products
 from enginehouse.pools import crashes
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.report import ModelReport, ModelState
@@ -152,7 +153,7 @@ class HostedModels:
             logger.info("%s: %s", config.id, note)
 
         store = Store(url)
-        manifest = store.manifest(config.name, config.version)
+        manifest = store.manifest(config.name, config.version).timed_for(int8_products())
         choice = choose_artifact(manifest, self._engines, config.numerics)
         if choice is None:
             reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)

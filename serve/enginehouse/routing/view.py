@@ -122,8 +122,8 @@ class View:
                 continue
             if choice := self._choice(name, version):
                 engine, artifact = choice
-                table = version.manifest.latency_of(engine, artifact.name)
-                table = table or self._measured.get((name, version.key))
+                table = self._measured.get((name, version.key))
+                table = table or version.manifest.latency_of(engine, artifact.name)
                 precision, numerics = artifact.precision, artifact.numerics_class
                 states.append(
                     BackendState(name, engine, artifact.name, precision, numerics, 1, table, price=pool.price)
@@ -262,7 +262,8 @@ def _state(
         precision=ready["precision"] or artifact.precision,
         numerics=artifact.numerics_class,
         replicas=replicas,
-        table=version.manifest.latency_of(engine, artifact.name) or _measured(ready),
+        # A replica that measured its engine itself has no table in the manifest that is true of its CPU.
+        table=_measured(ready) or version.manifest.latency_of(engine, artifact.name),
         nodes=frozenset(nodes),
         wait_ms=wait_ms,
     )
