@@ -53,7 +53,7 @@ def conv() -> ModelSource:
 
 
 def frame() -> ModelSource:
-    """A mean over 602 KB of image and a dense layer: next to no arithmetic, so that the cost is the way of the bytes."""
+    """A mean over 602 KB of image and a dense layer: next to no arithmetic, so that the cost is that of the bytes."""
     from torch import nn
 
     return _source(nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(147, 10)), "image", images(16))

@@ -20,6 +20,7 @@ from enginehouse.contract.errors import BuildError, ConversionFailed, Enginehous
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
 from enginehouse.contract.store import Store, version_order
+from enginehouse.engines.hardware import int8_products
 from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
@@ -190,6 +191,7 @@ class _Build:
             requires=made.requires,
             remarks=made.remarks,
             limit=self.recipe.limits.get(precision),
+            int8_products=int8_products() if precision == "int8" and format != "tensorrt" else None,
         )
 
     def _verified(

@@ -12,6 +12,7 @@ import openvino
 from onnx.reference import ReferenceEvaluator
 
 from enginehouse.contract.manifest import Precision
+from enginehouse.engines.onnxruntime import cpu_settings
 from enginehouse_build.inputs import postprocess
 from enginehouse_build.inputs.preprocess import Preprocess
 
@@ -25,6 +26,9 @@ HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "in
 def ask(path: Path, inputs: Inputs) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    # As the serving engine has them: without VNNI the answers would be those of saturated products.
+    for key, value in cpu_settings().items():
+        options.add_session_config_entry(key, value)
     return list(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, inputs))
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from enginehouse.contract import tensor_file
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.manifest import Format, Precision
 from enginehouse.contract.tensors import Tensors
+from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert import fp16, int8_lint, openvino, quantize, tensorrt
 from enginehouse_build.convert.tensorrt import Converted
 from enginehouse_build.reference.reference import CALIBRATION, MODEL, Reference
+
+#: How int8 is kept from saturating where this CPU's products would (`enginehouse.hardware.int8_products`).
+_PRECISE: Mapping[Format, str] = {
+    "onnx": "this CPU has no VNNI: ONNX Runtime computes int8 in its precise mode (uint8 weights), which takes longer",
+    "openvino": "this CPU has no VNNI: the weights have 7 bits, so that no product of int8 saturates",
+}
 
 
 def convert(
@@ -25,11 +32,11 @@ def convert(
     onnx = source / MODEL
     if format == "openvino":
         samples = _calibration(source) if precision == "int8" else ()
-        return Converted(remarks=_said(openvino.convert(onnx, folder, precision, samples)))
+        return Converted(remarks=_said(openvino.convert(onnx, folder, precision, samples), _cpu(format, precision)))
     model = folder / "model.onnx"
     remarks = _said(_onnx(onnx, model, format, precision, source))
     if format == "onnx":
-        return Converted(remarks=remarks)
+        return Converted(remarks=remarks + _said(_cpu(format, precision)))
     int8_lint.check_for_tensorrt(model)
     built = tensorrt.convert(
         model, folder, reference.signature, reference.max_rows, reference.axes, precision, timing_cache
@@ -55,5 +62,10 @@ def _calibration(source: Path) -> Sequence[Tensors]:
     return tensor_file.read(source / CALIBRATION)
 
 
-def _said(remark: str) -> tuple[str, ...]:
-    return (remark,) if remark else ()
+def _cpu(format: Format, precision: Precision) -> str:
+    """What this CPU has to do with the artifact, or ""."""
+    return _PRECISE[format] if precision == "int8" and int8_products() == "saturating" else ""
+
+
+def _said(*remarks: str) -> tuple[str, ...]:
+    return tuple(filter(None, remarks))

@@ -12,6 +12,7 @@ import numpy as np
 
 from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
 from enginehouse.contract.manifest import Precision
+from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert.best_of import Answers, Calibration, best_of
 from enginehouse_build.convert.fp16 import LARGEST
 from enginehouse_build.graph.graph import POSTPROCESS, PREPROCESS
@@ -85,6 +86,11 @@ def _quantized(model: Any, calibration: Calibration) -> Any:
     folding.register_pass(passes.ConstantFolding())
     folding.run_passes(model)
     attends = _has_attention(model)
+    # Without VNNI oneDNN's kernels cut sums of two products at 16 bits, which weights of 7 bits cannot reach. These
+    # take no longer (ResNet-18 on AVX2: 127 ms either way, relative L2 0.051 with 8 bits and 0.036 with 7; a small
+    # attention: 0.38 and 0.02). NNCF's default does so in first layers only, whose inputs use all of their range.
+    saturates = int8_products() == "saturating"
+    fix = nncf.OverflowFix.ENABLE if saturates else nncf.OverflowFix.FIRST_LAYER
 
     def quantized(requests: Calibration, setting: _Setting) -> Any:
         return nncf.quantize(
@@ -97,6 +103,7 @@ def _quantized(model: Any, calibration: Calibration) -> Any:
                 patterns=[f"{PREPROCESS}.*", f"{POSTPROCESS}.*"], types=list(_RECURRENT), validate=False
             ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=fix,
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=setting.smoothing),
                 disable_bias_correction=not setting.correct_bias,
             ),

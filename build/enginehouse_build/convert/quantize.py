@@ -18,8 +18,14 @@ from typing import Any
 import onnx
 
 from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
+from enginehouse.engines.onnxruntime import cpu_settings
 from enginehouse_build.convert.best_of import Answers, Calibration, best_of
-from enginehouse_build.convert.qdq import drop_unused, free_residuals, spare_others, widen_constants
+from enginehouse_build.convert.qdq import (
+    drop_unused,
+    free_residuals,
+    spare_others,
+    widen_constants,
+)
 from enginehouse_build.graph.graph import POSTPROCESS, PREPROCESS, constants, name_nodes, tally
 from enginehouse_build.reference.onnx import reason
 
@@ -137,6 +143,9 @@ def _answers(model: Path, requests: Calibration) -> Answers:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # TensorRT does not saturate, wherever its model is made.
+    for key, value in cpu_settings().items():
+        options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return [session.run(None, dict(request)) for request in requests]
 
