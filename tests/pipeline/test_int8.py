@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import openvino
 import pytest
 
 from enginehouse.contract.errors import ConversionFailed
+from enginehouse.contract.manifest import Artifact
+from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse.engines import EngineOptions
+from enginehouse.engines import onnxruntime as for_onnxruntime
 from enginehouse_build.convert import openvino as for_openvino
+from enginehouse_build.convert import quantize
 from enginehouse_build.convert.best_of import Calibration, best_of
 from enginehouse_build.convert.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
 from enginehouse_build.inputs.preprocess import Preprocess
 
-from .graphs import f32, model, node, save, weights
+from .graphs import Inputs, f32, model, node, save, weights
 from .small_nets import (
     Convert,
     ask,
@@ -184,3 +190,35 @@ def test_setting_is_chosen_by_requests_that_it_has_not_seen() -> None:
     assert best_of(("nearest", "off"), calibration, quantized, exact) == "off"
     assert best_of(("nearest", "off"), calibration, broken, exact) == "off"
     assert best_of(("nearest", "off"), calibration[:1], quantized, exact) == "nearest"
+
+
+def shared(folder: Path) -> tuple[Path, list[Inputs]]:
+    """Two layers with the same weights."""
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
+    proto = model(nodes, {"x": (f32, ["n", 8])}, {"y": (f32, ["n", 8])}, {"w": weights(8, 8)})
+    return save(folder / "shared.onnx", proto), requests(x=(8,))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="products of int8 saturate on x86-64 only")
+@pytest.mark.parametrize("made_for", ["exact", "saturating"])
+def test_layers_that_share_weights_load_where_products_would_saturate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_for: str
+) -> None:
+    path, calibration = shared(tmp_path)
+    monkeypatch.setattr(quantize, "int8_products", lambda: made_for)
+    quantize_for_onnxruntime(path, tmp_path / "u8.onnx", calibration)
+    types = [tensor.data_type for tensor in onnx.load(tmp_path / "u8.onnx").graph.initializer if len(tensor.dims) == 2]
+    assert types == [onnx.TensorProto.INT8] * (2 if made_for == "saturating" else 1)
+    specs = [TensorSpec(name, np.dtype(f32), (None, 8)) for name in "xy"]
+    options = EngineOptions(
+        files=[tmp_path / "u8.onnx"],
+        artifact=Artifact(name="onnx-int8", format="onnx", precision="int8", status="ready"),
+        signature=Signature(tuple(specs[:1]), tuple(specs[1:])),
+        max_rows=4,
+        threads=1,
+    )
+    monkeypatch.setattr(for_onnxruntime, "int8_products", lambda: "saturating")
+    engine = for_onnxruntime.OnnxRuntimeCpu(options)
+    # Precisely in either case; what was made for a CPU with VNNI may be slow.
+    assert engine.precision == ("int8" if made_for == "saturating" else "fp32")
+    assert 0 < distance(engine.infer(calibration[0])["y"], ask(path, calibration[0])[0]) < 0.05

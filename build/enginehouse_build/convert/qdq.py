@@ -66,6 +66,32 @@ def widen_constants(proto: onnx.ModelProto, prefix: str) -> None:
                 proto.graph.initializer.append(numpy_helper.from_array(wide, node.input[at]))
 
 
+def unshare_weights(graph: onnx.GraphProto) -> None:
+    """Give each layer rounded weights of its own.
+
+    Without VNNI ONNX Runtime (1.31) makes them uint8 under a name that is taken the second time, and loads nothing.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    used: set[str] = set()
+    for node in list(graph.node):
+        for at, name in enumerate(node.input):
+            rounded = made_by.get(name)
+            if rounded is None or rounded.input[0] not in weights:
+                continue
+            if name in used:
+                own, suffix = onnx.NodeProto(), f"/of/{node.name}/{at}"
+                own.CopyFrom(rounded)
+                own.name, own.output[0] = rounded.name + suffix, name + suffix
+                for place, constant in enumerate(rounded.input):
+                    graph.initializer.add().CopyFrom(weights[constant])
+                    graph.initializer[-1].name = own.input[place] = constant + suffix
+                # Before the first user of the original, and so before all.
+                graph.node.insert(list(graph.node).index(rounded), own)
+                node.input[at] = own.output[0]
+            used.add(name)
+
+
 def drop_unused(proto: onnx.ModelProto) -> None:
     """Drop what nothing uses any more (Q/DQ pairs, constants, imported operator domains) and the quantizer's notes."""
     graph = proto.graph

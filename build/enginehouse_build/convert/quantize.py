@@ -18,14 +18,9 @@ from typing import Any
 import onnx
 
 from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
-from enginehouse.engines.onnxruntime import cpu_settings
+from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert.best_of import Answers, Calibration, best_of
-from enginehouse_build.convert.qdq import (
-    drop_unused,
-    free_residuals,
-    spare_others,
-    widen_constants,
-)
+from enginehouse_build.convert.qdq import drop_unused, free_residuals, spare_others, unshare_weights, widen_constants
 from enginehouse_build.graph.graph import POSTPROCESS, PREPROCESS, constants, name_nodes, tally
 from enginehouse_build.reference.onnx import reason
 
@@ -133,6 +128,8 @@ def _static(
         free_residuals(proto.graph, _CONVOLUTIONS)
     else:
         widen_constants(proto, PREPROCESS)
+        if int8_products() == "saturating":
+            unshare_weights(proto.graph)
     drop_unused(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, target)
@@ -143,9 +140,9 @@ def _answers(model: Path, requests: Calibration) -> Answers:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # TensorRT does not saturate, wherever its model is made.
-    for key, value in cpu_settings().items():
-        options.add_session_config_entry(key, value)
+    # Without fusions, which would have int8 kernels compute: TensorRT's do not saturate, and CPUs without VNNI have no
+    # others.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return [session.run(None, dict(request)) for request in requests]
 

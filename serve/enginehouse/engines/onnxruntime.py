@@ -29,6 +29,8 @@ _LOG_ERRORS_ONLY = 3
 #: long. Weights of 7 bits would take no longer, but round twice as coarsely on every CPU that the file goes to; int8
 #: activations take longer than fp32.
 _PRECISE_INT8: Mapping[str, str] = {"session.x64quantprecision": "1"}
+#: Keeps the rounding of an int8 model and computes in fp32.
+_WITHOUT_INT8_KERNELS: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 
 #: Operators that carry a model's cost. ONNX Runtime leaves shape arithmetic on the CPU on purpose; never one of these.
 _COMPUTE = frozenset(
@@ -106,8 +108,15 @@ class OnnxRuntimeCpu(_OnnxRuntime):
     kind = "onnxruntime-cpu"
 
     def __init__(self, options: EngineOptions) -> None:
-        super().__init__(options, ["CPUExecutionProvider"], cpu_settings())
-        asked = options.artifact.precision
+        settings, asked = cpu_settings(), options.artifact.precision
+        try:
+            super().__init__(options, ["CPUExecutionProvider"], settings)
+        except EngineUnavailable:
+            if not settings:
+                raise
+            # ONNX Runtime 1.31 fails to make weights uint8 that several layers share.
+            super().__init__(options, ["CPUExecutionProvider"], _WITHOUT_INT8_KERNELS)
+            asked = "fp32" if asked == "int8" else asked
         # On x86 the CPU provider has no fp16 arithmetic: its optimised graphs have casts around fp32 kernels.
         emulated = asked == "fp16" and platform.machine() in ("x86_64", "AMD64")
         self.precision = "fp32" if emulated else asked
