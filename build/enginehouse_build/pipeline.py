@@ -1,8 +1,8 @@
 """The build, start to end: reference -> convert -> verify -> profile -> choose -> report -> publish.
 
 Artifacts stand alone: what goes wrong with one is recorded in its status and reason, and the others go on. Every step
-runs in a process of its own (`isolate`) and is kept by the content of its inputs (`cache`), so that a build that was
-killed, or asks for one precision more, repeats only what it has to.
+runs in a process of its own (`isolate`) and is kept by the content of its inputs (`kept_steps`), so that a build that
+was killed, or asks for one precision more, repeats only what it has to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
 from enginehouse.contract.store import Store, version_order
 from enginehouse.engines.hardware import int8_products
-from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
 from enginehouse_build.inputs.recipe import Recipe, next_version
@@ -29,8 +29,8 @@ from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.verify import Verified, verify
 from enginehouse_build.reference.reference import ANSWERS, REQUESTS, SAMPLES, Reference, make_reference
 from enginehouse_build.steps import provenance
-from enginehouse_build.steps.cache import code_digest, digest_of, link, versions
 from enginehouse_build.steps.isolate import Bounds
+from enginehouse_build.steps.kept_steps import code_digest, digest_of, link, versions
 from enginehouse_build.steps.on_node import Made, Order, order_of, taken_over
 from enginehouse_build.steps.steps import Outcome, Progress, Steps
 
@@ -121,7 +121,7 @@ class _Build:
         manifest = bundle.manifest.model_copy(update={"latency": tuple(tables), "steps": tuple(self.steps.records)})
         chosen = choice.choose(manifest, recipe.objective, recipe.max_latency_ms)
         version = self._published(manifest.model_copy(update={"chosen": chosen}))
-        self.steps.cache.prune()
+        self.steps.kept.prune()
         return self.store.open(recipe.name, version, ())
 
     def _check_version(self) -> None:
@@ -170,7 +170,7 @@ class _Build:
     def _converted(self, source: Path, reference: Reference, format: Format, precision: Precision) -> Artifact:
         name = f"{format}-{precision}"
         key = [format, precision, self.content, provenance.of_machine()]
-        timing = self.steps.cache.shared("tensorrt-timing")
+        timing = self.steps.kept.shared("tensorrt-timing")
         try:
             folder, made = self.steps.run(
                 f"convert {name}", key, convert, format, precision, reference, source, timing,
@@ -313,7 +313,7 @@ def _measure(
 
 
 def _is_settled(measured: _Measured) -> bool:
-    """Whether another build may use these tables: a noisy hour should not stay in the cache."""
+    """Whether another build may use these tables: a noisy hour should not be kept."""
     tables, faults = measured
     return not faults and all(table.verdict == "VALID" for table in tables)
 

@@ -14,9 +14,9 @@ from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import DigestMismatch, EngineUnavailable
 from enginehouse.contract.manifest import Artifact, File, Int8Products, Manifest, SignatureRecord, Status
 from enginehouse.contract.tensors import Signature, TensorSpec
-from enginehouse.engines import load_engine, measure
+from enginehouse.engines import load_engine, time_calls
 from enginehouse.engines.hardware import int8_products, probe_cpu
-from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS, verify
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS, recheck
 
 pytest.importorskip("onnxruntime")
 
@@ -82,7 +82,7 @@ def test_an_engine_that_agrees_with_the_reference_answers(tmp_path: Path) -> Non
     bundle = unverified(tmp_path)
     engine = load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
     np.testing.assert_allclose(engine.infer(REQUESTS[1])["y"], ANSWERS[1]["y"], rtol=1e-5)
-    figures = verify("onnxruntime-cpu", engine.infer, bundle, bundle.manifest.artifacts[0])
+    figures = recheck("onnxruntime-cpu", engine.infer, bundle, bundle.manifest.artifacts[0])
     assert (figures.rows, figures.engine) == ((1, 2, 8), "onnxruntime-cpu")
     assert figures.relative_l2 < 1e-5
 
@@ -139,7 +139,7 @@ def test_the_limit_that_the_user_set_goes_along(tmp_path: Path) -> None:
 def test_an_engine_without_a_table_is_timed_where_it_runs(tmp_path: Path) -> None:
     bundle = unverified(tmp_path)
     engine = load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
-    measured = measure(engine, bundle.manifest)
+    measured = time_calls(engine, bundle.manifest)
     engine.close()
     assert [rows for rows, _ in measured] == [1, 8]
     assert all(0 < milliseconds < 1000 for _, milliseconds in measured)

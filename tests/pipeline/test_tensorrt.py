@@ -24,7 +24,7 @@ from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
 from enginehouse.contract.manifest import Artifact, Axis, Precision
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import EngineOptions
-from enginehouse.engines.tensorrt.cache import engine_file
+from enginehouse.engines.tensorrt.kept_engines import engine_file
 from enginehouse.engines.tensorrt.key import NodeFacts
 from enginehouse.engines.tensorrt.library import RTX, library
 from enginehouse_build.convert.tensorrt import Converted, convert
@@ -233,7 +233,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from tests.pipeline.test_tensorrt import NODE, options
-from enginehouse.engines.tensorrt.cache import engine_file
+from enginehouse.engines.tensorrt.kept_engines import engine_file
 from enginehouse.engines.tensorrt.key import NodeFacts
 
 model, node = Path(sys.argv[1]), NodeFacts(**json.loads(sys.argv[2]))

@@ -51,7 +51,7 @@ def _tf32(lab: Lab, model: str, pairs: Pairs) -> Row:
 
 def _figures(lab: Lab, precision: Precision, infer: Callable[[Tensors], Tensors], pairs: Pairs) -> Row:
     limits = parity.limits_of(precision)
-    found = parity.measure(lab.kind, infer, pairs, limits.relative_l2)
+    found = parity.compare_all(lab.kind, infer, pairs, limits.relative_l2)
     try:
         parity.gate(precision, limits, found)
         verdict = "passes"

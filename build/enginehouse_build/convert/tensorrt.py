@@ -1,6 +1,6 @@
 """ONNX -> the files of a TensorRT artifact: the model it is built from and, where one can be built here, the engine.
 
-Where none can, the first node that loads the artifact builds its own (see `enginehouse.engines.tensorrt.cache`).
+Where none can, the first node that loads the artifact builds its own (see `enginehouse.engines.tensorrt.kept_engines`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enginehouse.contract.manifest import Axis, Precision
 from enginehouse.contract.tensors import Signature
 from enginehouse.engines.hardware import probe_gpus
 from enginehouse.engines.tensorrt.builder import RTX_COMPUTE_CAPABILITIES, build_engine
-from enginehouse.engines.tensorrt.cache import ENGINE_FILE
+from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE
 from enginehouse.engines.tensorrt.key import EngineKey, profile_of, profile_text
 from enginehouse.engines.tensorrt.library import RTX, installed_flavour, library
 

@@ -76,7 +76,7 @@ def _measured(
     kind: EngineKind, engine: Engine, reference: Reference, source: Path, limits: Limits, max_drop: float
 ) -> Parity:
     pairs = zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
-    figures = parity.measure(kind, engine.infer, pairs, limits.relative_l2)
+    figures = parity.compare_all(kind, engine.infer, pairs, limits.relative_l2)
     metric = reference.metric
     if metric is None:
         return figures

@@ -21,8 +21,8 @@ from enginehouse.contract.manifest import Artifact, File, Parity
 from enginehouse.contract.parity import Limits
 from enginehouse.engines import load_engine
 from enginehouse.engines.hardware import physical_cores
-from enginehouse.engines.tensorrt.cache import ENGINE_FILE
-from enginehouse.engines.verify import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE
 from enginehouse_build.convert.tensorrt import ONNX_FILE, convert
 from enginehouse_build.judge import profile
 
@@ -101,7 +101,7 @@ def taken_over(made: Made, artifact: Artifact, folder: Path, limits: Limits) -> 
     }
     if made.engine is not None:
         engine = folder / artifact.name / ENGINE_FILE
-        # Linked files belong to the step cache as well.
+        # Linked files belong to the kept step as well.
         engine.unlink(missing_ok=True)
         engine.write_bytes(made.engine)
         update["files"] = tuple(_file(file) for file in sorted((folder / artifact.name).iterdir()))
@@ -125,7 +125,7 @@ def _judged(bundle: Bundle, artifact: Artifact, made: Made) -> Made:
     requests, answers = (tensor_file.read(bundle.path / path) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
     try:
         limit = parity.LIMITS[artifact.precision].relative_l2
-        figures = parity.measure("tensorrt", engine.infer, zip(requests, answers, strict=True), limit)
+        figures = parity.compare_all("tensorrt", engine.infer, zip(requests, answers, strict=True), limit)
     finally:
         engine.close()
     (bundle.path / MANIFEST).write_text(bundle.manifest.model_dump_json())

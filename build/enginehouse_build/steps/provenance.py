@@ -14,7 +14,7 @@ from enginehouse.contract.bundle import sha256_of
 from enginehouse.engines.hardware import probe_cpu, probe_gpus
 from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.reference.reference import Reference
-from enginehouse_build.steps import cache as step_cache
+from enginehouse_build.steps import kept_steps
 
 #: Fields of a recipe that do not change its reference.
 _LATER = {
@@ -64,7 +64,7 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Python and the libraries, for the manifest."""
-    return {"python": platform.python_version(), **step_cache.versions()}
+    return {"python": platform.python_version(), **kept_steps.versions()}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The steps of one build: each from the cache or in a process of its own, with its log, its cost and how it ended."""
+"""The steps of one build: each kept from earlier or run in a process of its own, with its log, its cost and how it ended."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, StepDied
 from enginehouse.contract.manifest import Step
-from enginehouse_build.steps.cache import StepCache, code_digest, digest_of, versions
 from enginehouse_build.steps.isolate import Bounds, run
+from enginehouse_build.steps.kept_steps import KeptSteps, code_digest, digest_of, versions
 
 _T = TypeVar("_T")
 Outcome: TypeAlias = Literal["started", "done", "cached", "failed", "unavailable"]
@@ -30,7 +30,7 @@ class Steps:
     """
 
     def __init__(self, logs: Path, bounds: Bounds, progress: Progress, *, fresh: bool) -> None:
-        self.cache = StepCache()
+        self.kept = KeptSteps()
         self.records: list[Step] = []
         self._logs = logs
         self._bounds = bounds
@@ -48,23 +48,23 @@ class Steps:
     ) -> tuple[Path, _T]:
         """Files and result of `function(folder, *arguments)`, which `key` stands for.
 
-        `still_good` looks at a result from the cache, `detail` says what to tell of one. Raises as `isolate.run` does.
+        `still_good` looks at a result that was kept, `detail` says what to tell of one. Raises as `isolate.run` does.
         """
         self._progress(name, "started")
         key = digest_of(function.__qualname__, key, versions(), code_digest())
         log = self._logs / f"{name.replace(' ', '-')}.log"
         logged = f"{self._logs.name}/{log.name}"
-        found = None if self._fresh else self.cache.get(key)
+        found = None if self._fresh else self.kept.get(key)
         if found is not None and still_good(found.result):
             shutil.copyfile(found.log, log)
             self.ended(Step(name=name, outcome="cached", detail=detail(found.result), log=logged))
             return found.files, found.result
         began = time.monotonic()
-        with self.cache.staging() as entry:
+        with self.kept.staging() as entry:
             try:
                 ran = run(function, entry / "files", *arguments, log=entry / "log", bounds=self._bounds)
             except EnginehouseError as error:
-                kept = self.cache.shared("failed.log")
+                kept = self.kept.shared("failed.log")
                 shutil.copyfile(entry / "log", kept)
                 error.add_note(f"what the step {name!r} said: {kept}")
                 self.ended(
@@ -80,7 +80,7 @@ class Steps:
                 raise
             finally:
                 shutil.copyfile(entry / "log", log)
-            done = self.cache.put(key, entry, ran.value)
+            done = self.kept.put(key, entry, ran.value)
         told = detail(ran.value)
         self.ended(Step(name=name, outcome="done", detail=told, seconds=ran.seconds, peak_mib=ran.peak_mib, log=logged))
         return done.files, ran.value

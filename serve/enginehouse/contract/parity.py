@@ -97,7 +97,7 @@ class Comparison:
         )
 
 
-def measure(
+def compare_all(
     engine: str, infer: Callable[[Tensors], Tensors], pairs: Iterable[tuple[Tensors, Tensors]], limit: float
 ) -> Parity:
     """Run `infer` on every request of `pairs` (request, the reference's answer) and return the worst figures.

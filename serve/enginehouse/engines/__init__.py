@@ -28,7 +28,7 @@ from enginehouse.contract.latency import AS_GOOD
 from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines.hardware import int8_products, probe_cpu
-from enginehouse.engines.verify import verify
+from enginehouse.engines.recheck import recheck
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def load_engine(
     engine = _constructor(kind)(options)
     try:
         if options.artifact.status == "unverified" or _was_verified_on_another_cpu(kind, manifest, artifact):
-            verify(kind, engine.infer, bundle, artifact)
+            recheck(kind, engine.infer, bundle, artifact)
         warm_up(engine, manifest, warm_rows)
     except BaseException:
         engine.close()
@@ -109,7 +109,7 @@ def load_engine(
     return engine
 
 
-def measure(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
+def time_calls(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
     """(rows, milliseconds) of a call with one row and with a full batch: the best of three, of a warm engine.
 
     Enough to rank an engine that was made on this node; the build's latency table is the careful one.

@@ -16,7 +16,7 @@ from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ArtifactMissing, EnginehouseError, EngineUnavailable, ModelNotFound
 from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
 from enginehouse.contract.store import Store
-from enginehouse.engines import best_batch, load_engine, measure
+from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
 from enginehouse.pools import crashes
 from enginehouse.pools.batching import LoadedModel
@@ -174,7 +174,7 @@ class HostedModels:
             if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
                 rows = best_batch(engine, manifest, rows)
         # Made on this node, say: routers have to know how fast it is before they can prefer it.
-        measured = measure(engine, manifest) if table is None else []
+        measured = time_calls(engine, manifest) if table is None else []
         return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
 
     def _report(self, model_key: str, state: ModelState, reason: str = "") -> None:

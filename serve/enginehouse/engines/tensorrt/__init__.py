@@ -1,14 +1,14 @@
 """TensorRT engine: `tensorrt`, for both flavours, TensorRT and TensorRT-RTX.
 
-| module     |                                                                       |
-|------------|-----------------------------------------------------------------------|
-| key.py     | what decides which engine file fits which node; profiles              |
-| library.py | TensorRT itself: the installed flavour, the GPU, what is said in logs |
-| builder.py | ONNX -> engine                                                        |
-| cache.py   | engines built on this node because the bundle's own does not fit      |
-| make.py    | the process that builds one of those                                  |
-| device.py  | CUDA's runtime: calls that raise, buffers on both sides              |
-| runtime.py | running an engine                                                     |
+| module          |                                                                       |
+|-----------------|-----------------------------------------------------------------------|
+| key.py          | what decides which engine file fits which node; profiles              |
+| library.py      | TensorRT itself: the installed flavour, the GPU, what is said in logs |
+| builder.py      | ONNX -> engine                                                        |
+| kept_engines.py | engines built on this node because the bundle's own does not fit      |
+| make.py         | the process that builds one of those                                  |
+| device.py       | CUDA's runtime: calls that raise, buffers on both sides               |
+| runtime.py      | running an engine                                                     |
 
 An engine file runs only on the flavour, version and compute capability that it was built with and for.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from enginehouse.engines import EngineOptions
-from enginehouse.engines.tensorrt.cache import engine_file
+from enginehouse.engines.tensorrt.kept_engines import engine_file
 from enginehouse.engines.tensorrt.library import local_node
 from enginehouse.engines.tensorrt.runtime import TensorRT
 

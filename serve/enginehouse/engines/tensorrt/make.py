@@ -20,7 +20,7 @@ from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.engines import worker_process
 from enginehouse.engines.tensorrt.builder import build_engine
-from enginehouse.engines.tensorrt.cache import ENGINE_FILE, KEY_FILE, is_whole
+from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE, KEY_FILE, is_whole
 from enginehouse.engines.tensorrt.key import EngineKey, Profile, Range
 
 

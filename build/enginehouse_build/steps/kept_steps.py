@@ -4,7 +4,7 @@
                                   /result       what it returned, and the digests of its files (pickled)
                                   /log          what it said
 
-A step appears in the cache all at once or not at all. Entries that were not used for a month are removed.
+A step appears all at once or not at all. Entries that were not used for a month are removed.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ def code_digest() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A step in the cache: its folder of files, its log, and what it returned."""
+    """A step that is kept: its folder of files, its log, and what it returned."""
 
     files: Path
     log: Path
     result: Any
 
 
-class StepCache:
-    """The cache of one user on one machine."""
+class KeptSteps:
+    """The finished steps of one user on one machine."""
 
     def __init__(self) -> None:
         self._root = cache_folder() / "steps"
@@ -111,7 +111,7 @@ class StepCache:
             shutil.rmtree(entry, ignore_errors=True)
 
     def put(self, key: str, entry: Path, result: Any) -> Finished:
-        """Move the filled `entry` into the cache."""
+        """Keep the filled `entry`."""
         (entry / "result").write_bytes(pickle.dumps((result, _digests(entry / "files"))))
         target = self._root / key
         while True:

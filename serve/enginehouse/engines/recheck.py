@@ -1,4 +1,4 @@
-"""Verifies an engine that was made elsewhere or just now, before it answers anybody: the gate, where it is loaded."""
+"""The gate once more where an engine is loaded that was made elsewhere or just now, before it answers anybody."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import Artifact, EngineKind, Parity
-from enginehouse.contract.parity import gate, limits_of, measure
+from enginehouse.contract.parity import compare_all, gate, limits_of
 from enginehouse.contract.tensors import Tensors
 
 #: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
@@ -16,7 +16,7 @@ CHECK_REQUESTS = "check/requests.npz"
 CHECK_ANSWERS = "check/answers.npz"
 
 
-def verify(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact) -> Parity:
+def recheck(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact) -> Parity:
     """Let `infer` answer the bundle's check requests and return its figures.
 
     Raises EngineUnavailable when they are past the artifact's gate, or cannot be had; DigestMismatch.
@@ -31,7 +31,7 @@ def verify(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle
     requests, answers = (tensor_file.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
     limits = limits_of(artifact.precision, artifact.limit)
     try:
-        figures = measure(kind, infer, zip(requests, answers, strict=True), limits.relative_l2)
+        figures = compare_all(kind, infer, zip(requests, answers, strict=True), limits.relative_l2)
         gate(artifact.name, limits, figures)
     except (ParityFailed, InferenceFailed, InvalidInput) as error:
         raise EngineUnavailable(kind, f"verified on loading: {error}") from None

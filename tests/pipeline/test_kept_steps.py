@@ -8,67 +8,67 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse_build.steps.cache import KEPT_S, StepCache, digest_of, link
+from enginehouse_build.steps.kept_steps import KEPT_S, KeptSteps, digest_of, link
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StepCache:
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeptSteps:
     monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
-    return StepCache()
+    return KeptSteps()
 
 
-def fill(cache: StepCache, key: str, content: str, result: object = None) -> Path:
-    with cache.staging() as entry:
+def fill(kept: KeptSteps, key: str, content: str, result: object = None) -> Path:
+    with kept.staging() as entry:
         (entry / "files" / "model.onnx").write_text(content)
         (entry / "log").write_text("said")
-        return cache.put(key, entry, result).files
+        return kept.put(key, entry, result).files
 
 
-def test_a_finished_step_is_found_with_files_log_and_result(cache: StepCache) -> None:
-    assert cache.get("key") is None
-    fill(cache, "key", "weights", {"rows": 3})
-    found = cache.get("key")
+def test_a_finished_step_is_found_with_files_log_and_result(kept: KeptSteps) -> None:
+    assert kept.get("key") is None
+    fill(kept, "key", "weights", {"rows": 3})
+    found = kept.get("key")
     assert found is not None
     assert (found.files / "model.onnx").read_text() == "weights"
     assert (found.log.read_text(), found.result) == ("said", {"rows": 3})
 
 
-def test_a_file_that_was_changed_added_or_removed_is_noticed(cache: StepCache) -> None:
+def test_a_file_that_was_changed_added_or_removed_is_noticed(kept: KeptSteps) -> None:
     for change in (
         lambda files: (files / "model.onnx").write_text("other"),
         lambda files: (files / "more").touch(),
         lambda files: (files / "model.onnx").unlink(),
     ):
-        change(fill(cache, "key", "weights"))
-        assert cache.get("key") is None
+        change(fill(kept, "key", "weights"))
+        assert kept.get("key") is None
 
 
-def test_a_step_that_failed_leaves_nothing(cache: StepCache, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), cache.staging() as entry:
+def test_a_step_that_failed_leaves_nothing(kept: KeptSteps, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), kept.staging() as entry:
         (entry / "files" / "model.onnx").write_text("half")
         raise ZeroDivisionError
     assert list((tmp_path / "cache" / "steps").iterdir()) == []
 
 
-def test_the_last_of_two_with_one_key_stays(cache: StepCache) -> None:
-    fill(cache, "key", "first")
-    fill(cache, "key", "second")
-    found = cache.get("key")
+def test_the_last_of_two_with_one_key_stays(kept: KeptSteps) -> None:
+    fill(kept, "key", "first")
+    fill(kept, "key", "second")
+    found = kept.get("key")
     assert found is not None
     assert (found.files / "model.onnx").read_text() == "second"
 
 
-def test_entries_not_used_for_a_month_go(cache: StepCache) -> None:
+def test_entries_not_used_for_a_month_go(kept: KeptSteps) -> None:
     for key in ("old", "used", "new"):
-        fill(cache, key, key)
+        fill(kept, key, key)
     long_ago = time.time() - KEPT_S - 60
     for key in ("old", "used"):
-        found = cache.get(key)
+        found = kept.get(key)
         assert found is not None
         os.utime(found.files.parent, (long_ago, long_ago))
-    assert cache.get("used") is not None
-    cache.prune()
-    assert [cache.get(key) is not None for key in ("old", "used", "new")] == [False, True, True]
+    assert kept.get("used") is not None
+    kept.prune()
+    assert [kept.get(key) is not None for key in ("old", "used", "new")] == [False, True, True]
 
 
 def test_keys_tell_values_apart_and_are_the_same_in_every_order(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_keys_tell_values_apart_and_are_the_same_in_every_order(tmp_path: Path) 
     assert digest_of("ab", "c") != digest_of("a", "bc")
 
 
-def test_linked_files_have_the_content(cache: StepCache, tmp_path: Path) -> None:
-    link(sorted(fill(cache, "key", "weights").iterdir()), tmp_path / "bundle")
+def test_linked_files_have_the_content(kept: KeptSteps, tmp_path: Path) -> None:
+    link(sorted(fill(kept, "key", "weights").iterdir()), tmp_path / "bundle")
     assert (tmp_path / "bundle" / "model.onnx").read_text() == "weights"
