@@ -15,7 +15,6 @@ import importlib.metadata
 import os
 import pickle
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from enginehouse.contract.atomic_folder import publish, staged
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.store.cache import cache_folder
@@ -102,40 +102,30 @@ class KeptSteps:
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         """An entry to fill, with an empty folder `files` and an empty `log`; gone afterwards unless `put` took it."""
-        entry = Path(tempfile.mkdtemp(prefix=".running-", dir=self._root))
-        try:
+        with staged(self._root) as entry:
             (entry / "files").mkdir()
             (entry / "log").touch()
             yield entry
-        finally:
-            shutil.rmtree(entry, ignore_errors=True)
 
     def put(self, key: str, entry: Path, result: Any) -> Finished:
         """Keep the filled `entry`."""
         (entry / "result").write_bytes(pickle.dumps((result, _digests(entry / "files"))))
         target = self._root / key
-        while True:
+        while not publish(entry, target):
+            # What is there was made over again, or another build has finished the same step at this moment.
             shutil.rmtree(target, ignore_errors=True)
-            try:
-                entry.rename(target)
-            except OSError:
-                # Another build may have finished the same step at this moment.
-                if not target.exists():
-                    raise
-                continue
-            return Finished(target / "files", target / "log", result)
+        return Finished(target / "files", target / "log", result)
 
     def shared(self, name: str) -> Path:
         """A file that steps may keep between builds; it need not exist."""
         return self._root.parent / name
 
     def prune(self) -> None:
-        """Remove what was not used for a month, and what killed builds left a day ago."""
+        """Remove what was not used for a month."""
         now = time.time()
         for entry in self._root.iterdir():
             with contextlib.suppress(OSError):
-                kept = 24 * 3600.0 if entry.name.startswith(".") else KEPT_S
-                if now - entry.stat().st_mtime > kept:
+                if now - entry.stat().st_mtime > KEPT_S:
                     shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The steps of one build: each kept from earlier or run in a process of its own, with its log, its cost and how it ended."""
+"""The steps of one build: each kept from earlier or run in its own process, with its log, its cost and how it ended."""
 
 from __future__ import annotations
 

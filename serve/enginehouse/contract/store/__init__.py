@@ -10,11 +10,11 @@ from typing import Any
 
 import fsspec
 
+from enginehouse.contract.atomic_folder import publish, stage
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import BuildError, ConfigError, InvalidInput, ManifestInvalid, ModelNotFound
 from enginehouse.contract.manifest import File, Manifest
 from enginehouse.contract.store.cache import cache_folder, fetch
-from enginehouse.contract.store.staging import make_staging
 from enginehouse.contract.store.upload import upload
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -106,12 +106,12 @@ class Store:
         if not self._local:
             upload(self._fs, folder, target)
             return target
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.rename(target)
+            won = publish(folder, Path(target))
         except OSError as error:
-            taken = f"{target} already exists and bundles are immutable; choose another --version"
-            raise BuildError(taken if Path(target).exists() else str(error)) from None
+            raise BuildError(str(error)) from None
+        if not won:
+            raise BuildError(f"{target} already exists and bundles are immutable; choose another --version")
         return target
 
     def staging(self) -> Path:
@@ -121,7 +121,7 @@ class Store:
         """
         parent = Path(self._root) if self._local else cache_folder()
         try:
-            return make_staging(parent / ".building")
+            return stage(parent / ".building")
         except OSError as error:
             raise ConfigError(f"{parent} cannot be written: {error.strerror}; choose another --store") from None
 

@@ -8,17 +8,16 @@ CACHE is `$ENGINEHOUSE_CACHE`, by default `~/.cache/enginehouse`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from enginehouse.contract.atomic_folder import locked
 from enginehouse.contract.bundle import MANIFEST, sha256_of
 from enginehouse.contract.errors import ArtifactMissing, ConfigError, DigestMismatch, EnginehouseError, ManifestInvalid
 from enginehouse.contract.manifest import File
@@ -78,7 +77,7 @@ def _bring(fs: Any, path: str, file: File, target: Path, part: Path) -> None:
     if _is(file, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(part) as stream:
+    with locked(part) as stream:
         # Whoever held the lock before may have brought it.
         if _is(file, target):
             part.unlink()
@@ -163,27 +162,8 @@ def _reads_ranges(fs: Any, path: str, size: int) -> bool:
 def _write_manifest(path: Path, text: bytes, parts: Path) -> None:
     if path.is_file() and path.read_bytes() == text:
         return
-    with _locked(parts / path.parent.name) as stream:
+    with locked(parts / path.parent.name) as stream:
         stream.truncate(0)
         stream.write(text)
         stream.flush()
         Path(stream.name).replace(path)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """`path` open for appending by one process at a time; the lock ends with the process, however that ends."""
-    while True:
-        with path.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            # Whoever held the lock before may have moved the file away; then this is no longer the one at `path`.
-            if _is_at(path, stream):
-                yield stream
-                return
-
-
-def _is_at(path: Path, stream: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
-    except FileNotFoundError:
-        return False

@@ -7,15 +7,14 @@ It ends with the process that asked for it. Of several for one key the first bui
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from enginehouse.contract.atomic_folder import locked, publish, staged
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.engines import worker_process
@@ -30,28 +29,25 @@ def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
     Raises what `build_engine` raises, and OSError for a cache that cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        # The system releases it with the process, however that ends.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.with_name(f"{folder.name}.lock")):
         if is_whole(folder):
             return False
-        for left in [folder, *folder.parent.glob(f"{folder.name}.*.part")]:
-            shutil.rmtree(left, ignore_errors=True)
         began = time.monotonic()
         timings = folder.with_name(f"{key.flavour}-{key.version}-{key.compute_capability}.timings")
         built = build_engine(onnx, profile, key.flavour, (key.compute_capability,), timings)
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-        engine = part / ENGINE_FILE
-        engine.write_bytes(built.engine)
-        made = {
-            "key": key.record(),
-            "sha256": sha256_of(engine),
-            "seconds": time.monotonic() - began,
-            "remarks": built.remarks,
-        }
-        (part / KEY_FILE).write_text(json.dumps(made, indent=2) + "\n")
-        part.rename(folder)
-        return True
+        with staged(folder.parent) as part:
+            engine = part / ENGINE_FILE
+            engine.write_bytes(built.engine)
+            made = {
+                "key": key.record(),
+                "sha256": sha256_of(engine),
+                "seconds": time.monotonic() - began,
+                "remarks": built.remarks,
+            }
+            (part / KEY_FILE).write_text(json.dumps(made, indent=2) + "\n")
+            # Nothing, or what was damaged since.
+            shutil.rmtree(folder, ignore_errors=True)
+            return publish(part, folder)
 
 
 def _work() -> None:
