@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import subprocess
-import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from benchmarks.gpu.lab import Lab, Part, Row
-from enginehouse.engines import worker_process
+from enginehouse.engines.worker_process import WorkerDied, WorkerProcess
 
 #: Seconds that a part has to end by itself once it was told to.
 GRACE_S = 10.0
@@ -35,38 +33,26 @@ class Outcome:
 def run(part: Part, lab: Lab, log: Path) -> Outcome:
     """Run `part` for at most `lab.seconds`; what it and its children print is added to `log`."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, log.open("ab") as output:
-        output.write(f"== {part.name}\n".encode())
-        output.flush()
-        found = Path(folder) / "rows.jsonl"
-        order = json.dumps(
-            {"module": f"{part.package}.{part.name}", "found": str(found), **asdict(lab), "store": str(lab.store)}
-        )
-        process = subprocess.Popen(
-            worker_process.command("benchmarks.gpu.work", order),
-            env=worker_process.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    with log.open("a") as output:
+        output.write(f"== {part.name}\n")
+    rows: list[Row] = []
+    outcome, reason = "stopped", f"it took more than {lab.seconds:g} s"
+    with WorkerProcess("benchmarks.gpu.work", log=log) as worker:
         try:
-            code: int | None = process.wait(lab.seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            worker.send((f"{part.package}.{part.name}", lab))
+            while worker.poll(lab.seconds - (time.monotonic() - began)):
+                line = json.loads(worker.receive())
+                if "row" in line:
+                    rows.append(line["row"])
+                else:
+                    outcome, reason = line["outcome"], line["reason"]
+        except WorkerDied as died:
+            # Every part ends like that; one that said how it went has failed no more.
+            if outcome == "stopped":
+                outcome, reason = "failed", f"its process {died}; see {log.name}"
         finally:
-            _end(process)
-        lines = [json.loads(line) for line in found.read_text().splitlines()] if found.exists() else []
-    seconds = time.monotonic() - began
-    rows = [line["row"] for line in lines if "row" in line]
-    ends = [(line["outcome"], line["reason"]) for line in lines if "outcome" in line]
-    if ends:
-        outcome, reason = ends[-1]
-    elif code is None:
-        outcome, reason = "stopped", f"it took more than {lab.seconds:g} s"
-    else:
-        ended = signal.Signals(-code).name if code < 0 else f"status {code}"
-        outcome, reason = "failed", f"its process ended with {ended}; see {log.name}"
-    return Outcome(part.name, part.title, outcome, reason, round(seconds, 1), rows)
+            _end(worker.process)
+    return Outcome(part.name, part.title, outcome, reason, round(time.monotonic() - began, 1), rows)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -288,7 +288,7 @@ def test_a_killed_builder_is_an_error_and_leaves_nothing_behind(here: NodeFacts,
         until(lambda: list(tmp_path.glob("cache/engines/*.lock")))
         (builder,) = builders()
         builder.kill()
-        with pytest.raises(EngineUnavailable, match="ended with SIGKILL"):
+        with pytest.raises(EngineUnavailable, match="the process that builds it was ended by SIGKILL"):
             load.result(timeout=30)
     assert cached(tmp_path) == []
     assert engine_file(options([model], {}), here, print).path.is_file()

@@ -3,23 +3,17 @@
 Live sessions with thread pools disturb one another (10 ms and 46 ms were read for the same call), so each engine that
 is measured is alone in its process, and only one of these processes works at a time.
 
-    python -m enginehouse_build.judge.stopwatch KIND ARTIFACT ORDER FD     the child: answers requests through FD
+    python -m enginehouse_build.judge.stopwatch ... KIND ARTIFACT ORDER     the child: a window for each Cell
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,7 +21,8 @@ from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import BuildError, EnginehouseError
 from enginehouse.contract.manifest import EngineKind
 from enginehouse.contract.tensors import Tensors
-from enginehouse.engines import Engine, load_engine, worker_process
+from enginehouse.engines import Engine, load_engine
+from enginehouse.engines.worker_process import Parent, WorkerDied, WorkerProcess, serve
 from enginehouse_build.inputs.samples import resized, take
 
 #: Rows, and the size along the cost axis (None for a model without one).
@@ -73,26 +68,14 @@ class Stopwatch:
 
     def __init__(self, kind: EngineKind, artifact: str, order: Path, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._log = order.with_name(f"{kind}-{artifact}.log")
-        self._connection, theirs = Pipe()
-        module = "enginehouse_build.judge.stopwatch"
-        with theirs, self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                worker_process.command(module, kind, artifact, str(order), str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=worker_process.environment(),
-                pass_fds=(theirs.fileno(),),
-            )
+        log = order.with_name(f"{kind}-{artifact}.log")
+        self._worker = WorkerProcess("enginehouse_build.judge.stopwatch", kind, artifact, str(order), log=log)
 
     def __enter__(self) -> Stopwatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
+        self._worker.close()
 
     def wait_until_loaded(self) -> None:
         """Return when the engine is warm."""
@@ -100,54 +83,30 @@ class Stopwatch:
 
     def window(self, cell: Cell) -> Window:
         """Measure once; the call before the window is not counted."""
-        stage = f"at {where(cell)}"
+        return Window(*self._answer(f"at {where(cell)}", cell))
+
+    def _answer(self, stage: str, *asked: Cell) -> Any:
         try:
-            self._connection.send(cell)
-        except OSError:
-            raise BuildError(self._last_words(stage)) from None
-        return Window(*self._answer(stage))
-
-    def _answer(self, stage: str) -> tuple[list[float], float]:
-        try:
-            if not self._connection.poll(self._patience_s):
-                self._process.kill()
-                raise BuildError(f"no answer within {self._patience_s:g} s {stage}; the measuring process was ended")
-            answer: tuple[list[float], float] | str = self._connection.recv()
-        except (EOFError, OSError):
-            raise BuildError(self._last_words(stage)) from None
-        if isinstance(answer, str):
-            raise BuildError(answer)
-        return answer
-
-    def _last_words(self, stage: str) -> str:
-        code = self._process.wait()
-        if code < 0:
-            return f"the measuring process was ended by {signal.Signals(-code).name} {stage}"
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return f"the measuring process ended with code {code} {stage}: {lines[-1] if lines else 'it said nothing'}"
-
-
-def _main() -> None:
-    kind, artifact, order, descriptor = worker_process.begin(sys.argv)
-    with Connection(int(descriptor)) as connection:
-        try:
-            _serve(kind, artifact, Path(order), connection)  # type: ignore[arg-type]
+            for cell in asked:
+                self._worker.send(cell)
+            if self._worker.poll(self._patience_s):
+                return self._worker.receive()
+        except WorkerDied as died:
+            raise BuildError(f"{stage} the measuring process {died}") from None
         except EnginehouseError as error:
-            connection.send(f"{type(error).__name__}: {error}")
-        except EOFError:
-            # Nobody asks any more.
-            pass
-    # Engine libraries have crashed while their threads were taken down.
-    os._exit(0)
+            raise BuildError(f"{type(error).__name__}: {error}") from None
+        self._worker.kill()
+        raise BuildError(f"no answer within {self._patience_s:g} s {stage}; the measuring process was ended")
 
 
-def _serve(kind: EngineKind, artifact: str, order: Path, connection: Connection) -> None:
-    path, samples, threads = pickle.loads(order.read_bytes())
+def _work(parent: Parent) -> None:
+    kind, artifact, order = parent.arguments
+    path, samples, threads = pickle.loads(Path(order).read_bytes())
     bundle = Bundle.open(path)
-    engine = load_engine(kind, bundle, bundle.manifest.artifact(artifact), threads=threads)
-    connection.send(([], 0.0))
+    engine = load_engine(kind, bundle, bundle.manifest.artifact(artifact), threads=threads)  # type: ignore[arg-type]
+    parent.send("loaded")
     while True:
-        connection.send(_window(engine, _request(bundle, samples, connection.recv())))
+        parent.send(_window(engine, _request(bundle, samples, parent.receive())))
 
 
 def _request(bundle: Bundle, samples: Mapping[str, np.ndarray], cell: Cell) -> Tensors:
@@ -180,4 +139,4 @@ def _waited_s() -> float:
 
 
 if __name__ == "__main__":
-    _main()
+    serve(_work)

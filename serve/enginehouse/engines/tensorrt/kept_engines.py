@@ -10,17 +10,15 @@ CACHE is that of `enginehouse.contract.store.cache`. Nothing is ever removed fro
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from enginehouse.contract.bundle import sha256_of
-from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
+from enginehouse.contract.errors import ConversionFailed, EnginehouseError, EngineUnavailable
 from enginehouse.contract.store.cache import cache_folder
-from enginehouse.engines import EngineOptions, worker_process
+from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt.key import (
     EngineKey,
     NodeFacts,
@@ -30,9 +28,11 @@ from enginehouse.engines.tensorrt.key import (
     profile_text,
 )
 from enginehouse.engines.tensorrt.library import KIND
+from enginehouse.engines.worker_process import WorkerDied, WorkerProcess
 
 ENGINE_FILE = "model.engine"
 KEY_FILE = "key.json"
+_MAKER = "enginehouse.engines.tensorrt.make"
 #: Large transformers take TensorRT the better part of an hour.
 BUILD_LIMIT_S = 2 * 3600.0
 
@@ -93,33 +93,16 @@ def _make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
 
     True if it was this child that built it, False if another process was quicker.
     """
-    order = {"folder": str(folder), "onnx": str(onnx.resolve()), "key": key.record(), "profile": profile}
-    try:
-        builder = subprocess.run(
-            worker_process.command("enginehouse.engines.tensorrt.make"),
-            input=json.dumps(order),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=worker_process.environment(),
-            timeout=BUILD_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise EngineUnavailable(KIND, f"TensorRT did not finish within {BUILD_LIMIT_S:g} s; it was stopped") from None
-    if builder.returncode:
-        said = builder.stderr.strip().splitlines() or ["it said nothing"]
-        raise EngineUnavailable(
-            KIND, f"the process that builds it ended with {_status(builder.returncode)}: {said[-1]}"
-        )
-    answer: dict[str, Any] = json.loads(builder.stdout)
-    if "fault" in answer:
-        raise EngineUnavailable(KIND, answer["fault"])
-    return bool(answer["built"])
-
-
-def _status(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"status {code}"
+    with tempfile.NamedTemporaryFile() as log, WorkerProcess(_MAKER, log=Path(log.name)) as builder:
+        try:
+            builder.send((folder, onnx, key, profile))
+            if builder.poll(BUILD_LIMIT_S):
+                return bool(builder.receive())
+        except WorkerDied as died:
+            raise EngineUnavailable(KIND, f"the process that builds it {died}") from None
+        except EnginehouseError as error:
+            raise EngineUnavailable(KIND, str(error)) from None
+    raise EngineUnavailable(KIND, f"TensorRT did not finish within {BUILD_LIMIT_S:g} s; it was stopped")
 
 
 def _only(options: EngineOptions, suffix: str) -> Path:

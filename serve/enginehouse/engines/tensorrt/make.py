@@ -1,6 +1,6 @@
 """Builds one engine into the node's cache, in a process of its own.
 
-    python -m enginehouse.engines.tensorrt.make       an order as JSON on stdin, `built` or `fault` as JSON on stdout
+    python -m enginehouse.engines.tensorrt.make ...       takes the arguments of `make`, answers with its result
 
 It ends with the process that asked for it. Of several for one key the first builds, and the others wait for it.
 """
@@ -8,19 +8,17 @@ It ends with the process that asked for it. Of several for one key the first bui
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
 from enginehouse.contract.atomic_folder import locked, publish, staged
 from enginehouse.contract.bundle import sha256_of
-from enginehouse.contract.errors import EnginehouseError
-from enginehouse.engines import worker_process
+from enginehouse.contract.errors import ConfigError
 from enginehouse.engines.tensorrt.builder import build_engine
 from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE, KEY_FILE, is_whole
-from enginehouse.engines.tensorrt.key import EngineKey, Profile, Range
+from enginehouse.engines.tensorrt.key import EngineKey, Profile
+from enginehouse.engines.worker_process import Parent, serve
 
 
 def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
@@ -50,21 +48,12 @@ def make(folder: Path, onnx: Path, key: EngineKey, profile: Profile) -> bool:
             return publish(part, folder)
 
 
-def _work() -> None:
-    worker_process.begin(sys.argv)
-    order = json.load(sys.stdin)
-    answers = os.fdopen(os.dup(1), "w")
-    # Libraries print to stdout as they please; the answer goes through the copy made above.
-    os.dup2(2, 1)
-    profile = {name: Range(*map(tuple, shapes)) for name, shapes in order["profile"].items()}
+def _work(parent: Parent) -> None:
     try:
-        built = make(Path(order["folder"]), Path(order["onnx"]), EngineKey(**order["key"]), profile)
-        answer: dict[str, object] = {"built": built}
-    except (EnginehouseError, OSError) as error:
-        answer = {"fault": str(error)}
-    answers.write(json.dumps(answer))
-    answers.flush()
+        parent.send(make(*parent.receive()))
+    except OSError as error:
+        raise ConfigError(f"the engine cannot be kept: {error}") from None
 
 
 if __name__ == "__main__":
-    _work()
+    serve(_work)

@@ -5,16 +5,14 @@ An open loop sends each request when it is due, whatever became of the ones befo
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from typing import NamedTuple
 
 import psutil
 
 from enginehouse.contract.errors import NoBackend
-from enginehouse.engines import worker_process
+from enginehouse.engines.worker_process import WorkerDied, WorkerProcess
 from enginehouse.tools.bench import usage
 from enginehouse.tools.bench.answers import Expected
 
@@ -71,26 +69,14 @@ class Result:
 
 def run(order: Order, processes: Sequence[psutil.Process]) -> tuple[Result, usage.Usage]:
     """Have a child do `order`; the CPU time is from its first request to its last answer. Raises NoBackend."""
-    connection, theirs = Pipe()
-    with connection:
-        with theirs:
-            process = subprocess.Popen(
-                worker_process.command("enginehouse.tools.bench.sender", str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                env=worker_process.environment(),
-                pass_fds=(theirs.fileno(),),
-            )
+    with WorkerProcess("enginehouse.tools.bench.sender") as sender:
         try:
-            connection.send(order)
-            connection.recv()
+            sender.send(order)
+            sender.receive()
             before = usage.read(processes)
-            connection.send(None)
-            connection.recv()
+            sender.send(None)
+            sender.receive()
             used = before.until(usage.read(processes))
-            result: Result = connection.recv()
-        except (EOFError, OSError):
-            raise NoBackend(f"the load generator ended with code {process.wait()}; what it said is above") from None
-        finally:
-            process.kill()
-            process.wait()
-    return result, used
+            return sender.receive(), used
+        except WorkerDied as died:
+            raise NoBackend(f"the load generator {died}") from None

@@ -6,20 +6,17 @@ in memory. They are idle while the server is measured, and the server is idle wh
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from enginehouse.contract.errors import EnginehouseError, EngineUnavailable
+from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.contract.manifest import EngineKind
 from enginehouse.contract.tensors import Tensors
-from enginehouse.engines import worker_process
+from enginehouse.engines.worker_process import WorkerDied, WorkerProcess
 
 WINDOWS = 5
 
@@ -80,41 +77,28 @@ class Engines:
 
     def __init__(self, order: Order, count: int) -> None:
         self._order = order
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._connections: list[Connection] = []
-        try:
-            for _ in range(count):
-                self._start()
-            for connection in self._connections:
-                connection.send(order)
-            for number in range(count):
-                # What the engine says it computes in.
-                self.precision = str(self._answer(number))
-        except BaseException:
-            self.__exit__()
-            raise
+        with ExitStack() as starting:
+            self._workers = [
+                starting.enter_context(WorkerProcess("enginehouse.tools.bench.engine")) for _ in range(count)
+            ]
+            # What the engine says it computes in.
+            self.precision = str(self._answers(order)[0])
+            self._running = starting.pop_all()
 
     def __enter__(self) -> Engines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        for connection in self._connections:
-            connection.close()
+        self._running.close()
 
     def infer(self, request: Tensors) -> dict[str, np.ndarray]:
         """One engine's own answer."""
-        self._connections[0].send((dict(request), None))
-        outputs: dict[str, np.ndarray] = self._answer(0)
+        outputs: dict[str, np.ndarray] = self._answers((dict(request), None), most=1)[0]
         return outputs
 
     def limit(self, request: Tensors, rows: int, seconds: float) -> Limit:
         """What all engines reach together that repeat `request` of `rows` rows for `seconds` seconds."""
-        for connection in self._connections:
-            connection.send((dict(request), seconds))
-        runs: Sequence[Run] = [self._answer(number) for number in range(len(self._connections))]
+        runs: list[Run] = self._answers((dict(request), seconds))
         calls = sum(run.calls for run in runs)
         return Limit(
             engine=self._order.kind,
@@ -127,25 +111,11 @@ class Engines:
             windows=tuple(sum(run.windows[part] for run in runs) * rows for part in range(WINDOWS)),
         )
 
-    def _start(self) -> None:
-        connection, theirs = Pipe()
-        self._connections.append(connection)
-        with theirs:
-            self._processes.append(
-                subprocess.Popen(
-                    worker_process.command("enginehouse.tools.bench.engine", str(theirs.fileno())),
-                    stdin=subprocess.DEVNULL,
-                    env=worker_process.environment(),
-                    pass_fds=(theirs.fileno(),),
-                )
-            )
-
-    def _answer(self, number: int) -> Any:
+    def _answers(self, message: object, most: int | None = None) -> list[Any]:
+        """Ask all engines, or the first `most`, at the same time."""
         try:
-            answer = self._connections[number].recv()
-        except (EOFError, OSError):
-            code = self._processes[number].wait()
-            raise EngineUnavailable(self._order.kind, f"its process ended with code {code}; see above") from None
-        if isinstance(answer, EnginehouseError):
-            raise answer
-        return answer
+            for worker in self._workers[:most]:
+                worker.send(message)
+            return [worker.receive() for worker in self._workers[:most]]
+        except WorkerDied as died:
+            raise EngineUnavailable(self._order.kind, f"its process {died}") from None

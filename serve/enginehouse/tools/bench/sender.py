@@ -1,6 +1,6 @@
 """The process of the load generator in Python: asyncio and aiohttp, one thread.
 
-python -m enginehouse.tools.bench.sender FD       takes one Order through FD, answers with a Result
+python -m enginehouse.tools.bench.sender ...       takes one Order, answers with a Result
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import sys
 import time
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.engines import worker_process
+from enginehouse.engines.worker_process import Parent, serve
 from enginehouse.tools.bench import answers
 from enginehouse.tools.bench.generator import Order, Result, Sent
 
@@ -25,19 +23,16 @@ _TIMEOUT_S = 60.0
 _TIMER_S = 0.0005
 
 
-def _main() -> None:
-    (descriptor,) = worker_process.begin(sys.argv)
-    with Connection(int(descriptor)) as connection:
-        order: Order = connection.recv()
-        loop = _Loop(order)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(loop.open())
-            connection.send("ready")
-            connection.recv()
-            runner.run(loop.run())
-            connection.send("done")
-            connection.send(loop.result)
-            runner.run(loop.close())
+def _work(parent: Parent) -> None:
+    loop = _Loop(parent.receive())
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(loop.open())
+        parent.send("ready")
+        parent.receive()
+        runner.run(loop.run())
+        parent.send("done")
+        parent.send(loop.result)
+        runner.run(loop.close())
 
 
 def _loop_factory() -> Any:
@@ -124,4 +119,4 @@ class _Loop:
 
 
 if __name__ == "__main__":
-    _main()
+    serve(_work)
