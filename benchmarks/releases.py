@@ -154,7 +154,9 @@ def _imports(checkout: Path) -> dict[str, float]:
 
 
 def _command_module(checkout: Path) -> str:
-    return "enginehouse.tools.cli" if (checkout / "serve/enginehouse/tools").is_dir() else "enginehouse.cli"
+    # The command line moved: a checkout has it here or, before, directly in the package.
+    floor = "tools." if (checkout / "serve" / "enginehouse" / "tools").is_dir() else ""
+    return f"enginehouse.{floor}cli"
 
 
 def _pss(process: Process) -> float:

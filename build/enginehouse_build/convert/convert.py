@@ -15,7 +15,7 @@ from enginehouse_build.convert import fp16, int8_lint, openvino, quantize, tenso
 from enginehouse_build.convert.tensorrt import Converted
 from enginehouse_build.reference.reference import CALIBRATION, MODEL, Reference
 
-#: How int8 is kept from saturating where this CPU's products would (`enginehouse.hardware.int8_products`).
+#: How int8 is kept from saturating where this CPU's products would (`enginehouse.engines.hardware.int8_products`).
 _PRECISE: Mapping[Format, str] = {
     "onnx": "this CPU has no VNNI: ONNX Runtime computes int8 in its precise mode (uint8 weights), which takes longer",
     "openvino": "this CPU has no VNNI: the weights have 7 bits, so that no product of int8 saturates",
