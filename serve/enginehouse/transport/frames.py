@@ -24,14 +24,12 @@ A message is a header, JSON and tensors:
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import ssl
 import struct
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, cast
 
@@ -257,19 +255,6 @@ class Connection(asyncio.BufferedProtocol, ABC):
         kind, json_bytes, call, _ = self._header
         content = orjson.loads(body[:json_bytes]) if json_bytes else None
         self.received(Message(Kind(kind), call, content, body[json_bytes:]))
-
-
-def tls(is_server: bool, env: Mapping[str, str] = os.environ) -> ssl.SSLContext | None:
-    """The context of a connection's end on a Ray cluster with TLS (`RAY_USE_TLS`), which both ends must prove."""
-    if env.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
-    # Nodes are addressed by IP, which the certificates of a cluster seldom name: its authority vouches for them.
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(env["RAY_TLS_CA_CERT"])
-    context.load_cert_chain(env["RAY_TLS_SERVER_CERT"], env["RAY_TLS_SERVER_KEY"])
-    return context
 
 
 def _is_text(name: str, arrays: Sequence[np.ndarray]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import hmac
 import secrets
 import socket
 import time
@@ -15,6 +14,7 @@ from enginehouse.contract.errors import EnginehouseError, InferenceFailed
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.transport import frames
 from enginehouse.transport.frames import Connection, Kind, Message
+from enginehouse.transport.handshake import KEY_BYTES, ReplicaHandshake, tls
 from enginehouse.transport.router_end import CONNECT_S, PING_S, Address
 
 #: Answers requests of so many rows for a model within so many seconds.
@@ -47,7 +47,7 @@ class Listener:
         self.is_draining = False
         self.calls: set[asyncio.Task[None]] = set()
         self.served: set[Accepted] = set()
-        self.key = secrets.token_bytes(32)
+        self.key = secrets.token_bytes(KEY_BYTES)
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str) -> Address:
@@ -63,9 +63,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         # In a context of its own: Serve would count what connections do as part of whatever runs now.
         return loop.create_task(
-            loop.create_server(
-                lambda: Accepted(self), host, 0, family=socket.AF_UNSPEC, ssl=frames.tls(is_server=True)
-            ),
+            loop.create_server(lambda: Accepted(self), host, 0, family=socket.AF_UNSPEC, ssl=tls(is_server=True)),
             context=contextvars.Context(),
         )
 
@@ -91,7 +89,7 @@ class Accepted(Connection):
     def __init__(self, listener: Listener) -> None:
         super().__init__()
         self._listener = listener
-        self._nonce = secrets.token_bytes(16)
+        self._handshake = ReplicaHandshake(listener.key)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._late: asyncio.TimerHandle | None = None
         self._said = 0.0
@@ -100,7 +98,7 @@ class Accepted(Connection):
         super().connection_made(transport)
         self._listener.served.add(self)
         self._late = asyncio.get_running_loop().call_later(CONNECT_S, self.end, "no proof in time")
-        self.send(Kind.HELLO, 0, [frames.VERSION, self._nonce.hex()])
+        self.send(Kind.HELLO, 0, self._handshake.hello())
 
     @property
     def unsent(self) -> int:
@@ -116,13 +114,11 @@ class Accepted(Connection):
 
     def received(self, message: Message) -> None:
         if not self.is_proven:
-            key = self._listener.key
-            proof, nonce = message.content
-            expected = hmac.digest(key, self._nonce, "sha256")
-            if message.kind != Kind.PROOF or not hmac.compare_digest(expected, bytes.fromhex(proof)):
-                raise frames.WireError("not the key")
+            if message.kind != Kind.PROOF:
+                raise frames.WireError(f"{message.kind.name} before the proof")
+            welcome = self._handshake.welcome(message.content)
             self.is_proven = True
-            self.send(Kind.WELCOME, 0, hmac.digest(key, bytes.fromhex(nonce), "sha256").hex())
+            self.send(Kind.WELCOME, 0, welcome)
             if self._late is not None:
                 self._late.cancel()
             if self._listener.is_draining:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import itertools
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +19,8 @@ from enginehouse.contract import errors
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.transport import frames
-from enginehouse.transport.frames import Connection, Kind, Message
+from enginehouse.transport.frames import Connection, Kind, Message, WireError
+from enginehouse.transport.handshake import RouterHandshake, tls
 
 #: Seconds to connect and to be let in.
 CONNECT_S = 2.0
@@ -69,12 +68,11 @@ class Channel(Connection):
         #: Whether the replica has asked for no more calls.
         self.is_draining = False
         self._pool = pool
-        self._key = b""
+        self._handshake: RouterHandshake | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         # Of them, those that are alone in the engine now.
         self._begun: set[int] = set()
-        self._nonce = secrets.token_bytes(16)
         self._full_until = 0.0
         self._loads: defaultdict[str, _Load] = defaultdict(_Load)
         # When it was last asked, and when it was last found not to answer.
@@ -87,13 +85,11 @@ class Channel(Connection):
     async def open(self, address: Address) -> None:
         """Connect. Raises EngineUnavailable."""
         loop = asyncio.get_running_loop()
-        self._key = bytes.fromhex(address["key"])
+        self._handshake = RouterHandshake(bytes.fromhex(address["key"]))
         self._let_in = loop.create_future()
         try:
             async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(
-                    lambda: self, address["host"], address["port"], ssl=frames.tls(is_server=False)
-                )
+                await loop.create_connection(lambda: self, address["host"], address["port"], ssl=tls(is_server=False))
                 await self._let_in
         except BaseException as error:
             self.close()
@@ -183,17 +179,13 @@ class Channel(Connection):
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
 
     def received(self, message: Message) -> None:
+        if self._handshake is None or self._let_in is None:
+            raise WireError("a message before open()")
         match message.kind:
             case Kind.HELLO:
-                version, nonce = message.content
-                if version != frames.VERSION:
-                    raise frames.WireError(f"the replica speaks version {version}, this router {frames.VERSION}")
-                proof = hmac.digest(self._key, bytes.fromhex(nonce), "sha256").hex()
-                self.send(Kind.PROOF, 0, [proof, self._nonce.hex()])
+                self.send(Kind.PROOF, 0, self._handshake.proof(message.content))
             case Kind.WELCOME:
-                expected = hmac.digest(self._key, self._nonce, "sha256")
-                if self._let_in is None or not hmac.compare_digest(expected, bytes.fromhex(message.content)):
-                    raise frames.WireError("not the replica")
+                self._handshake.check(message.content)
                 self.is_proven = self.is_open = True
                 self._look_again(time.monotonic())
                 if not self._let_in.done():

@@ -1,0 +1,98 @@
+"""The handshake of a connection: each end proves that it has the replica's key before any call is made.
+
+    replica -> router    HELLO      [frames.VERSION, replica's nonce]
+    router -> replica    PROOF      [HMAC of the replica's nonce, router's nonce]
+    replica -> router    WELCOME    HMAC of the router's nonce
+
+HMAC is HMAC-SHA256 with the replica's key; nonces and HMACs travel as hexadecimal text. A replica makes a new key when
+it starts and publishes it with its address through Serve's routing stats, so whoever has it belongs to the cluster.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from enginehouse.transport.frames import VERSION, WireError
+
+#: Bytes of a key and of a nonce.
+KEY_BYTES, NONCE_BYTES = 32, 16
+
+
+class ReplicaHandshake:
+    """The replica's part in one connection."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+
+    def hello(self) -> list[Any]:
+        """Content of HELLO."""
+        return [VERSION, self._nonce.hex()]
+
+    def welcome(self, proof: Any) -> str:
+        """Content of WELCOME, given the content of PROOF. Raises WireError unless it proves the key."""
+        mac, nonce = _pair(proof)
+        _check(self._key, self._nonce, mac)
+        return _mac(self._key, _bytes(nonce)).hex()
+
+
+class RouterHandshake:
+    """The router's part in one connection; `key` is that of the replica's address."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+
+    def proof(self, hello: Any) -> list[Any]:
+        """Content of PROOF, given the content of HELLO. Raises WireError when the replica has another version."""
+        version, nonce = _pair(hello)
+        if version != VERSION:
+            raise WireError(f"the replica speaks version {version}, this router {VERSION}")
+        return [_mac(self._key, _bytes(nonce)).hex(), self._nonce.hex()]
+
+    def check(self, welcome: Any) -> None:
+        """Raise WireError unless this content of WELCOME proves the key."""
+        _check(self._key, self._nonce, welcome)
+
+
+def tls(is_server: bool, env: Mapping[str, str] = os.environ) -> ssl.SSLContext | None:
+    """TLS context of one end, in which both ends must show a certificate; None unless `RAY_USE_TLS` is on.
+
+    Files come from the variables that Ray itself reads (`RAY_TLS_*`). Raises KeyError or OSError for missing ones.
+    """
+    if env.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+    # Nodes are addressed by IP, which a cluster's certificates seldom name: one of the cluster's authority suffices.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(env["RAY_TLS_CA_CERT"])
+    context.load_cert_chain(env["RAY_TLS_SERVER_CERT"], env["RAY_TLS_SERVER_KEY"])
+    return context
+
+
+def _mac(key: bytes, nonce: bytes) -> bytes:
+    return hmac.digest(key, nonce, "sha256")
+
+
+def _check(key: bytes, nonce: bytes, mac: Any) -> None:
+    if not hmac.compare_digest(_mac(key, nonce), _bytes(mac)):
+        raise WireError("the other end does not have the replica's key")
+
+
+def _pair(content: Any) -> tuple[Any, Any]:
+    if not isinstance(content, list) or len(content) != 2:
+        raise WireError("not a message of the handshake")
+    return content[0], content[1]
+
+
+def _bytes(text: Any) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except (TypeError, ValueError):
+        raise WireError("not hexadecimal text") from None
