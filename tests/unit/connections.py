@@ -1,4 +1,4 @@
-"""A listener and a channel of this process, connected as a replica and a router are."""
+"""A Listener and a Channel in this process, connected over a real socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.transport.replica_end import Infer, Listener
 from enginehouse.transport.router_end import Address, Channel
 
-#: Runs what is to be awaited on an event loop of the kind that is tested.
+#: Runs an awaitable on the event loop under test (asyncio or uvloop).
 Run: TypeAlias = Callable[[Awaitable[Any]], Any]
 TIMING = Timing(1.5, 2.5, 3)
 

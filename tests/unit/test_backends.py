@@ -38,7 +38,9 @@ class Pool:
         self.calls = self.under_way = self.most = 0
         self.compute_ms = 2.0
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
+    async def __call__(
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False
+    ) -> Computed:
         self.calls += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -193,7 +195,7 @@ async def test_what_waits_is_counted_and_travels_as_far_as_is_worth_it(known: Ba
 async def test_suspects_are_sent_one_at_a_time(known: Backends, pool: Pool) -> None:
     model = served()
     one = known.get(model, look(known, model))
-    await asyncio.gather(*(one.infer_alone(X, 1, time.monotonic() + 10) for _ in range(5)))
+    await asyncio.gather(*(one.infer_isolated(X, 1, time.monotonic() + 10) for _ in range(5)))
     assert (pool.calls, pool.most) == (5, 1)
 
 

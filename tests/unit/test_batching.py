@@ -311,8 +311,8 @@ async def test_alone_in_the_engine_is_told_before_it_computes(load: Load) -> Non
 
     model.engine = SimpleNamespace(infer=watched, signature=LOOKUP.signature, close=model.engine.close)  # type: ignore[assignment]
     x = {"x": np.array([[3, 4]])}
-    outputs, timing = await model.infer_alone([x], 1, 10, lambda: order.append("told"))
+    outputs, timing = await model.infer_isolated([x], 1, 10, lambda: order.append("told"))
     assert (order, timing.batch_rows) == (["told", "computes"], 1)
     np.testing.assert_array_equal(outputs["y"], TABLE[x["x"]])
     with pytest.raises(InferenceFailed):
-        await model.infer_alone([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)
+        await model.infer_isolated([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)

@@ -49,7 +49,7 @@ def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: R
             call = PoolCall("pool", "m@1")
             first = asyncio.create_task(call(X, 1, 10))
             await asyncio.sleep(0.05)
-            with pytest.raises(Overloaded, match="takes no more calls: 1 are under way"):
+            with pytest.raises(Overloaded, match="takes no more calls: 1 are in flight"):
                 await call(X, 1, 10)
             with pytest.raises(Overloaded, match="its replicas take no more calls"):
                 await call(X, 1, 10)

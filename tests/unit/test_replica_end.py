@@ -1,4 +1,4 @@
-"""Strangers at a replica's door, and garbage from those whom it let in."""
+"""Connections without the key are closed, and garbage after the handshake costs only its own connection."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS)
-def test_a_stranger_is_shown_out_and_others_are_served(run: Run, said: bytes) -> None:
+@pytest.mark.parametrize("sent", STRANGERS.values(), ids=STRANGERS)
+def test_a_connection_without_proof_is_closed_and_others_go_on(run: Run, sent: bytes) -> None:
     async def work() -> None:
         async with connected() as (listener, channel), pool() as (_, __):
             assert listener._server is not None
             reader, writer = await asyncio.open_connection(*listener._server.sockets[0].getsockname())
-            writer.write(said)
+            writer.write(sent)
             hello = await reader.read(1 << 16)
-            # Closed after the greeting, at the latest: nothing else was said.
+            # Nothing is sent to it but HELLO.
             assert len(hello) == 24 + 64
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
             await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
-            assert len(listener.served) == 1
+            assert len(listener.connections) == 1
 
     run(work())
 
@@ -89,7 +89,7 @@ def test_a_router_does_not_take_an_impostor_for_a_replica(run: Run, hello: objec
     run(work())
 
 
-def test_one_that_says_nothing_is_shown_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_sends_nothing_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enginehouse.transport.replica_end.CONNECT_S", 0.1)
 
     async def work() -> None:
@@ -103,7 +103,7 @@ def test_one_that_says_nothing_is_shown_out(run: Run, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_garbage_from_one_that_was_let_in_costs_only_its_own_connection(run: Run, seed: int) -> None:
+def test_garbage_after_the_handshake_costs_only_its_own_connection(run: Run, seed: int) -> None:
     async def work() -> None:
         rng = np.random.default_rng(seed)
         async with pool() as (listener, address):

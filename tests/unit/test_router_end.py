@@ -1,4 +1,4 @@
-"""Calls over a real connection: every tensor, every error, many at a time, ends that are lost."""
+"""Calls over a real connection: every datatype, every error, many calls in flight, lost connections."""
 
 from __future__ import annotations
 
@@ -172,20 +172,20 @@ def test_an_answer_that_cannot_be_read_fails_only_its_call(run: Run) -> None:
     run(work())
 
 
-def test_no_more_is_added_to_what_the_network_does_not_take(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_refused_while_the_write_buffer_is_full(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "MAX_UNSENT_BYTES", 1 << 20)
 
     async def work() -> None:
         async with connected() as (listener, channel):
-            (served,) = listener.served
-            assert served.transport is not None
-            served.transport.pause_reading()
+            (accepted,) = listener.connections
+            assert accepted.transport is not None
+            accepted.transport.pause_reading()
             x = {"x": np.zeros(40 << 20, np.uint8)}
             first = asyncio.create_task(channel.infer("m@1", [x], 1, 10))
             await asyncio.sleep(0.1)
             with pytest.raises(Overloaded, match="bytes are still on their way"):
                 await channel.infer("m@1", [x], 1, 10)
-            served.transport.resume_reading()
+            accepted.transport.resume_reading()
             same((await first)[0], x)
             await channel.infer("m@1", [x], 1, 10)
 
@@ -211,7 +211,7 @@ def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
                     await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
             assert begun.is_set()
             await cancelled.wait()
-            # It may have been gone, and came last until it said something, which it was asked for.
+            # Suspected when the call was cancelled, until the PONG.
             await asyncio.sleep(0.1)
             assert channel.wait_ms(time.monotonic(), "m@1") == 0
             await asyncio.sleep(0.05)
@@ -220,7 +220,7 @@ def test_a_caller_that_gives_up_cancels_the_call(run: Run) -> None:
     run(work())
 
 
-def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> None:
+def test_calls_over_the_limit_and_to_a_draining_replica_are_refused(run: Run) -> None:
     async def work() -> None:
         release = asyncio.Event()
 
@@ -232,12 +232,12 @@ def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> 
             x = [{"x": np.zeros(1)}]
             two = [asyncio.create_task(channel.infer("m@1", x, 1, 10)) for _ in range(2)]
             await asyncio.sleep(0.05)
-            with pytest.raises(Overloaded, match="takes no more calls: 2 are under way"):
+            with pytest.raises(Overloaded, match="takes no more calls: 2 are in flight"):
                 await channel.infer("m@1", x, 1, 10)
             stopping = asyncio.create_task(listener.stop(10))
             await asyncio.sleep(0.05)
             assert channel.is_draining
-            with pytest.raises(Overloaded, match="going"):
+            with pytest.raises(Overloaded, match="draining"):
                 await channel.infer("m@1", x, 1, 10)
             assert not stopping.done()
             release.set()
@@ -246,7 +246,7 @@ def test_calls_over_the_limit_and_to_one_that_is_going_are_refused(run: Run) -> 
     run(work())
 
 
-def test_an_end_that_goes_away_fails_its_calls_at_once(run: Run) -> None:
+def test_a_closed_connection_fails_its_calls_at_once(run: Run) -> None:
     async def work() -> None:
         stopped = asyncio.Event()
 
@@ -260,8 +260,8 @@ def test_an_end_that_goes_away_fails_its_calls_at_once(run: Run) -> None:
         async with connected(forever) as (listener, channel):
             calls = [asyncio.create_task(channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)) for _ in range(3)]
             await asyncio.sleep(0.05)
-            for served in list(listener.served):
-                served.end("killed")
+            for accepted in list(listener.connections):
+                accepted.end("killed")
             for outcome in await asyncio.gather(*calls, return_exceptions=True):
                 assert isinstance(outcome, ReplicaLost)
             assert not channel.is_open
@@ -272,7 +272,9 @@ def test_an_end_that_goes_away_fails_its_calls_at_once(run: Run) -> None:
     run(work())
 
 
-def test_nobody_listens_or_answers_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_port_and_a_server_that_never_replies_are_unavailable(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(channels, "CONNECT_S", 0.2)
 
     async def work() -> None:

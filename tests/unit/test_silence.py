@@ -1,4 +1,4 @@
-"""A replica that says nothing, with calls and without: when it is doubted, and when it is given up."""
+"""A replica that sends nothing, busy or idle: when it is suspected, and when its connection is closed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginehouse.contract.tensors import Computed
 from enginehouse.transport import router_end as channels
 
 
-def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "PING_S", 0.05)
     monkeypatch.setattr(channels, "SILENT_S", 0.3)
 
@@ -26,11 +26,11 @@ def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyP
 
     async def work() -> None:
         async with connected(forever) as (listener, channel):
-            # Long in computing is not silent: the replica answers that it is there.
+            # A call that computes for long is not silence: the replica answers PINGs.
             await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
-            (served,) = listener.served
-            assert served.transport is not None
-            served.transport.pause_reading()
+            (accepted,) = listener.connections
+            assert accepted.transport is not None
+            accepted.transport.pause_reading()
             began = asyncio.get_running_loop().time()
             with pytest.raises(EngineUnavailable, match="silent for") as caught:
                 await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
@@ -40,7 +40,7 @@ def test_an_end_that_is_silent_is_given_up(run: Run, monkeypatch: pytest.MonkeyP
     run(work())
 
 
-def test_an_end_that_no_longer_answers_comes_last_before_it_is_given_up(
+def test_a_silent_replica_is_suspected_before_its_connection_is_closed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in {"PING_S": 0.02, "QUIET_S": 0.04, "SUSPECT_S": 0.1, "SILENT_S": 0.4}.items():
@@ -48,20 +48,20 @@ def test_an_end_that_no_longer_answers_comes_last_before_it_is_given_up(
 
     async def work() -> None:
         async with connected() as (listener, channel):
-            (served,) = listener.served
+            (accepted,) = listener.connections
 
             def waits() -> bool:
                 return channel.wait_ms(time.monotonic(), "m@1") > 0
 
-            assert served.transport is not None
+            assert accepted.transport is not None
             await asyncio.sleep(0.5)
-            assert channel.is_open and not waits(), "it has nothing to do, and is there"
-            served.transport.pause_reading()
+            assert channel.is_open and not waits(), "idle, but it answers PINGs"
+            accepted.transport.pause_reading()
             await until(waits, 0.3)
             assert channel.is_open
-            served.transport.resume_reading()
+            accepted.transport.resume_reading()
             await until(lambda: not waits(), 0.3)
-            served.transport.pause_reading()
+            accepted.transport.pause_reading()
             await until(lambda: not channel.is_open, 0.6)
 
     run(work())

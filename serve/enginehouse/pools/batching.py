@@ -126,7 +126,7 @@ class LoadedModel:
         finally:
             self._pending_rows -= rows
 
-    async def infer_alone(
+    async def infer_isolated(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
         """As `infer`, with nothing else in the engine; `begun` is called on the event loop right before it computes."""

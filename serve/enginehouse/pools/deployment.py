@@ -47,7 +47,7 @@ class Pool:
             pool.unload_after_s,
         )
         self._listener = Listener(
-            name, self.infer, pool.max_ongoing_requests, self.infer_alone, self._hosted.backlog_ms
+            name, self.infer, pool.max_ongoing_requests, self.infer_isolated, self._hosted.backlog_ms
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -81,12 +81,12 @@ class Pool:
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
         return await loaded.infer(requests, rows, budget_s)
 
-    async def infer_alone(
+    async def infer_isolated(
         self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
-        """As `infer`, for a request that may have crashed a replica; see `LoadedModel.infer_alone`."""
+        """As `infer`, for a request that may have crashed a replica; see `LoadedModel.infer_isolated`."""
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
-        return await loaded.infer_alone(requests, rows, budget_s, begun)
+        return await loaded.infer_isolated(requests, rows, budget_s, begun)
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends a replica that it no longer wants."""

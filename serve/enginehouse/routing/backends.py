@@ -29,10 +29,12 @@ FORGET_AFTER_S = 60.0
 class Sender(Protocol):
     """Sends requests to a backend as one call."""
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
+    async def __call__(
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False
+    ) -> Computed:
         """The outputs of all `requests`, of `rows` rows together, within `budget_s` seconds.
 
-        `alone`: nothing else may be in the engine at the same time.
+        `isolated`: nothing else may be in the engine at the same time.
         """
         ...
 
@@ -61,7 +63,7 @@ class Backend:
         #: Of the hardware that it runs on.
         self.contention = contention
         # Requests that may have killed a replica are sent one at a time.
-        self._alone = asyncio.Lock()
+        self._isolated = asyncio.Lock()
         self._demand_ms = 0.0
         self._failures = 0
         self._error = ""
@@ -111,17 +113,17 @@ class Backend:
         """Answer one request, coalesced with others. Raises what a call to the pool raises, and Recalled."""
         return await self.queue.infer(inputs, rows, deadline, priority)
 
-    async def infer_alone(self, inputs: Tensors, rows: int, deadline: float) -> Computed:
+    async def infer_isolated(self, inputs: Tensors, rows: int, deadline: float) -> Computed:
         """As `infer`, in a call of its own, one such call at a time."""
-        async with self._alone:
-            return await self._timed([inputs], rows, deadline - time.monotonic(), alone=True)
+        async with self._isolated:
+            return await self._timed([inputs], rows, deadline - time.monotonic(), isolated=True)
 
-    async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
+    async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False) -> Computed:
         """Make a call and learn from it: failures for the circuit breaker, times for the pace."""
         if self._failures >= FAILURES:
             self._probe_at = time.monotonic() + PROBE_S
         try:
-            answer = await self._call(requests, rows, budget_s, alone)
+            answer = await self._call(requests, rows, budget_s, isolated)
         except InferenceFailed as error:
             # Of several requests any may be at fault; each is sent again alone, and counts then.
             if len(requests) == 1:

@@ -47,7 +47,7 @@ from enginehouse.routing.backends import Backend, attempt_s
 from enginehouse.routing.coalescing import Recalled
 from enginehouse.routing.policy import Choice, Demand
 from enginehouse.routing.view import ModelVersion
-from enginehouse.transport.router_end import ALONE
+from enginehouse.transport.router_end import ISOLATED
 
 #: Seconds until the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
@@ -180,12 +180,12 @@ class Failover:
             until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
         try:
             if self._lost_at < math.inf:
-                outputs, timing = await backend.infer_alone(self._inputs, rows, until)
+                outputs, timing = await backend.infer_isolated(self._inputs, rows, until)
             else:
                 outputs, timing = await backend.infer(self._inputs, rows, until, self._priority)
         except ReplicaLost as error:
             now = time.monotonic()
-            if error.stage == ALONE and now - self._lost_at > ONE_EVENT_S:
+            if error.stage == ISOLATED and now - self._lost_at > ONE_EVENT_S:
                 raise InferenceFailed(
                     f"two replicas were lost while they computed this request, the second time alone: {error}"
                 ) from None

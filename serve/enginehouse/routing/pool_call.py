@@ -34,7 +34,9 @@ class PoolCall:
         self._expected_ms = expected_ms
         self._take_demand_ms = take_demand_ms
 
-    async def __call__(self, requests: Sequence[Tensors], rows: int, budget_s: float, alone: bool = False) -> Computed:
+    async def __call__(
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False
+    ) -> Computed:
         if budget_s <= 0:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
         began = time.monotonic()
@@ -47,7 +49,7 @@ class PoolCall:
                     expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
                     try:
                         return await channel.infer(
-                            self._model_key, requests, rows, budget_s - (now - began), expected_ms, alone, demand_ms
+                            self._model_key, requests, rows, budget_s - (now - began), expected_ms, isolated, demand_ms
                         )
                     except Overloaded:
                         # Other routers filled it meanwhile.

@@ -180,7 +180,7 @@ class Router:
         requests: Sequence[Tensors],
         rows: int,
         budget_s: float,
-        alone: bool = False,
+        isolated: bool = False,
     ) -> Computed:
         loaded = self._residents.models.get(version.key) if self._residents else None
         if loaded is None:

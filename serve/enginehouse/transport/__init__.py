@@ -1,1 +1,1 @@
-"""Connections between routers and replicas: frames, and the end that each of the two holds."""
+"""Connections between routers and replicas: wire format, handshake, and the code of each end."""

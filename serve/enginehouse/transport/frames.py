@@ -1,24 +1,26 @@
-"""The wire between routers and pools: messages with tensors as raw bytes, many calls at a time over one connection.
+"""Wire format between routers and replicas: tensors as raw bytes, many calls in flight on one connection.
 
-Serve's own way costs a router 1.2 and a replica 1.1 ms of CPU a call and copies every tensor several times (Ray Serve
-2.60: request router, gRPC in Python, two rounds of pickle). Here a tensor is written from where it lies and read to
-where it stays. Serve still says which replicas there are, starts and ends them and looks after their health.
+A call through Serve's own handle costs a router 1.2 and a replica 1.1 ms of CPU and copies every tensor several times
+(Ray Serve 2.60: request router, gRPC in Python, two rounds of pickle). Here tensors are written from the memory of
+their arrays and received into memory that the new arrays keep. Serve still starts, stops, lists and health-checks
+replicas.
 
-A message is a header, JSON and tensors:
+A message, integers in little-endian order:
 
-    kind u8 | 3 bytes | bytes of JSON u32 | call u64 | bytes of tensors u64     little-endian
-    JSON, spaces up to a multiple of 64 bytes
-    the elements of each tensor as the Open Inference Protocol sends them, each with zeros up to a multiple of 64 bytes
+    u8 kind | 3 bytes unused | u32 bytes of JSON | u64 number of the call | u64 bytes of tensors
+    JSON, padded with spaces to a multiple of 64 bytes
+    tensors in the binary form of the Open Inference Protocol, each padded with zeros to a multiple of 64 bytes
 
     replica                                     router
-    HELLO [version, nonce]               ─>
-                                         <─     PROOF [HMAC of the nonce with the replica's key, another nonce]
-    WELCOME [HMAC of that]               ─>
-                                         <─     CALL [model id, rows, seconds left, alone, demand, tensors]      CANCEL
-    ANSWER [timing, tensors, backlog in ms] | FAILURE [error, backlog] | FULL  ─>
-    BEGUN                                ─>     the engine computes the call, which is to be `alone` in it
-    PONG                                 ─> <─  PING, while calls are under way
-    DRAINING                             ─>     no more calls, please: the replica ends when those it has are answered
+    HELLO, WELCOME                       ─> <─  PROOF    see handshake.py
+                                         <─     CALL [model key, rows, seconds left, isolated, demand in ms, tensors]
+                                         <─     CANCEL   nobody waits for the call's answer
+    ANSWER [timing, tensors, backlog]    ─>     backlog: ms until the model has computed everything that it holds
+    FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
+    FULL reason                          ─>     the call was refused
+    BEGUN                                ─>     the engine is about to compute an isolated call
+    PONG                                 ─> <─  PING     heartbeat
+    DRAINING                             ─>     send no more calls: the replica stops once those in flight are answered
 """
 
 from __future__ import annotations
@@ -43,33 +45,34 @@ from enginehouse.contract.tensors import DTYPES, Tensors, datatype
 _HEADER = struct.Struct("<BxxxIQQ")
 _ALIGNMENT = 64
 _PADDING = bytes(_ALIGNMENT)
-#: What is read at once when it is not known what comes.
+#: Bytes of the receive buffer for headers and whatever arrives with them.
 _SCRATCH_BYTES = 1 << 16
-#: Up to this size a message is joined and written in one piece: less work than a list of buffers.
+#: Up to so many bytes of tensors, a message is copied into one buffer: cheaper than writing a list of buffers.
 _JOINED_BYTES = 1 << 15
-#: Most JSON and most tensors of a message.
+#: Limits of one message: a longer one ends the connection.
 MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
-#: Most bytes of a message before the other side has shown that it belongs here.
+#: Limit of one message before the other end has proven the key.
 MAX_UNPROVEN_BYTES = 256
-#: Of this description; both ends have the same.
+#: Version of this format; both ends must have the same.
 VERSION = 2
-#: Strings that are coded on the event loop: a few milliseconds.
+#: Up to so many strings are coded on the event loop (a few milliseconds); more are coded in a thread.
 _INLINE_STRINGS = 10_000
-#: Datatype of strings that are text in Python; BYTES are bytes there.
+#: Datatype of tensors whose elements are `str` in Python; those of BYTES are `bytes`.
 _TEXT = "TEXT"
 
-#: Asked every second after a second of silence, given up after three questions; other systems than Linux take hours.
+#: TCP keepalive: a probe a second after a second without traffic, closed after three without reply. Systems other than
+#: Linux keep their defaults, which take hours.
 _KEEP_ALIVE = (
     {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3} if sys.platform == "linux" else {}
 )
 
-#: Name, datatype, shape and bytes of a tensor.
+#: Name, datatype, shape and size in bytes of a tensor.
 TensorMeta = tuple[str, str, list[int], int]
 Buffer = bytes | memoryview
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """Kind of a message; the numbers are part of the wire format."""
 
     HELLO = 1
     PROOF = 2
@@ -86,7 +89,7 @@ class Kind(IntEnum):
 
 
 class Message(NamedTuple):
-    """One message as it was read; `content` is the parsed JSON."""
+    """One message as received: `content` is the parsed JSON, `tensors` the bytes after it."""
 
     kind: Kind
     call: int
@@ -95,13 +98,14 @@ class Message(NamedTuple):
 
 
 class WireError(Exception):
-    """The other side does not speak as it should; the connection is given up."""
+    """The other end broke the protocol; the connection is closed."""
 
 
 def encode(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]:
-    """`requests` as one, stacked along dim 0, without a copy: what describes them, and the bytes to be written.
+    """Encode `requests` as one, concatenated along dim 0: metadata of the tensors, and the buffers to write.
 
-    Raises InvalidInput for elements of an object array that are no strings.
+    Buffers are views on the arrays where these are contiguous. Raises InvalidInput when an object array has elements
+    that are neither str nor bytes.
     """
     metas: list[TensorMeta] = []
     buffers: list[Buffer] = []
@@ -123,7 +127,10 @@ def encode(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]
 
 
 def decode(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarray]:
-    """The tensors that `metas` describe, as views on `data` where their datatype allows. Raises WireError."""
+    """Decode the tensors that `metas` describe, as views on `data` unless they are strings.
+
+    Raises WireError when `data` is too short, InvalidInput or KeyError for other metadata that do not fit it.
+    """
     tensors = {}
     offset = 0
     for name, kind, shape, size in metas:
@@ -140,44 +147,50 @@ def decode(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarra
     return tensors
 
 
-async def encode_aside(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]:
-    """`encode`, beside the event loop where there are many strings."""
+async def encode_async(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]:
+    """`encode`, in a thread when there are many strings."""
     strings = sum(array.size for request in requests for array in request.values() if array.dtype.hasobject)
     return await asyncio.to_thread(encode, requests) if strings > _INLINE_STRINGS else encode(requests)
 
 
-async def decode_aside(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarray]:
-    """`decode`, beside the event loop where there may be many strings: each has a length of 4 bytes."""
+async def decode_async(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarray]:
+    """`decode`, in a thread when there may be many strings."""
+    # Each string has a length prefix of 4 bytes.
     has_strings = any(kind in (_TEXT, "BYTES") for _, kind, _, _ in metas)
     is_large = has_strings and len(data) > 4 * _INLINE_STRINGS
     return await asyncio.to_thread(decode, metas, data) if is_large else decode(metas, data)
 
 
 class Connection(asyncio.BufferedProtocol, ABC):
-    """One end of a connection: reads messages into memory of their own and hands them to `received`."""
+    """One end of a connection: frames messages and passes each to `received`, in memory of its own.
+
+    An exception in `received` or in parsing closes the connection.
+    """
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        #: When the other side was last last_received, on the clock of `time.monotonic`.
+        #: `time.monotonic()` at the last bytes from the other end.
         self.last_received = time.monotonic()
-        #: Whether the other side has shown that it belongs here.
+        #: Whether the other end has proven the key.
         self.is_proven = False
+        # Receive buffer between messages, and how many bytes are in it.
         self._scratch = memoryview(b"")
         self._filled = 0
+        # Of the message that is being received: header, JSON and tensors, and how many bytes of these are there.
         self._header: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._body: memoryview | None = None
         self._read = 0
 
     @abstractmethod
     def received(self, message: Message) -> None:
-        """Take one message. What it raises ends the connection."""
+        """Handle one message. Any exception closes the connection."""
 
     @abstractmethod
     def lost(self, reason: str) -> None:
-        """Hear, once, that the connection is over."""
+        """Called once when the connection has ended, by either end."""
 
     def send(self, kind: Kind, call: int = 0, content: Any = None, buffers: Sequence[Buffer] = ()) -> None:
-        """Write a message; nothing happens when the connection is over."""
+        """Queue a message for writing; does nothing once the connection has ended."""
         if self.transport is None or self.transport.is_closing():
             return
         text = orjson.dumps(content)
@@ -190,17 +203,17 @@ class Connection(asyncio.BufferedProtocol, ABC):
             self.transport.writelines([head, *buffers])
 
     def end(self, reason: str) -> None:
-        """Give the connection up at once."""
+        """Close the connection now, dropping what is not yet sent, and call `lost(reason)`."""
         if self.transport is not None:
             transport, self.transport = self.transport, None
             transport.abort()
             self.lost(reason)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not checked: uvloop's are no subclass.
+        # A cast, since uvloop's transports do not inherit from asyncio.Transport.
         self.transport = cast(asyncio.Transport, transport)
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
-        # So that an idle end hears within seconds of another whose node is gone.
+        # Detects within seconds, on an idle connection, that the other end's node is gone.
         line: socket.socket = transport.get_extra_info("socket")
         line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEP_ALIVE.items():
@@ -227,7 +240,7 @@ class Connection(asyncio.BufferedProtocol, ABC):
             self.end(f"{type(error).__name__}: {error}")
 
     def _parse(self) -> None:
-        """Take every message that begins in the scratch memory; the rest of the last one is read to its own."""
+        """Deliver the whole messages in the receive buffer; later reads complete the last one in its own memory."""
         start = 0
         while self._body is None and self._filled - start >= _HEADER.size:
             self._header = _HEADER.unpack_from(self._scratch, start)

@@ -1,7 +1,9 @@
-"""Channel: a router's connection to one replica of a pool, on which calls are made and cancelled.
+"""The router's end of a connection: a Channel makes calls to one replica of a pool and cancels them.
 
-A replica that is killed closes it, which fails its calls at once. One that no longer answers, because it or its node is
-frozen or cut off, comes last after `SUSPECT_S` and is given up after `SILENT_S`, whether or not it has calls.
+A replica that is killed closes the connection, which fails its calls at once. One that stops responding, because its
+process or node is frozen or cut off from the network, is found by heartbeat: after a PING without reply for `SUSPECT_S`
+it is suspected, and routers prefer others; after `SILENT_S` without a byte the connection is closed. This holds for
+idle connections too.
 """
 
 from __future__ import annotations
@@ -22,23 +24,23 @@ from enginehouse.transport import frames
 from enginehouse.transport.frames import Connection, Kind, Message, WireError
 from enginehouse.transport.handshake import RouterHandshake, tls
 
-#: Seconds to connect and to be let in.
+#: Timeout in seconds for connecting and the handshake.
 CONNECT_S = 2.0
-#: Seconds between two looks at when something was last received. While calls are under way a silent replica is asked
-#: whether it is there; while none is, only after `QUIET_S` of silence.
+#: Seconds between two liveness checks, and seconds of silence after which one sends a PING while no call is in flight.
+#: While one is, half of `PING_S` suffices.
 PING_S, QUIET_S = 0.4, 0.7
-#: Seconds for which it may leave that open before it is doubted, and be silent in all before it is given up.
+#: Seconds a PING may stay unanswered before the replica is suspected, and of silence before the connection is closed.
 SUSPECT_S, SILENT_S = 0.7, 2.0
-#: Seconds for which a replica that refused a call is not asked again.
+#: Seconds for which a replica that refused a call counts as full.
 FULL_S = 0.1
-#: The stage at which a request is lost when nothing else was in the engine.
-ALONE = "alone in the engine"
-#: Bytes that wait to be sent, above which no more are added.
+#: `ReplicaLost.stage` of a call that was lost while the engine computed it and nothing else.
+ISOLATED = "isolated in the engine"
+#: Limit of bytes in the write buffer, above which calls are refused.
 MAX_UNSENT_BYTES = 32 << 20
 
 
 class Address(TypedDict):
-    """Where a replica listens, and what lets one in."""
+    """Where a replica listens, and the key that its callers must prove, as hexadecimal text."""
 
     host: str
     port: int
@@ -47,7 +49,7 @@ class Address(TypedDict):
 
 @dataclass(slots=True)
 class _Load:
-    """What a model has to do on the replica: what this end sent, and at `received_at` what others had sent."""
+    """A model's backlog on the replica: this router's calls, and those of other routers as of `received_at`."""
 
     sent_ms: float = 0.0
     others_ms: float = 0.0
@@ -59,38 +61,39 @@ class _Load:
 
 
 class Channel(Connection):
-    """The router's end. `pool` is what errors name."""
+    """Connection to one replica of `pool`: `open` it, call `infer` any number of times, `close` it."""
 
     def __init__(self, pool: str) -> None:
         super().__init__()
-        #: Whether calls can be made.
+        #: Whether the handshake is done and the connection not lost.
         self.is_open = False
-        #: Whether the replica has asked for no more calls.
+        #: Whether the replica is stopping and refuses new calls.
         self.is_draining = False
         self._pool = pool
         self._handshake: RouterHandshake | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
-        # Of them, those that are alone in the engine now.
+        # Of these, the isolated calls that the engine computes now.
         self._begun: set[int] = set()
         self._full_until = 0.0
         self._loads: defaultdict[str, _Load] = defaultdict(_Load)
-        # When it was last asked, and when it was last found not to answer.
-        self._asked_at = self._suspected_at = 0.0
-        self._let_in: asyncio.Future[None] | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        self._looked = 0.0
+        # Times of the last PING and of the last suspicion; anything received later settles both.
+        self._pinged_at = self._suspected_at = 0.0
+        self._handshaken: asyncio.Future[None] | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
+        self._checked_at = 0.0
+        # Whether this end closed the connection for silence.
         self._is_silent = False
 
     async def open(self, address: Address) -> None:
-        """Connect. Raises EngineUnavailable."""
+        """Connect and shake hands within `CONNECT_S`. Raises EngineUnavailable."""
         loop = asyncio.get_running_loop()
         self._handshake = RouterHandshake(bytes.fromhex(address["key"]))
-        self._let_in = loop.create_future()
+        self._handshaken = loop.create_future()
         try:
             async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(lambda: self, address["host"], address["port"], ssl=tls(is_server=False))
-                await self._let_in
+                await self._handshaken
         except BaseException as error:
             self.close()
             if not isinstance(error, OSError | TimeoutError):
@@ -99,21 +102,21 @@ class Channel(Connection):
             raise EngineUnavailable(self._pool, f"no connection to {where}: {str(error) or 'no answer'}") from None
 
     def is_full(self, now: float) -> bool:
-        """Whether the replica has just refused a call."""
+        """Whether the replica refused a call within the last `FULL_S`; `now` is `time.monotonic()` here and below."""
         return now < self._full_until
 
     def wait_ms(self, now: float, model_key: str) -> float:
-        """Predicted time until the replica is done with what it was sent for a model, by whomever.
+        """Predicted milliseconds until the replica has computed its backlog of a model, from all routers.
 
-        Models do not wait for each other: what they cost each other is in how long their calls take. A replica that is
-        doubted may be gone: it comes last.
+        Backlogs of other models do not count: each model has its own queue, and contention shows in how long its calls
+        take. A suspected replica gets `SILENT_S` on top, so that others are preferred.
         """
         load = self._loads.get(model_key)
         wait_ms = load.wait_ms(now) if load else 0.0
         return wait_ms + SILENT_S * 1e3 if self._is_suspected else wait_ms
 
     def load_ms(self, now: float) -> float:
-        """The same for all models together."""
+        """Predicted milliseconds of computing in the backlogs of all models together."""
         busy_ms = 0.0
         for load in self._loads.values():
             busy_ms += load.wait_ms(now)
@@ -124,7 +127,7 @@ class Channel(Connection):
         return self._suspected_at > self.last_received
 
     def close(self) -> None:
-        """Give the connection up; calls under way fail."""
+        """Close the connection; calls in flight fail."""
         self.end("the connection was closed")
 
     async def infer(
@@ -134,16 +137,20 @@ class Channel(Connection):
         rows: int,
         budget_s: float,
         expected_ms: float = 0.0,
-        alone: bool = False,
+        isolated: bool = False,
         demand_ms: float = 0.0,
     ) -> Computed:
-        """Answer requests of `rows` rows in all, as one; the engine is expected to take `expected_ms`.
+        """Outputs of `requests`, concatenated along dim 0, and their timing.
 
-        What is `alone` shares no batch, and when it is lost in the engine, the error says so. `demand_ms` is what the
-        router was asked for since the last call to any replica of the pool.
-        Raises what the pool raises, EngineUnavailable, ReplicaLost or Overloaded.
+        `rows` is the number of rows together, `budget_s` the seconds until the deadline, which the caller enforces by
+        cancelling, and `expected_ms` the predicted time of the engine call. An `isolated` call has the engine to
+        itself; if it is lost there, `ReplicaLost.stage` is `ISOLATED`. `demand_ms` is the engine time that this
+        router's callers asked of the pool since the last call to any of its replicas; autoscaling goes by it.
+
+        Raises EngineUnavailable when the connection is lost or was silent, ReplicaLost when the replica was killed,
+        Overloaded when it refuses the call or its write buffer is full, and whatever the replica answers with.
         """
-        metas, buffers = await frames.encode_aside(requests)
+        metas, buffers = await frames.encode_async(requests)
         if self.transport is None or not self.is_open:
             raise EngineUnavailable(self._pool, "its replica is gone")
         if (unsent := self.transport.get_write_buffer_size()) > MAX_UNSENT_BYTES:
@@ -155,7 +162,7 @@ class Channel(Connection):
         load.sent_ms += expected_ms
         sent_at = time.monotonic()
         try:
-            self.send(Kind.CALL, number, [model_key, rows, budget_s, alone, demand_ms, metas], buffers)
+            self.send(Kind.CALL, number, [model_key, rows, budget_s, isolated, demand_ms, metas], buffers)
             message = await answer
         finally:
             del self._calls[number]
@@ -164,22 +171,22 @@ class Channel(Connection):
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
                 if self.last_received < sent_at:
-                    # If it is there, the doubt lasts as long as the way to it and back.
+                    # Nothing arrived during the call: suspect it now; the PONG of a live replica soon clears it.
                     self._suspected_at = time.monotonic()
-                    self._ask(self._suspected_at)
+                    self._ping(self._suspected_at)
         if message.kind == Kind.FAILURE:
             name, arguments, backlog_ms = message.content
             _receive_backlog(load, backlog_ms)
             raise _error(name, arguments)
         try:
-            timing, made, backlog_ms = message.content
+            timing, output_metas, backlog_ms = message.content
             _receive_backlog(load, backlog_ms)
-            return await frames.decode_aside(made, message.tensors), Timing(**timing)
+            return await frames.decode_async(output_metas, message.tensors), Timing(**timing)
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
 
     def received(self, message: Message) -> None:
-        if self._handshake is None or self._let_in is None:
+        if self._handshake is None or self._handshaken is None:
             raise WireError("a message before open()")
         match message.kind:
             case Kind.HELLO:
@@ -187,18 +194,18 @@ class Channel(Connection):
             case Kind.WELCOME:
                 self._handshake.check(message.content)
                 self.is_proven = self.is_open = True
-                self._look_again(time.monotonic())
-                if not self._let_in.done():
-                    self._let_in.set_result(None)
+                self._schedule_check(time.monotonic())
+                if not self._handshaken.done():
+                    self._handshaken.set_result(None)
             case Kind.DRAINING:
                 self.is_draining = True
             case Kind.BEGUN:
                 self._begun.add(message.call)
             case Kind.ANSWER | Kind.FAILURE | Kind.FULL:
-                self._answered(message)
+                self._resolve(message)
 
-    def _answered(self, message: Message) -> None:
-        # One that is no longer waited for was cancelled.
+    def _resolve(self, message: Message) -> None:
+        # There is none for a call that was cancelled.
         answer = self._calls.get(message.call)
         if not self.is_proven or answer is None or answer.done():
             return
@@ -210,44 +217,44 @@ class Channel(Connection):
 
     def lost(self, reason: str) -> None:
         self.is_open = False
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._let_in is not None and not self._let_in.done():
-            self._let_in.set_exception(ConnectionError(reason))
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+        if self._handshaken is not None and not self._handshaken.done():
+            self._handshaken.set_exception(ConnectionError(reason))
         for number, answer in self._calls.items():
             if answer.done():
                 continue
             if self._is_silent:
-                # Nobody is suspected of that: a node that is cut off is silent too.
+                # Not ReplicaLost, which blames the request: a node that is cut off from the network is silent too.
                 answer.set_exception(EngineUnavailable(self._pool, f"its replica is gone: {reason}"))
             else:
-                stage = ALONE if number in self._begun else "under way"
+                stage = ISOLATED if number in self._begun else "under way"
                 answer.set_exception(ReplicaLost(self._pool, reason, stage))
 
-    def _ask(self, now: float) -> None:
-        self._asked_at = now
+    def _ping(self, now: float) -> None:
+        self._pinged_at = now
         self.send(Kind.PING)
 
-    def _look_again(self, now: float) -> None:
-        self._looked = now
-        self._watch = asyncio.get_running_loop().call_later(PING_S, self._look)
+    def _schedule_check(self, now: float) -> None:
+        self._checked_at = now
+        self._check_timer = asyncio.get_running_loop().call_later(PING_S, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        if now - self._looked > 2 * PING_S:
-            # This process itself was held up: what was said meanwhile is not read yet.
+        if now - self._checked_at > 2 * PING_S:
+            # This process was blocked, so bytes that arrived meanwhile are still unread: start counting anew.
             self.last_received = now
         silent_s = now - self.last_received
         if silent_s > SILENT_S:
             self._is_silent = True
             self.end(f"silent for {silent_s:.1f} s")
             return
-        if self._asked_at <= self.last_received:
+        if self._pinged_at <= self.last_received:
             if silent_s > (PING_S / 2 if self._calls else QUIET_S):
-                self._ask(now)
-        elif now - self._asked_at > SUSPECT_S:
+                self._ping(now)
+        elif now - self._pinged_at > SUSPECT_S:
             self._suspected_at = now
-        self._look_again(now)
+        self._schedule_check(now)
 
 
 def _receive_backlog(load: _Load, backlog_ms: float) -> None:
