@@ -1,4 +1,4 @@
-"""Replicas follow what the engines do and what they are asked for."""
+"""The target number of replicas follows what the engines computed and the demand at the routers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enginehouse.pools import nodes as node_facts
 from enginehouse.pools.autoscaling import BUSY, DEMAND, HardwareAndLoad
 
 POOL = HardwareAndLoad(["cpu"], min_replicas=1, max_replicas=4, target_busy=0.8)
-RESTS = HardwareAndLoad(["cpu"], min_replicas=0, max_replicas=4, target_busy=0.8)
+TO_ZERO = HardwareAndLoad(["cpu"], min_replicas=0, max_replicas=4, target_busy=0.8)
 
 
 @pytest.mark.parametrize(
@@ -65,23 +65,23 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count
 
 
-def test_what_is_asked_for_counts_when_the_engines_cannot_do_more(nodes: list[int]) -> None:
+def test_demand_counts_when_the_engines_are_saturated(nodes: list[int]) -> None:
     assert decided(POOL, 1, **{BUSY: {"a": 1.0}, DEMAND: {"a": 2.9}}) == 4
     assert decided(POOL, 2, **{BUSY: {"a": 0.9, "b": 0.6}, DEMAND: {"a": 0.2, "b": 0.1}}) == 2
     nodes[0] = 0
     assert decided(POOL, 2, **{BUSY: {"a": 1.0}}) == 0
 
 
-def test_a_pool_that_may_rest_does_so_until_it_is_called(nodes: list[int]) -> None:
-    assert decided(RESTS, 0) == 0
-    assert decided(RESTS, 0, 1) == 1
-    assert decided(RESTS, 1, 1, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 1
-    assert decided(RESTS, 1, 0, **{BUSY: {"a": 0.01}, DEMAND: {"a": 0.0}}) == 1
-    assert decided(RESTS, 1, 0, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 0
+def test_a_pool_without_minimum_scales_to_zero_until_it_is_called(nodes: list[int]) -> None:
+    assert decided(TO_ZERO, 0) == 0
+    assert decided(TO_ZERO, 0, 1) == 1
+    assert decided(TO_ZERO, 1, 1, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 1
+    assert decided(TO_ZERO, 1, 0, **{BUSY: {"a": 0.01}, DEMAND: {"a": 0.0}}) == 1
+    assert decided(TO_ZERO, 1, 0, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 0
     assert decided(POOL, 0) == 1
 
 
 def test_a_pool_that_starts_nodes_wants_a_replica_for_ray_to_start_one(nodes: list[int]) -> None:
     starts = HardwareAndLoad(["gpu"], min_replicas=0, max_replicas=4, target_busy=0.8, starts_nodes=True)
     nodes[0] = 0
-    assert (decided(starts, 0), decided(starts, 0, 1), decided(RESTS, 0, 1)) == (0, 1, 0)
+    assert (decided(starts, 0), decided(starts, 0, 1), decided(TO_ZERO, 0, 1)) == (0, 1, 0)

@@ -1,4 +1,4 @@
-"""What is batched together is answered as if it had come alone: real batch queues around real engines, without Ray."""
+"""A request gets the same answer in a batch as by itself: real batch queues around real engines, without Ray."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ async def test_what_would_not_be_in_time_is_refused_at_once(load: Load) -> None:
     x = [{"x": np.zeros((1, 2), np.int64)}]
     await model.infer(x, 1, 10)
     assert model.backlog_ms == 0
-    # Alone it may try, whatever its rows took before; behind others it would be late.
+    # With an empty queue it is computed, whatever its rows took before; behind others it would be late.
     tasks = [asyncio.create_task(model.infer(x, 1, 10)) for _ in range(4)]
     await asyncio.sleep(0.01)
     assert model.backlog_ms == pytest.approx(200, rel=0.3)
@@ -278,7 +278,7 @@ async def test_an_engine_that_is_stuck_refuses_others_and_comes_back(
     await model.infer(x, 1, 10)
 
 
-async def test_what_loads_is_busy_and_what_rests_is_not(load: Load) -> None:
+async def test_a_loading_model_counts_as_busy_and_an_idle_one_does_not(load: Load) -> None:
     hosted = HostedModels("p", ["onnxruntime-cpu"], 1, lambda _: True, 0)
     hosted._report("lookup@1", "loading")
     assert hosted.busy_share() > 0
@@ -300,7 +300,7 @@ async def test_a_row_is_expected_to_take_its_part_of_the_calls_that_it_travels_i
     await task
 
 
-async def test_alone_in_the_engine_is_told_before_it_computes(load: Load) -> None:
+async def test_begun_is_called_before_an_isolated_call_is_computed(load: Load) -> None:
     model = load(LOOKUP)
     order: list[str] = []
     infer = model.engine.infer
@@ -311,8 +311,8 @@ async def test_alone_in_the_engine_is_told_before_it_computes(load: Load) -> Non
 
     model.engine = SimpleNamespace(infer=watched, signature=LOOKUP.signature, close=model.engine.close)  # type: ignore[assignment]
     x = {"x": np.array([[3, 4]])}
-    outputs, timing = await model.infer_isolated([x], 1, 10, lambda: order.append("told"))
-    assert (order, timing.batch_rows) == (["told", "computes"], 1)
+    outputs, timing = await model.infer_isolated([x], 1, 10, lambda: order.append("begun"))
+    assert (order, timing.batch_rows) == (["begun", "computes"], 1)
     np.testing.assert_array_equal(outputs["y"], TABLE[x["x"]])
     with pytest.raises(InferenceFailed):
         await model.infer_isolated([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)

@@ -1,4 +1,4 @@
-"""What a process was computing when it crashed is known to the next one: real processes, real fatal signals."""
+"""The next process knows which engine computed when one crashed: real processes, real fatal signals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_engine_that_was_computing_is_suspected_and_no_other(tmp_path: Path,
     assert "Fatal Python error" in record.of("busy")
     assert not record.of("idle")
     assert not record.of("done")
-    # Known to those who come later, too.
+    # Later processes know it too.
     assert Crashes(tmp_path).of("busy")
 
 

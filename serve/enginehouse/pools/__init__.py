@@ -1,1 +1,1 @@
-"""The deployments that host engines: loading, batching, autoscaling, and what a replica publishes."""
+"""The deployments that host engines: loading, batching, autoscaling, and what replicas publish."""

@@ -1,8 +1,8 @@
-"""How many replicas a pool has: none without its hardware, else as many as keep its engines busy but not overrun.
+"""Serve's autoscaling policy of a pool: replicas follow engine load, and are none where the hardware is missing.
 
-Routers merge requests into few calls and hold others back, so the number of calls under way, which Serve scales by,
-says nothing about demand. Replicas report seconds of an engine a second: those that they compute, and those that were
-asked of routers, by the latency table as calls take lately.
+Serve scales by calls in flight, which do not show demand here: routers coalesce requests into few calls and queue
+the rest. So replicas report two loads, both in seconds of engine time per second: what they computed, and the demand at
+the routers, predicted from the latency table and the recent pace of calls.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from ray.serve.config import AutoscalingContext
 
 from enginehouse.pools import nodes
 
-#: What a replica's `record_autoscaling_stats` calls the share of the time that it computes, and its part of what was
-#: asked for. The former is what work really takes; the latter goes on rising when the engines cannot do more.
+#: Names of the two loads in a replica's `record_autoscaling_stats`. BUSY is measured, but no more than the replicas can
+#: compute; DEMAND is a prediction, but keeps rising when the engines are saturated.
 BUSY, DEMAND = "busy", "demand"
-#: A replica is given up when the others would still be this much below the target: a load at the border would otherwise
-#: have it come and go.
+#: Hysteresis: a replica is removed only when the load of the remaining ones would be at most this share of the target.
 SPARE = 0.9
 
 
 class HardwareAndLoad:
-    """Serve's autoscaling policy of a pool; runs in the Serve controller, which adds the delays of the configuration.
+    """Called by the Serve controller for a pool's target number of replicas; Serve applies the configured delays.
 
-    Without it a pool whose nodes are missing would keep the application DEPLOYING; one that `starts_nodes` may. A pool
-    that rests at zero comes up when a router calls its `wake`.
+    `nodes` are the accelerator labels that the pool runs on, `target_busy` the load to have per replica. Without such a
+    node the target is 0, since a replica that cannot be placed would keep the application DEPLOYING, unless the pool
+    `starts_nodes`. A pool scaled to zero starts a replica when a router calls its `wake`.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class HardwareAndLoad:
         if self._min == self._max:
             return self._min, context.policy_state
         if context.current_num_replicas == 0 or not is_here:
-            # A replica that waits for its node is what Ray's cluster autoscaler goes by.
+            # A pending replica makes Ray's cluster autoscaler start a node.
             return max(self._min, is_called), context.policy_state
         metrics = context.aggregated_metrics or {}
         seconds = max(sum(metrics.get(name, {}).values()) for name in (BUSY, DEMAND))
         return max(is_called, self.wanted(seconds, context.target_num_replicas)), context.policy_state
 
     def wanted(self, seconds: float, now: int) -> int:
-        """Replicas to have when there are to be `now` and the load is so many seconds of an engine a second."""
+        """Target for a load of `seconds` of engine time per second, when the present target is `now`."""
         more, fewer = (self._bounded(math.ceil(seconds / target - 1e-9)) for target in self._targets)
         return more if more > now else min(now, fewer)
 

@@ -1,4 +1,4 @@
-"""Batching: one warm engine with its own queue, where requests that arrive while it is busy become one batch."""
+"""Batching: one warm engine and its queue; calls that arrive while the engine is busy are computed as one batch."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
 
-#: A request of more rows than this many full batches goes through the queue in several slices.
+#: A call of more rows than so many full batches passes the queue in slices of that size.
 SLICE_BATCHES = 8
-#: An engine is stuck when a call takes so many seconds, and so many times what its rows took lately.
+#: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
 STUCK_S, STUCK = 10.0, 10.0
-#: Weight of the newest call in how long a row takes.
+#: Weight of the newest call in the moving average of the time per row.
 NEWEST = 0.1
-#: Seconds that the event loop has to say that a call begins.
-TELL_S = 1.0
+#: Timeout in seconds for the event loop to run `begun` before an isolated call.
+BEGUN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One call: requests whose rows have the same shape, and how many rows they have together."""
+    """One call: requests whose rows have the same shape, and `rows`, their number together; times are monotonic."""
 
     requests: Sequence[Tensors]
     rows: int
@@ -41,11 +41,11 @@ class _Item:
 
 
 class LoadedModel:
-    """A warm engine with its own batch queue, so that models never share a batch and never wait for each other's.
+    """A warm engine with a batch queue of its own: models never share a batch or wait for another model's.
 
-    Engine calls have at most `best_rows` rows, unless the catalog says otherwise, and are made inside `flag`. An engine
-    that is not `is_shared` has one caller, which coalesces what it sends: its calls skip the batch queue, unless
-    batches are to be waited for.
+    An engine call has at most `best_rows` rows, unless the catalog sets `max_batch_size`, and runs inside `flag`.
+    `measured` are (rows, milliseconds) timed in this process. An engine that is not `is_shared` has one caller, which
+    coalesces its requests itself: its calls skip the batch queue, unless the catalog sets `batch_wait_ms`.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class LoadedModel:
         self.measured = list(measured)
         self._flag = flag or nullcontext()
         self._is_shared = is_shared
-        self._waits = False
+        self._waits_for_batches = False
         self._best_rows = best_rows
-        #: Most rows of one engine call.
+        #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
         self.last_used = time.monotonic()
         self.busy_s = 0.0
         self._pending_rows = 0
         self._row_ms = 0.0
-        # When the call began that the engine computes, and when it counts as stuck.
-        self._since: float | None = None
+        # When the engine call in progress began, if one is, and after how many seconds it counts as stuck.
+        self._computing_since: float | None = None
         self._stuck_after_s = STUCK_S
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
@@ -87,34 +87,35 @@ class LoadedModel:
         self._batched = run
 
     def set_batching(self, config: ModelConfig) -> None:
-        """Take batch size and wait from the catalog, live."""
+        """Apply `max_batch_size` and `batch_wait_ms` of the catalog; calls in the queue stay there."""
         self.max_rows = config.max_batch_size or self._best_rows
-        # Of calls, each of a row at least.
+        # Serve counts calls, not rows; each call has at least one row.
         self._batched.set_max_batch_size(self.max_rows)
         self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
-        self._waits = config.batch_wait_ms > 0
+        self._waits_for_batches = config.batch_wait_ms > 0
 
     @property
     def backlog_ms(self) -> float:
-        """Predicted time until everything that is here now is computed, by how long rows took lately."""
+        """Predicted milliseconds until all calls held now are computed, from the moving average of the time per row."""
         return self._pending_rows * self._row_ms
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the engine computes one call, when that is far more than its calls take; else 0."""
-        # Read once: the engine's thread sets it.
-        since = self._since
+        """Seconds for which the engine has been computing one call if it counts as stuck, else 0."""
+        # Read once: the engine's thread may reset it meanwhile.
+        since = self._computing_since
         busy_s = 0.0 if since is None else time.monotonic() - since
         return busy_s if busy_s > self._stuck_after_s else 0.0
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
-        """Answer the `rows` rows of `requests` within `budget_s` seconds of their arrival here, as one output.
+        """Outputs of `requests`, concatenated along dim 0, and their timing.
 
-        Raises Overloaded at once for what would not be in time or while the engine is stuck in a call, DeadlineExceeded
-        or InferenceFailed.
+        `rows` is the number of rows together, `budget_s` the seconds from now until the deadline. Raises Overloaded at
+        once when the backlog alone would take longer or the engine is stuck, DeadlineExceeded when the deadline passes
+        in the queue, and InferenceFailed.
         """
         if (stuck_s := self.stuck_s) > 0:
-            # For others of the pool, which have an engine that works.
+            # Retryable: another replica of the pool may have a working engine.
             raise Overloaded(f"{self.kind} has been computing one call for {stuck_s:.0f} s", STUCK_S)
         if self.backlog_ms > budget_s * 1e3:
             raise Overloaded(
@@ -129,16 +130,20 @@ class LoadedModel:
     async def infer_isolated(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
-        """As `infer`, with nothing else in the engine; `begun` is called on the event loop right before it computes."""
+        """As `infer`, in an engine call of its own; `begun` runs on the event loop right before the engine computes.
+
+        For a request that may crash the process: the router must know that this call was in the engine. Skips the batch
+        queue and its Overloaded.
+        """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = _Item(requests, rows, now, now + budget_s)
 
-        async def tell() -> None:
+        async def run_begun() -> None:
             begun()
 
         def run() -> list[Computed | EnginehouseError]:
-            # Not before it is told: it may be the last that this process does.
-            asyncio.run_coroutine_threadsafe(tell(), loop).result(TELL_S)
+            # Wait for it: computing may end this process, and then nothing could be sent.
+            asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
             return self._run([item])
 
         self.last_used = now
@@ -152,7 +157,7 @@ class LoadedModel:
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
             return await self._queued(_Item(requests, rows, now, now + budget_s))
-        # Slice after slice through the queue, so that other callers get their turn in between.
+        # One slice at a time, so that calls of others are computed in between.
         inputs = stack(requests)
         answers = []
         for start in range(0, rows, slice_rows):
@@ -170,17 +175,17 @@ class LoadedModel:
     async def _queued(self, item: _Item) -> Computed:
         self.last_used = time.monotonic()
         answer: Computed | EnginehouseError
-        if self._is_shared or self._waits:
+        if self._is_shared or self._waits_for_batches:
             answer = await self._batched(item)
         else:
             (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
-        # An exception *returned* for one item arrives as a value; raising it in the batch would fail its neighbours.
+        # Errors are returned per item: one raised in the batch function would fail every item of the batch.
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
 
     def _run(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
-        """Worker thread: drop the expired, group what can be stacked, keep every engine call within `max_rows`."""
+        """In the worker thread: drop expired items, group those of equal shape, compute groups of up to `max_rows`."""
         now = time.monotonic()
         answers: dict[int, Computed | EnginehouseError] = {}
         groups: dict[Any, list[int]] = {}
@@ -202,9 +207,9 @@ class LoadedModel:
         started = time.monotonic()
         try:
             inputs = stack([request for item in items for request in item.requests])
-            # Of the first call nobody knows.
+            # The first call has no average to be compared with.
             usual_s = self._row_ms * sum(rows) / 1e3 or math.inf
-            self._since, self._stuck_after_s = started, max(STUCK_S, STUCK * usual_s)
+            self._computing_since, self._stuck_after_s = started, max(STUCK_S, STUCK * usual_s)
             with self._flag:
                 outputs = self._infer_in_pieces(inputs, sum(rows))
         except Exception as error:
@@ -212,10 +217,10 @@ class LoadedModel:
                 if isinstance(error, EnginehouseError):
                     return [error]
                 return [InferenceFailed(f"{self.kind}: {type(error).__name__}: {error}")]
-            # One request broke the batch; its neighbours still get their answers.
+            # One item may have broken the batch: compute each by itself, so that the others get their answers.
             return [self._compute([item])[0] for item in items]
         finally:
-            self._since = None
+            self._computing_since = None
         taken = time.monotonic() - started
         self.busy_s += taken
         compute_ms = taken * 1e3
@@ -241,7 +246,7 @@ def _shapes(request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def _parts(rows: list[int], limit: int) -> list[list[int]]:
-    """Consecutive positions whose rows add up to at most `limit`; a single larger one stands alone."""
+    """Positions of `rows` in consecutive parts of at most `limit` rows; a larger item is a part of its own."""
     parts: list[list[int]] = []
     total = limit + 1
     for position, count in enumerate(rows):

@@ -1,10 +1,11 @@
-"""Which engines have crashed a process of this node: what a process was computing when a fatal signal ended it.
+"""Record of the engines that crashed a process of this node, meaning a fatal signal arrived while they computed.
 
-    CACHE/crashes/<pid>-<start>-<host>.running   a flag per engine of a live process: whether it is in a call
-    CACHE/crashes/<pid>-<start>-<host>.trace     what Python's faulthandler wrote when the process crashed; else empty
-    CACHE/crashes/<engine>.crashed               an engine that was in a call then
+    CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine, whether it is computing
+    CACHE/crashes/<pid>-<start>-<host>.trace     what faulthandler wrote when the process crashed; empty until then
+    CACHE/crashes/<engine>.crashed               an engine that was computing when its process crashed, and the signal
 
-A process that was merely killed (SIGKILL) leaves no trace, so its engines are not suspected.
+A process writes the first two; the next one to start on the node turns those of dead processes into the third. After
+SIGKILL the trace is empty, so no engine is suspected.
 """
 
 from __future__ import annotations
@@ -28,51 +29,52 @@ from enginehouse.contract.store.cache import cache_folder
 
 logger = logging.getLogger("ray.serve")
 
-#: An engine is no longer suspected after this long; the model may have a new runtime by then.
+#: Seconds for which an engine is suspected after a crash; its runtime may have been replaced by then.
 FORGET_AFTER_S = 24 * 3600.0
+#: Bytes of an engine's slot in the memory map (flag, engine id), and number of slots.
 _SLOT, _SLOTS = 64, 1024
 
 
 class Flag:
-    """Set while its engine computes: `with flag: ...`. Costs a byte written, so every call is marked."""
+    """Marks an engine as computing, in a `with` statement; costs one byte written, so every call is marked."""
 
-    def __init__(self, memory: mmap.mmap, place: int) -> None:
+    def __init__(self, memory: mmap.mmap, offset: int) -> None:
         self._memory = memory
-        self._place = place
+        self._offset = offset
 
     def __enter__(self) -> None:
-        self._memory[self._place] = 1
+        self._memory[self._offset] = 1
 
     def __exit__(self, *_: object) -> None:
-        self._memory[self._place] = 0
+        self._memory[self._offset] = 0
 
 
 class Crashes:
-    """The record of this process, and what dead processes left in `folder`."""
+    """Crash record of this process in `folder`. Creating it reads and removes the files of dead processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._read_the_dead()
+        self._collect_dead()
         own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}-{_host()}"
         with own.with_suffix(".running").open("w+b") as file:
             file.truncate(_SLOT * _SLOTS)
             self._memory = mmap.mmap(file.fileno(), _SLOT * _SLOTS)
         self._used = 0
-        # Kept open for as long as the process lives: written by a signal handler.
+        # Open for the life of the process: faulthandler's signal handler writes to it.
         self._trace = own.with_suffix(".trace").open("w")
-        # Ray's own handler is called after this one, so its log says as much as before.
+        # The handler that Ray installed is called after this one, so Ray's log has its trace too.
         faulthandler.enable(self._trace)
 
     def flag(self, engine: str) -> Flag:
-        """A flag for an engine that this process loads; `engine` is an `engine_id`."""
-        place = self._used * _SLOT
+        """Flag of an engine that this process loads; `engine` is an `engine_id`."""
+        offset = self._used * _SLOT
         self._used = (self._used + 1) % _SLOTS
-        self._memory[place : place + 1 + len(engine)] = b"\0" + engine.encode()
-        return Flag(self._memory, place)
+        self._memory[offset : offset + 1 + len(engine)] = b"\0" + engine.encode()
+        return Flag(self._memory, offset)
 
     def of(self, engine: str) -> str:
-        """When and in what an engine crashed a process of this node; empty when it did not, or long ago."""
+        """Text about the last crash of an engine on this node; empty when there was none within FORGET_AFTER_S."""
         path = self._folder / f"{engine}.crashed"
         try:
             if time.time() - path.stat().st_mtime > FORGET_AFTER_S:
@@ -81,13 +83,13 @@ class Crashes:
         except OSError:
             return ""
 
-    def _read_the_dead(self) -> None:
+    def _collect_dead(self) -> None:
         for running in self._folder.glob("*.running"):
-            # Others may share the folder, whose processes cannot be seen from here.
+            # On a shared folder: whether processes of other hosts live is not known here.
             if not running.stem.endswith(f"-{_host()}") or _is_alive(running.stem):
                 continue
             trace = running.with_suffix(".trace")
-            # Of several processes that start now one gets to read it.
+            # Atomic, so that of several starting processes exactly one reads it.
             mine = running.with_suffix(f".read-by-{os.getpid()}")
             try:
                 running.rename(mine)
@@ -99,8 +101,8 @@ class Crashes:
                 if slot[0]:
                     engine = slot[1:].rstrip(b"\0").decode()
                     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mine.stat().st_mtime))
-                    said = f"crashed process {running.stem.partition('-')[0]} at {when} UTC: {text.splitlines()[0]}"
-                    (self._folder / f"{engine}.crashed").write_text(said)
+                    crash = f"crashed process {running.stem.partition('-')[0]} at {when} UTC: {text.splitlines()[0]}"
+                    (self._folder / f"{engine}.crashed").write_text(crash)
             mine.unlink(missing_ok=True)
             trace.unlink(missing_ok=True)
 
@@ -110,7 +112,10 @@ _records: list[Crashes] = []
 
 
 def of_this_process() -> Crashes:
-    """The record of this process, begun at the first call; where the cache cannot be written it outlives nobody."""
+    """The one record of this process, made at the first call.
+
+    Where the cache folder cannot be written it is a temporary folder, and no later process learns of a crash.
+    """
     with _lock:
         if not _records:
             try:
@@ -122,7 +127,7 @@ def of_this_process() -> Crashes:
 
 
 def engine_id(folder: Path, kind: EngineKind, artifact: Artifact) -> str:
-    """What makes an engine the same one in another process: its bundle's manifest, its kind and its artifact."""
+    """Identity of an engine across processes: a hash of the bundle's manifest, the engine kind and the artifact."""
     manifest = (folder / MANIFEST).read_bytes()
     return hashlib.sha256(b"\0".join([manifest, kind.encode(), artifact.name.encode()])).hexdigest()[:32]
 

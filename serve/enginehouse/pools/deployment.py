@@ -1,7 +1,7 @@
-"""The pool: one Serve deployment around one engine kind, whose replicas host many models.
+"""The pool: a Serve deployment of one engine kind, whose replicas each host many models.
 
-Models arrive through `reconfigure`, which only records them: loading, retrying and unloading happen in a background
-task beside it. Requests arrive through the replica's listener, whose address routers know by what the replica reports.
+The catalog arrives through `reconfigure`; a background task loads, retries and unloads models. Requests do not come
+through Serve's handles but through a Listener, whose address every replica publishes in its routing stats.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from enginehouse.pools.hosting import HostedModels
 from enginehouse.transport.replica_end import Listener
 from enginehouse.transport.router_end import Address
 
-#: Seconds for calls under way when a replica is stopped; Serve kills it 20 s after the stop.
+#: Seconds to drain calls in flight when a replica is stopped; Serve kills it 20 s after the stop.
 DRAIN_S = 10.0
 
 
 class Pool:
     """Serve deployment: hosts every model of the catalog that its engine kind can run.
 
-    `engines_per_node` is how many CPU engine replicas a node may come to hold; it sets the default threads.
+    `config` is a PoolConfig as plain data. `engines_per_node` is the largest number of CPU engine replicas on one node;
+    the cores of the node divided by it are the default number of threads.
     """
 
     def __init__(self, name: str, config: dict[str, Any], engines_per_node: int) -> None:
@@ -51,32 +52,33 @@ class Pool:
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Record the catalog and return at once; loading goes on beside it."""
+        """Serve's hook for `user_config`, which is a Catalog: record it; a background task loads its models."""
         if self._address is None:
             self._address = await self._listener.start(ray.util.get_node_ip_address())
         self._hosted.follow(Catalog.parse(user_config))
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """What every router gets to know of this replica; the controller pulls it about once a second."""
+        """Serve's hook for what a replica publishes to routers; the controller calls it about once a second."""
         return {"models": dict(self._hosted.reports), "address": self._address, "node": self._node}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """How busy this replica was since the last call, and what was asked for; the controller scales by it."""
+        """Serve's hook for autoscaling metrics: BUSY and DEMAND since the last call, see `autoscaling`."""
         now, demand_s = time.monotonic(), self._listener.demand_ms / 1e3
         (then, before), self._demand = self._demand, (now, demand_s)
         return {BUSY: self._hosted.busy_share(), DEMAND: (demand_s - before) / max(now - then, 1e-3)}
 
     async def wake(self) -> None:
-        """Does nothing: that somebody calls is what brings a pool without replicas up."""
+        """Does nothing: the queued call itself makes the autoscaling policy start a replica of an idle pool."""
 
     def check_health(self) -> None:
-        """Fail, and so be replaced, when the task that loads models has died."""
+        """Serve's hook: raise, and so have this replica replaced, when it cannot recover by itself."""
         self._hosted.check_health()
 
     async def infer(self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
-        """Run checked requests of `rows` rows in all.
+        """Compute requests that have passed the signature check; arguments and result are those of `LoadedModel.infer`.
 
-        Raises ModelNotFound, DeadlineExceeded, EngineUnavailable, a BundleError, or InferenceFailed.
+        Loads the model if need be. Raises Overloaded, DeadlineExceeded, InferenceFailed, ModelNotFound,
+        EngineUnavailable or a BundleError.
         """
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
         return await loaded.infer(requests, rows, budget_s)
@@ -84,10 +86,10 @@ class Pool:
     async def infer_isolated(
         self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
-        """As `infer`, for a request that may have crashed a replica; see `LoadedModel.infer_isolated`."""
+        """As `infer`, for a request that may have crashed a replica: see `LoadedModel.infer_isolated`."""
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
         return await loaded.infer_isolated(requests, rows, budget_s, begun)
 
     async def __del__(self) -> None:
-        """Serve awaits this before it ends a replica that it no longer wants."""
+        """Drain: Serve awaits this before it stops a replica."""
         await self._listener.stop(DRAIN_S)

@@ -1,6 +1,6 @@
-"""Hosting: the models that one process holds in memory, kept in line with the catalog.
+"""Hosting: a background task loads and unloads the models of one process as the catalog asks.
 
-The same code serves a pool's replica, which hosts one engine kind, and a router that has resident models.
+Used by a pool's replica, which has one engine kind, and by a router for its resident models.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from enginehouse.pools.report import ModelReport, ModelState
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds until a model that failed to load is tried again: its store may have been out of reach.
+#: Seconds until a model that failed to load is tried again; its store may have been unreachable.
 RETRY_AFTER_S = 15.0
-#: Seconds after which a process with an engine that is stuck in a call is replaced.
+#: Seconds in one engine call, once it counts as stuck, after which the process is replaced.
 STUCK_FOR_GOOD_S = 60.0
-#: Seconds of computing that loading counts for where a pool is scaled.
+#: Seconds of engine time reported while a model loads, so that its pool is not scaled to zero.
 LOADING = 0.01
 
 
 class HostedModels:
-    """The models of this process: loads, retries and unloads them beside the requests.
+    """The models of this process, by their key `name@version`.
 
-    Of each model that `wants` accepts, the artifact that is fastest on one of `engines` is loaded with `threads`
-    threads. A version that the catalog no longer names is kept until it was idle for `unload_after_s`. In a `router`'s
-    process the router is the engines' only caller, and one that has crashed a process of this node is not loaded.
+    Of each model that `wants` accepts, the artifact that `choose_artifact` prefers on `engines` is loaded with
+    `threads` threads. A version that is no longer in the catalog is unloaded once its successor is loaded and it was
+    idle for `unload_after_s` seconds. In a `router`'s process the router is the engines' only caller, and an engine
+    that has crashed a process of this node is not loaded. `name` is the pool's, for errors and logs.
     """
 
     def __init__(
@@ -58,16 +59,16 @@ class HostedModels:
         self._unload_after_s = unload_after_s
         self._router = router
         self._catalog = Catalog(store="")
-        # By key: the catalog's, and those before them that are still loaded.
+        # By key: the models of the catalog, and earlier versions that are still loaded.
         self._configs: dict[str, ModelConfig] = {}
         self._retry_at: dict[str, float] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self._busy = (time.monotonic(), 0.0)
-        self._wake = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._catalog_changed = asyncio.Event()
+        self._reconciler: asyncio.Task[None] | None = None
 
     def follow(self, catalog: Catalog) -> None:
-        """Record the catalog and return at once; loading goes on beside it."""
+        """Record the catalog and return; a background task brings the loaded models in line with it."""
         self._catalog = catalog
         kept = {key: config for key, config in self._configs.items() if key in self.reports}
         self._configs = kept | {model.key: model for model in catalog.models}
@@ -75,33 +76,33 @@ class HostedModels:
         for model in catalog.models:
             if loaded := self.models.get(model.key):
                 loaded.set_batching(model)
-        self._wake.set()
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep())
+        self._catalog_changed.set()
+        if self._reconciler is None:
+            self._reconciler = asyncio.create_task(self._reconcile())
 
     def busy_share(self) -> float:
-        """Seconds that the engines computed per second since the last call; above 1 when several did at once."""
+        """Engine time per second since the last call to this; above 1 when several engines computed at once."""
         now, busy_s = time.monotonic(), sum(model.busy_s for model in self.models.values())
         (then, before), self._busy = self._busy, (now, busy_s)
-        # What loads is wanted: a pool that may rest must not, before it was of any use.
+        # Else a pool that may be idle would be scaled to zero while it loads the model that it was started for.
         least = LOADING if any(report["state"] == "loading" for report in self.reports.values()) else 0.0
         return max(least, busy_s - before) / max(now - then, 1e-3)
 
     def backlog_ms(self, model_key: str) -> float:
-        """Predicted time until the engine of a model is done with what it has."""
+        """Predicted milliseconds until a model has computed all calls that it holds; 0 when it is not loaded."""
         loaded = self.models.get(model_key)
         return loaded.backlog_ms if loaded else 0.0
 
     def check_health(self) -> None:
-        """Raise when the task that loads models has died, or an engine is stuck for good."""
+        """Raise RuntimeError when the background task has ended or an engine was stuck for STUCK_FOR_GOOD_S."""
         for model_key, loaded in self.models.items():
             if loaded.stuck_s > STUCK_FOR_GOOD_S:
                 raise RuntimeError(f"{model_key}: one call of its engine takes {loaded.stuck_s:.0f} s")
-        if self._keeper is not None and self._keeper.done():
-            raise RuntimeError("the model keeper stopped") from self._keeper.exception()
+        if self._reconciler is not None and self._reconciler.done():
+            raise RuntimeError("the task that loads models has ended") from self._reconciler.exception()
 
     async def get(self, model_key: str) -> LoadedModel:
-        """A model, loaded when it is not: a router that has not received a new catalog yet asks for the version before.
+        """A loaded model. It is loaded first if need be: a router may not have received the newest catalog yet.
 
         Raises ModelNotFound, EngineUnavailable or a BundleError.
         """
@@ -110,7 +111,7 @@ class HostedModels:
             if loading is None:
                 loading = self._loading[model_key] = asyncio.create_task(self._load(model_key))
                 loading.add_done_callback(lambda _: self._loading.pop(model_key))
-            # Whoever gives up does not stop it for the others.
+            # A caller that is cancelled must not cancel loading, which others may await.
             return await asyncio.shield(loading)
         return self.models[model_key]
 
@@ -132,7 +133,7 @@ class HostedModels:
             if isinstance(error, EnginehouseError):
                 raise
             raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
-        # As the catalog says by now: loading may have taken minutes.
+        # The present catalog: loading may have taken minutes.
         loaded.set_batching(self._configs.get(model_key, config))
         self.models[model_key] = loaded
         self.reports[model_key] = ModelReport(
@@ -146,8 +147,8 @@ class HostedModels:
         return loaded
 
     def _engine(self, url: str, config: ModelConfig, notes: list[str]) -> LoadedModel:
-        def tell(note: str) -> None:
-            # Building an engine on this node takes minutes, and is still worth knowing afterwards.
+        def report_progress(note: str) -> None:
+            # Building an engine here takes minutes; the last note stays in the report of the loaded model.
             notes[:] = [note]
             self._report(config.key, "loading", note)
             logger.info("%s: %s", config.id, note)
@@ -166,14 +167,14 @@ class HostedModels:
             raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
         flag = record.flag(identity)
         with flag:
-            # Larger batches than pay are never made: warming them up would cost most of the start, and memory for good.
+            # Only batches that will be made: warming up larger ones would take most of the start and keep the memory.
             rows = manifest.efficient_rows(kind, artifact.name)
             warm = config.max_batch_size or rows
-            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=tell)
+            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=report_progress)
             table = manifest.latency_of(kind, artifact.name)
             if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
                 rows = best_batch(engine, manifest, rows)
-        # Made on this node, say: routers have to know how fast it is before they can prefer it.
+        # The bundle has no table of an engine that was built on this node: routers then rank by the measured latency.
         measured = time_calls(engine, manifest) if table is None else []
         return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
 
@@ -182,8 +183,8 @@ class HostedModels:
             state=state, reason=reason, engine="", artifact="", precision="", measured=[]
         )
 
-    async def _keep(self) -> None:
-        """Bring the loaded models in line with the catalog, whenever that changes and once a second."""
+    async def _reconcile(self) -> None:
+        """Load and unload models as the catalog asks: when it changes, and once a second."""
         while True:
             wanted = [model.key for model in self._catalog.models if self._wants(model)]
             for model_key in wanted:
@@ -193,23 +194,23 @@ class HostedModels:
                     except EnginehouseError as error:
                         logger.warning("%s cannot serve %s: %s", self._name, model_key, error)
             self._unload_all_but(set(wanted))
-            self._wake.clear()
+            self._catalog_changed.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), 1.0)
+                await asyncio.wait_for(self._catalog_changed.wait(), 1.0)
             except TimeoutError:
                 continue
 
     def _unload_all_but(self, wanted: set[str]) -> None:
-        """Let go of versions that the catalog no longer names, once their successor is warm and they are idle."""
-        coming = {self._configs[model_key].name for model_key in wanted if model_key not in self.models}
+        """Unload idle versions that are not `wanted`, except those whose wanted successor is not loaded yet."""
+        awaited = {self._configs[model_key].name for model_key in wanted if model_key not in self.models}
         for model_key in [known for known in self.reports if known not in wanted]:
             loaded = self.models.get(model_key)
             if loaded is not None:
                 idle_s = time.monotonic() - loaded.last_used
-                if self._configs[model_key].name in coming or idle_s < self._unload_after_s:
+                if self._configs[model_key].name in awaited or idle_s < self._unload_after_s:
                     continue
                 del self.models[model_key]
-                # The engine and its batch queue refer to each other: their memory would wait for the next collection.
+                # Engine and batch queue refer to each other: collect soon, or the memory waits for the next collection.
                 asyncio.get_running_loop().call_later(1.0, gc.collect)
             del self.reports[model_key]
 

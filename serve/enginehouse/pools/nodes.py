@@ -1,4 +1,4 @@
-"""Facts about nodes that Ray knows: this one's id and cores, and how many there are with some hardware."""
+"""Facts about nodes that Ray provides: this node's id and cores, and the number of nodes with some hardware."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import ray
 from enginehouse.contract.config import ACCELERATOR_LABEL
 from enginehouse.engines import hardware
 
-#: Seconds for which the labels of live nodes are kept. Every pool asks in every round of Serve's control loop (10 a
-#: second), and a fresh look takes 0.6 ms (Ray 2.60).
+#: Seconds for which the labels of live nodes are cached. Every pool's policy reads them in every round of Serve's
+#: control loop (10 a second), and `ray.nodes()` takes 0.6 ms (Ray 2.60).
 NODES_S = 0.5
 _labels: tuple[float, list[str | None]] = (float("-inf"), [])
 
@@ -23,7 +23,10 @@ def own_id() -> str:
 
 
 def threads_per_engine(num_cpus: float, engines_per_node: int) -> int:
-    """Physical cores of this node over the CPU engines that it may come to hold, each of which takes `num_cpus`."""
+    """Physical cores of this node divided by the CPU engines that may run on it, at least 1.
+
+    Those are at most `engines_per_node`, and no more than fit when each takes `num_cpus` logical CPUs.
+    """
     me = own_id()
     cpus = next((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == me), 1.0)
     fits = int(cpus / num_cpus) if num_cpus else engines_per_node

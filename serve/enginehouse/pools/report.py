@@ -8,9 +8,10 @@ ModelState = Literal["loading", "ready", "failed", "unavailable"]
 
 
 class ModelReport(TypedDict):
-    """What one replica publishes about one `model@version`; `engine` is the kind that it is loaded in, if it is.
+    """What one replica publishes about one model version.
 
-    `measured` are (rows, milliseconds) that it timed itself, for an engine that the bundle has no latency table of.
+    `engine` (its kind), `artifact` and `precision` are empty unless it is loaded. `measured` are (rows, milliseconds)
+    timed by the replica where the bundle has no latency table of the engine.
     """
 
     state: ModelState
