@@ -121,7 +121,7 @@ def test_the_client_routes_in_its_own_process_and_by_the_routers_when_it_cannot(
     assert Client()._router is embedded
 
     def own() -> bool:
-        return embedded._router is not None and embedded._router.reaches("scale")
+        return embedded.reaches("scale")
 
     wait_for(own, 20, "it knows what is served and where")
     deployed, embedded._handle = embedded._handle, None
@@ -153,18 +153,19 @@ def test_where_the_clients_own_router_gets_no_answer_the_deployed_ones_give_it(
 ) -> None:
     from enginehouse.faces.python.client import Client
     from enginehouse.routing.router import Router
+    from enginehouse.routing.versions import ModelVersion
 
     client, asked = Client(), []
     x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
     embedded = client._router
     assert embedded is not None
-    wait_for(lambda: embedded._router is not None and embedded._router.reaches("scale"), 20, "it knows where")
+    wait_for(lambda: embedded.reaches("scale"), 20, "it knows where")
     infer = Router.infer
 
-    async def lost(router: Router, model: str, *rest: object) -> object:
-        asked.append(model)
+    async def lost(router: Router, version: ModelVersion, *rest: object) -> object:
+        asked.append(version.config.name)
         if len(asked) == 1:
-            return await infer(router, model, *rest)  # type: ignore[arg-type]
+            return await infer(router, version, *rest)  # type: ignore[arg-type]
         raise EngineUnavailable("cpu-pool", "its replica is gone")
 
     # Of this process: the deployed ones are others.

@@ -1,1 +1,1 @@
-"""The ways in: each decodes a request, asks the routing floor, and encodes the answer."""
+"""The ways in: each decodes a request, has the data plane answer it, and encodes the answer."""

@@ -1,4 +1,4 @@
-"""Request bodies: read in time and within bounds, decompressed, in one piece."""
+"""Request bodies: read within limits of time and size, decompressed, in one buffer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from enginehouse.faces import oip
 BINARY_HEADER = "Inference-Header-Content-Length"
 #: Seconds that a client may take to send its body.
 BODY_TIMEOUT_S = 60.0
-#: Of numpy's allocations, and enough for every datatype.
+#: Bytes; that of numpy's allocations, and enough for every datatype.
 _ALIGNMENT = 16
 #: Content-Encoding -> zlib's window bits.
 _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 async def read(request: Request, limit: int, take: Callable[[int], None]) -> bytes | memoryview:
-    """The whole body, decompressed; every byte is counted by `take`, which may refuse it.
+    """Read the whole body and decompress it.
 
-    Raises RequestTooLarge before more than `limit` bytes are held, InvalidInput, and what `take` raises.
+    `take` is called with the size of every chunk, and with that of the decompressed body; it may raise to refuse them.
+    Raises RequestTooLarge before more than `limit` bytes are held, InvalidInput for a corrupt compressed body, and
+    HTTPException 408 after `BODY_TIMEOUT_S` and 415 for another encoding than gzip and deflate.
     """
     announced = int(request.headers.get("content-length") or 0)
     if announced > limit:
@@ -55,12 +57,12 @@ async def read(request: Request, limit: int, take: Callable[[int], None]) -> byt
 
 
 def json_length(request: Request) -> int | None:
-    """How many bytes of JSON come before the tensors; None where the header does not say. Raises InvalidInput."""
+    """Bytes of JSON before the binary tensors; None when the request has no such header. Raises InvalidInput."""
     return oip.parse_header_length(request.headers.get(BINARY_HEADER))
 
 
 def _joined(chunks: list[bytes], size: int, before: int | None) -> memoryview:
-    """The chunks in one piece, placed so that the tensors after the JSON are aligned: views on them need no copy."""
+    """Concatenate the chunks so that the tensors, `before` bytes into them, are aligned and decode without a copy."""
     offset = -(before or 0) % _ALIGNMENT
     body = np.empty(offset + size, np.uint8).data[offset:]
     at = 0

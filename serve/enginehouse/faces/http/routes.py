@@ -1,4 +1,4 @@
-"""The HTTP face: Open Inference Protocol v2 over the data plane. Decode, ask, encode; errors become `{"error"}`."""
+"""The HTTP face: Open Inference Protocol v2 over the data plane. Errors become a document `{"error": message}`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from enginehouse.routing.versions import LiveVersions
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds after which it is looked whether the client of a request is still there.
+#: Seconds after the body was read until a request is watched for the disconnect of its client.
 WATCH_AFTER_S = 0.05
-#: JSON of up to this size is read and written on the event loop: a millisecond or two, less than a thread would cost.
+#: Up to so many bytes, JSON is decoded and encoded on the event loop: a millisecond or two, less than a thread costs.
 INLINE_BYTES = 1 << 17
 
 
 class Ingress(Protocol):
-    """What the routes ask of the deployment that they belong to."""
+    """What the routes need of the deployment that they belong to."""
 
     plane: DataPlane
     versions: LiveVersions
@@ -56,7 +56,7 @@ async def live(_: Request) -> Response:
 
 
 async def ready(_: Request) -> Response:
-    """200 once every model of the catalog answers (Triton's strict readiness), else 400."""
+    """200 when every model of the catalog is ready (Triton's strict readiness), else 400."""
     models = _ingress().versions.status()["models"]
     waiting = [model["name"] for model in models if not _ingress().plane.is_ready(model["name"])]
     if waiting:
@@ -85,7 +85,10 @@ async def infer(request: Request) -> Response:
 
 
 async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -> None:
-    """ASGI: one inference request that comes past Serve and Starlette (see shortcut.py), answered whatever happens."""
+    """ASGI application for inference requests that bypass Serve and Starlette (see shortcut.py).
+
+    Errors become the same responses as by Starlette's exception handlers below.
+    """
     request = Request(scope, receive)
     watch = _Watch(request)
     try:
@@ -95,9 +98,9 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
     except HTTPException as error:
         response = await _http_error(request, error)
     except ClientDisconnect as error:
-        response = await _gone(request, error)
+        response = await _disconnected(request, error)
     except asyncio.CancelledError:
-        if not watch.is_gone:
+        if not watch.is_disconnected:
             raise
         return
     except Exception as error:
@@ -109,20 +112,20 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
 
 
 class _Watch:
-    """Cancels the task it was made in when the client goes away while an answer is being made.
+    """Cancels the task that created it when the client disconnects while the answer is computed.
 
-    Watching costs a task, so a request is only watched when it takes longer than most.
+    Watching takes a task of its own, so it starts only `WATCH_AFTER_S` after `start`: most requests are done by then.
     """
 
     def __init__(self, request: Request) -> None:
-        self.is_gone = False
+        self.is_disconnected = False
         self._request = request
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """From now on no more of the body is waited for, so that whatever arrives is the client's farewell."""
+        """Call once the body is read: the next ASGI message is then the disconnect."""
         self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
 
     def stop(self) -> None:
@@ -137,7 +140,7 @@ class _Watch:
     async def _wait(self) -> None:
         message = await self._request.receive()
         if message["type"] == "http.disconnect" and self._task is not None:
-            self.is_gone = True
+            self.is_disconnected = True
             self._task.cancel()
 
 
@@ -147,14 +150,14 @@ async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None]
     with ingress.plane.open("http", name, version, Hints.of(headers, {}).priority) as turn:
         content = await body.read(request, ingress.max_body_bytes, turn.take)
         on_body()
-        return await _answer(turn, name, content, body.json_length(request), headers)
+        return await _respond(turn, name, content, body.json_length(request), headers)
 
 
-async def _answer(
+async def _respond(
     turn: Turn, name: str, content: bytes | memoryview, length: int | None, hints: Mapping[str, str]
 ) -> Response:
     signature = turn.signature
-    # Large JSON takes long to read and to write: beside the event loop, or everybody would wait for it.
+    # Large JSON is decoded and encoded in a thread: on the event loop all other requests would wait for it.
     decode = functools.partial(oip.decode_request, content, length, signature)
     is_large = length is None and len(content) > INLINE_BYTES
     wanted = await asyncio.to_thread(decode) if is_large else decode()
@@ -171,7 +174,7 @@ async def _answer(
 
 
 async def index(_: Request) -> Response:
-    """The models by name, version and state, as Triton's repository index gives them."""
+    """Triton's repository index: every model with its version, state and reason."""
     models = _ingress().versions.status()["models"]
     return _json(
         [
@@ -208,7 +211,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _json({"error": detail}, error.status_code, dict(error.headers or {}))
 
 
-async def _gone(_: Request, __: Exception) -> Response:
+async def _disconnected(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
@@ -238,7 +241,7 @@ http = Starlette(
     exception_handlers={
         EnginehouseError: _our_error,
         HTTPException: _http_error,
-        ClientDisconnect: _gone,
+        ClientDisconnect: _disconnected,
         Exception: _any_error,
     },
 )

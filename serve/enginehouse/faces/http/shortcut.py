@@ -1,11 +1,11 @@
-"""The short way for inference requests through an ingress replica, past what Serve does for any HTTP application.
+"""Bypass for inference requests to an ingress replica: they skip Serve's own HTTP handling.
 
 Serve wraps every request to a replica's own port in tasks, queues, metrics and log records: some 0.3 ms of CPU, more
 than a small model costs (Ray Serve 2.60). Serve's documented hook for ASGI middlewares
-(`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`) lets ours see the request first. What it does not know, a request of
-another application say, goes on as always; without the hook everything does, and works the same, only slower.
+(`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`) puts ours in front of that. Any other request, for instance one of another
+application, continues to Serve; without the hook all requests do, and are answered the same, only slower.
 
-Imported by every process that listens for HTTP, Serve's proxies too: it imports nothing of weight.
+Every process that listens for HTTP imports this module, Serve's proxies included, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
 class Shortcut:
-    """ASGI middleware: hands inference requests to the Router of this process, when there is one."""
+    """ASGI middleware: passes inference requests to the ingress replica of this process, if there is one."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
@@ -32,7 +32,7 @@ class Shortcut:
         if match is None:
             await self._application(scope, receive, send)
             return
-        self._infer = self._infer or _router_of_this_process()
+        self._infer = self._infer or _ingress_of_this_process()
         if self._infer is None:
             await self._application(scope, receive, send)
             return
@@ -41,20 +41,20 @@ class Shortcut:
 
 
 def middlewares() -> list[Any]:
-    """What Serve's hook asks for."""
+    """Serve's hook: the middlewares of a process that listens for HTTP."""
     from starlette.middleware import Middleware
 
     return [Middleware(Shortcut)]
 
 
-def _router_of_this_process() -> Application | None:
+def _ingress_of_this_process() -> Application | None:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
         replica = serve.get_replica_context().servable_object
     except RayServeException:
-        # A proxy.
+        # A proxy of Serve, not a replica.
         return None
     infer: Application | None = getattr(replica, "enginehouse_infer", None)
     return infer

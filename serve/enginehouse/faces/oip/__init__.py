@@ -2,9 +2,9 @@
 
     body, Inference-Header-Content-Length -> decode_request -> InferRequest -> ... -> encode_response -> body, length
 
-What a body may look like comes from the Open Inference Protocol and from Triton's extensions of it
-(`extension_binary_data`, `extension_classification`); where they are silent, tritonclient has to be able to read it.
-Every malformed request raises InvalidInput, before anything of its size is allocated.
+Bodies follow the Open Inference Protocol and Triton's extensions of it (`extension_binary_data`,
+`extension_classification`); what these leave open follows what tritonclient accepts. A malformed request raises
+InvalidInput before memory of the size that it claims is allocated.
 """
 
 from __future__ import annotations

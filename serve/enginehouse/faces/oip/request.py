@@ -1,4 +1,4 @@
-"""A request body -> InferRequest, or InvalidInput naming the value at fault and what was expected."""
+"""Decoding of request bodies into InferRequest; InvalidInput names the value at fault and what was expected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_DEPTH = 100
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """How one output is to be sent. `classification` = k > 0 asks for the k largest values instead of the tensor."""
+    """How one output is to be encoded; `classification` = k > 0 asks for the k largest values instead of the tensor."""
 
     name: str
     binary: bool
@@ -31,9 +31,9 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request that fits the model's signature.
+    """A request that has passed the check of the model's signature.
 
-    `outputs` are the wanted ones in the order of the answer, all of them where the request names none.
+    `outputs` are the requested ones in the order of the response, all of the model's when the request names none.
     """
 
     inputs: dict[str, np.ndarray]
@@ -44,7 +44,7 @@ class InferRequest:
 
 
 def parse_header_length(value: str | None) -> int | None:
-    """The number in an `Inference-Header-Content-Length` header; None where there is none. Raises InvalidInput."""
+    """The number in an `Inference-Header-Content-Length` header, None without the header. Raises InvalidInput."""
     if value is None:
         return None
     digits = value.strip()
@@ -54,11 +54,11 @@ def parse_header_length(value: str | None) -> int | None:
 
 
 def decode_request(body: bytes | memoryview, json_length: int | None, signature: Signature) -> InferRequest:
-    """Read an inference request and check it against `signature`.
+    """Decode an inference request and check it against `signature`. Raises InvalidInput.
 
-    `json_length` is the value of `Inference-Header-Content-Length`: None = the whole body is JSON, 0 = a raw request
-    (the whole body is the bytes of the only input), else that many bytes of JSON with the binary tensors after them.
-    Binary inputs are read-only views on `body` where its alignment allows. Raises InvalidInput.
+    `json_length` is the value of `Inference-Header-Content-Length`: None when the whole body is JSON, 0 for a raw
+    request (the body is the bytes of the only input), else the bytes of JSON before the binary tensors. Binary inputs
+    are read-only views on `body` where its alignment allows.
     """
     view = memoryview(body)
     if json_length is None:
@@ -72,7 +72,7 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
         )
     text, tail = view[:json_length], view[json_length:]
     if tail and (form := forms.find(text, len(tail), signature)):
-        return InferRequest(form.inputs(tail), *form.said)
+        return InferRequest(form.inputs(tail), *form.fields)
     document = _document(text)
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
@@ -80,15 +80,15 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
     parameters = _parameters(document, "the request")
     inputs = _inputs(document, signature, tail)
     outputs = _outputs(document, signature, _flag(parameters, "binary_data_output", "the request"))
-    said = identifier, outputs, parameters, signature.check(inputs)
-    # Whoever numbers requests never sends the same text again.
+    fields = identifier, outputs, parameters, signature.check(inputs)
+    # With an id in it, the text will not be sent again.
     if tail and identifier is None:
-        forms.keep(text, len(tail), signature, inputs, said)
-    return InferRequest(inputs, *said)
+        forms.keep(text, len(tail), signature, inputs, fields)
+    return InferRequest(inputs, *fields)
 
 
 def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
-    """The answer to a raw request is binary too, like Triton's: who sends bytes alone reads bytes."""
+    """A request whose body is the bytes of the only input; its outputs are all binary, as in Triton."""
     if len(signature.inputs) != 1:
         names = ", ".join(repr(spec.name) for spec in signature.inputs)
         raise InvalidInput(
@@ -132,7 +132,7 @@ def _document(text: memoryview) -> dict[str, Any]:
 
 
 def _with_non_finite(text: bytes, error: orjson.JSONDecodeError) -> Any:
-    """Triton and tritonclient write NaN and infinities into JSON, which only the standard library's parser takes."""
+    """Parse JSON with NaN and infinities, which Triton and tritonclient write and orjson refuses."""
     if b"NaN" in text or b"Infinity" in text:
         try:
             document = json.loads(text)
@@ -145,7 +145,7 @@ def _with_non_finite(text: bytes, error: orjson.JSONDecodeError) -> Any:
 
 
 def _check_depth(document: dict[str, Any]) -> None:
-    """Nothing nested deeper than MAX_DEPTH, leaving out `data`: that is compared with its shape."""
+    """Raise InvalidInput for nesting deeper than MAX_DEPTH; `data` is left out, since its shape is checked later."""
     nested: list[Any] = [document]
     depth = 0
     while nested:
@@ -195,7 +195,7 @@ def _integer(parameters: Parameters, key: str, what: str) -> int | None:
 
 
 def _items(document: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """The named objects of `inputs` or `outputs`. Raises InvalidInput for anything else and for a name given twice."""
+    """Name and object of each entry in `inputs` or `outputs`. Raises InvalidInput, also for a repeated name."""
     items = document.get(key)
     if items is None:
         items = []

@@ -1,4 +1,4 @@
-"""Outputs -> a response body, and the protocol's other documents: metadata and errors."""
+"""Encoding of response bodies, and the protocol's other documents: metadata and errors."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def encode_response(
     signature: Signature,
     parameters: Mapping[str, str | int | float] | None = None,
 ) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON part where binary tensors follow it (else None).
+    """The body of a response, and the length of its JSON if binary tensors follow, else None.
 
-    Outputs come as `request` asked: JSON or binary, whole or as top-k classes, in its order. `parameters` say something
-    about the answer as a whole to clients that do not see HTTP headers (tritonclient). Raises InferenceFailed
-    where the engine gave no such output, and InvalidInput where JSON was asked for and cannot carry the values.
+    Each output is encoded as requested: as JSON or binary, whole or as top-k classes. `parameters` go into the JSON for
+    clients that do not see HTTP headers (tritonclient). Raises InferenceFailed when `outputs` lack a requested one, and
+    InvalidInput when JSON was requested and cannot represent the values.
     """
     entries: list[dict[str, Any]] = []
     payloads: list[bytes | memoryview] = []
@@ -79,7 +79,7 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 
 def error_document(error: BaseException) -> dict[str, str]:
-    """The document of every failure; an error without a message is named by its class."""
+    """The document of an error: its message, or its class if it has none."""
     return {"error": str(error) or type(error).__name__}
 
 

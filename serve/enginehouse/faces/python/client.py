@@ -1,4 +1,4 @@
-"""Client: inference from another Ray job, routed in its own process, with this package's own errors."""
+"""Client: inference from any process of a Ray job, routed in that process, with this package's errors."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.python import local_router
 from enginehouse.routing.hints import Hints, HintsByName
 
-#: Added to a request's deadline before the client itself gives up: the router answers for the deadline, this only
-#: bounds the wait for a router that has gone.
+#: Seconds after a request's deadline at which the client itself stops waiting. The router enforces the deadline; this
+#: bounds the wait for a router that died.
 GRACE_S = 5.0
-#: A request without a deadline has the router's default, which this process does not know.
+#: Seconds assumed for a request without a deadline: the router's default is not known here.
 UNSTATED_S = 30.0
 
 
 class Client:
     """Inference on the cluster that this process is connected to.
 
-    Requests are routed in this process, straight to the replicas; while that is not possible, for instance because it
-    reaches none, they go through the deployed routers, a hop more. `deadline_s`, `priority`, `backend` and
-    `min_precision` of a request are those of `Hints`. A job without this package uses
-    `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
+    Requests are routed in this process, straight to the replicas. While that is not possible, for instance because it
+    cannot connect to one, they take the extra hop through the deployed routers; with `is_embedded` False, `answer` and
+    `infer` always do. `deadline_s`, `priority`, `backend` and `min_precision` of a request are those of `Hints`. A job
+    without this package uses `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
     """
 
     def __init__(self, is_embedded: bool = True) -> None:
@@ -55,21 +55,19 @@ class Client:
     def answer(
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
-        """As `infer`, with who answered: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
-        asked = Hints(**hints)
+        """As `infer`, with the origin: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
+        parsed = Hints(**hints)
         if self._router and self._router.is_up:
-            future = self._router.run(self._router.answer(model, inputs, asked, version))
-            return self._wait(future.result, asked.deadline_s)
-        return self._wait(_result(self._handle.answer.remote(model, dict(inputs), asked, version)), asked.deadline_s)
+            return self._wait(self._router.submit(model, inputs, parsed, version).result, parsed.deadline_s)
+        return self._wait(_result(self._handle.answer.remote(model, dict(inputs), parsed, version)), parsed.deadline_s)
 
     async def answer_async(
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
-        """`answer` for callers that run an event loop."""
-        asked = Hints(**hints)
+        """`answer` for callers with an event loop, which never call a handle: that belongs to the router's loop."""
         router = self._router or local_router.of_this_process(deploy.router_handle)
         try:
-            return await asyncio.wrap_future(router.run(router.answer(model, inputs, asked, version)))
+            return await asyncio.wrap_future(router.submit(model, inputs, Hints(**hints), version))
         except Exception as error:
             raise translate(error) from None
 
@@ -82,7 +80,7 @@ class Client:
         version: str | None = None,
         **hints: Unpack[HintsByName],
     ) -> dict[str, Any]:
-        """How a request of `rows` rows would be routed now, by one of the routers; see `Router.explain`."""
+        """How one of the deployed routers would route a request of `rows` rows now; see `Router.explain`."""
         return self._wait(_result(self._handle.explain.remote(model, rows, size, Hints(**hints), version)), None)
 
     def status(self) -> dict[str, Any]:
@@ -104,7 +102,10 @@ def _result(response: DeploymentResponse) -> Callable[[float], dict[str, Any]]:
 
 
 def translate(error: Exception) -> EnginehouseError:
-    """Ray's errors as ours: a lost Router is an engine that is not available; the rest is what the request met."""
+    """The EnginehouseError for an error of Ray: a router that died or is full becomes EngineUnavailable.
+
+    Errors that a router raised keep their class if they are ours, and become InferenceFailed otherwise.
+    """
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, EnginehouseError):
         return cause
@@ -118,9 +119,9 @@ def translate(error: Exception) -> EnginehouseError:
 
 
 def _of_grpc(error: AioRpcError) -> EnginehouseError:
-    """Serve passes most of what its gRPC transport raises on as it is, such as CANCELLED from a replica that stops."""
-    told = f"{error.code().name}: {error.details()}"
+    """For errors of Serve's gRPC transport, most of which Serve raises unchanged (CANCELLED when a replica stops)."""
+    reason = f"{error.code().name}: {error.details()}"
     if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
         remedy = "send fewer rows, or start every node with RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=2147483647"
-        return RequestTooLarge(f"{told}; {remedy}")
-    return EngineUnavailable("Router", told)
+        return RequestTooLarge(f"{reason}; {remedy}")
+    return EngineUnavailable("Router", reason)

@@ -1,4 +1,4 @@
-"""The router in another process than the deployed ones: for clients, which save the hop to those."""
+"""A router in a client's process, which saves its requests the hop through a deployed router."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -27,19 +27,17 @@ from enginehouse.routing.view import View
 
 logger = logging.getLogger("ray.serve")
 
-#: How often replicas without a connection are connected to, and it is looked whether Ray is still there.
+#: Seconds between rounds of connecting to new replicas, and of checking that this process is still in its Ray job.
 CONNECT_S = 0.1
-#: How long a router that could not be asked is left alone.
+#: Seconds until the deployed routers are polled again after a failure.
 RETRY_S = 1.0
-
-T = TypeVar("T")
 
 
 class LocalRouter:
-    """A router with an event loop of its own, which follows what the deployed ones serve; `find` gives their handle.
+    """A router on an event loop in a thread of its own, which follows the versions that the deployed routers publish.
 
-    Until it is ready, and where it does not know a model or reaches no replica, it has the deployed ones answer. It
-    ends with the connection to Ray.
+    `find` gives the handle of the deployed routers. They answer requests until this one is ready, and those for a model
+    that it does not know or whose replicas it cannot reach. It stops (`is_up`) when this process leaves its Ray job.
     """
 
     def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
@@ -49,47 +47,47 @@ class LocalRouter:
         self._handle: Any = None
         self._handles: list[DeploymentHandle] = []
         self._loop = asyncio.new_event_loop()
-        # It has to end with the process, whatever it waits for.
+        # A daemon thread: it must not keep the process alive.
         threading.Thread(target=self._loop.run_forever, name="enginehouse-router", daemon=True).start()
         self.is_up = True
-        self.run(self._keep())
+        asyncio.run_coroutine_threadsafe(self._live(), self._loop)
 
-    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Have the router's event loop do something."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def submit(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> Future[dict[str, Any]]:
+        """Start a request, from any thread; result and errors are those of the deployed router's `answer`."""
+        return asyncio.run_coroutine_threadsafe(self._answer(model, inputs, hints, version), self._loop)
 
-    async def answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any]:
-        """As the deployed router's `answer`. Raises what that raises, too."""
-        # What is idle is woken, and waited for, by the deployed ones.
-        if self._plane is not None and self._reaches(self._plane, model, version):
+    def reaches(self, model: str, version: str | None = None) -> bool:
+        """Whether a request would be routed here now."""
+        plane = self._plane
+        try:
+            return plane is not None and plane.router.reaches(plane.versions.get(model, version))
+        except ModelNotFound:
+            return False
+
+    async def _answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any]:
+        # Idle pools are woken by the deployed routers only.
+        if self._plane is not None and self.reaches(model, version):
             try:
                 answer = await self._plane.infer("python", model, inputs, hints, version)
                 return {"outputs": answer.outputs, **answer.origin()}
             except (ModelNotFound, NoBackend, EngineUnavailable) as error:
-                logger.info("asking the deployed routers: %s", error)
+                logger.info("the deployed routers take over: %s", error)
         result: dict[str, Any] = await (await self._deployed()).answer.remote(model, dict(inputs), hints, version)
         return result
 
-    @staticmethod
-    def _reaches(plane: DataPlane, model: str, version: str | None) -> bool:
-        try:
-            return plane.router.reaches(plane.versions.get(model, version))
-        except ModelNotFound:
-            return False
-
     async def _deployed(self) -> DeploymentHandle:
-        # All calls by it are made on this event loop: a handle belongs to the one that it is first used in.
+        # Used on this event loop only: a handle belongs to the loop of its first call.
         if self._handle is None:
             self._handle = await asyncio.to_thread(self._find)
         return self._handle
 
-    async def _keep(self) -> None:
+    async def _live(self) -> None:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
         while not following.done() and not connecting.done() and ray_job() == self.job:
             await asyncio.wait([following, connecting], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
         self.is_up, self._plane = False, None
-        await self._let_go()
-        # A call that Ray no longer knows is left as it is: to cancel it would start a new Ray.
+        await self._shut_handles()
+        # Not cancelled: cancelling a call of a Ray that has shut down would start a new Ray.
         following._log_destroy_pending = False  # type: ignore[attr-defined]
         others = asyncio.all_tasks() - {asyncio.current_task(), following}
         for task in others:
@@ -99,7 +97,7 @@ class LocalRouter:
 
     async def _follow(self) -> None:
         versions, args, view = RemoteVersions(), None, View({}, None, "")
-        # What belongs to a connection that has ended would start a new Ray when it is used.
+        # Using a handle of a Ray that has shut down would start a new Ray.
         while ray_job() == self.job:
             try:
                 published = await (await self._deployed()).served.remote(versions.tag)
@@ -108,7 +106,7 @@ class LocalRouter:
                     config = AppConfig.parse(args)
                     view = View(config.pools, None, nodes.own_id())
                     handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
-                    await self._let_go()
+                    await self._shut_handles()
                     self._handles = list(handles.values())
                     self._plane = DataPlane(
                         Router(config, view, handles),
@@ -118,15 +116,15 @@ class LocalRouter:
                     )
                 versions.receive(published)
                 await view.count_nodes()
-                # Routers that serve different things answer at once, each in its turn.
+                # `served` waits for a change, but not while deployed routers differ: then they answer in turns at once.
                 await asyncio.sleep(CONNECT_S)
             except Exception as error:
-                # The router that was asked is gone, say; another one knows as well.
-                logger.info("what is served could not be asked: %s", error)
+                # For instance the polled router has died; another one answers the next poll.
+                logger.info("the deployed routers could not be polled: %s", error)
                 await asyncio.sleep(RETRY_S)
 
-    async def _let_go(self) -> None:
-        """Have Serve stop pushing the handles' metrics: without a Ray it would start one for that (Ray Serve 2.60)."""
+    async def _shut_handles(self) -> None:
+        """Stop the handles' pushing of metrics, which would start a new Ray once this one is gone (Ray Serve 2.60)."""
         for handle in self._handles:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(handle.shutdown_async(), RETRY_S)
@@ -143,7 +141,7 @@ _routers: list[LocalRouter] = []
 
 
 def of_this_process(find: Callable[[], DeploymentHandle]) -> LocalRouter:
-    """The one for the Ray job that this process is part of: what replicas there are is known once a process."""
+    """The local router of this process's present Ray job, made at the first call; known replicas are per process."""
     with _lock:
         if not _routers or _routers[-1].job != ray_job():
             _routers[:] = [LocalRouter(find)]

@@ -1,4 +1,4 @@
-"""Batch scoring: rows of Parquet or NPZ through the live backends with Ray Data, outputs joined to an id column."""
+"""Batch scoring with Ray Data: rows of Parquet or NPZ are answered by the live backends; outputs keep the id column."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.faces.python.client import Client
 from enginehouse.routing.policy import LAST
 
-#: Logical CPUs of one scoring actor, and of one reading or writing task. Ray Data's own default of a whole CPU for
-#: every task hangs a small cluster whose engines hold the rest.
+#: Logical CPUs of one scoring actor, and of one reading or writing task. With Ray Data's default of a whole CPU, tasks
+#: are never scheduled on a small cluster whose engines hold the others.
 ACTOR_CPUS = 0.25
 IO_CPUS = 0.25
-#: Rows of one request to the router, and requests that an actor has under way.
+#: Rows of one request to the router, and requests that one actor has in flight.
 REQUEST_ROWS = 32
 REQUESTS_IN_FLIGHT = 8
-#: Rows of one block made from an .npz file.
+#: Rows of one Ray Data block made from an .npz file.
 PIECE_ROWS = 4096
 _TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Result of a scoring run."""
+    """Result of a scoring run: rows written, and the backends that answered, sorted."""
 
     rows: int
     backends: tuple[str, ...]
@@ -55,9 +55,10 @@ def score(
 
     `source` is a Parquet file or folder with one column per input, or an .npz file with one array per input; without an
     id column rows are numbered from 0. The pool of scoring actors grows from `min_actors` to `max_actors`.
-    Raises ConfigError when too little CPU is free (Ray Data would wait for ever), InvalidInput for missing columns.
+    Raises ConfigError when too few CPUs are free (Ray Data would wait for ever), InvalidInput for a source that cannot
+    be read or lacks columns, and the EnginehouseError that stopped scoring.
     """
-    _check_room(min_actors)
+    _check_free_cpus(min_actors)
     DataContext.get_current().enable_progress_bars = progress
     names = [spec.name for spec in signature.inputs]
     rows = _from_npz(source, names, id_column) if source.endswith(".npz") else _from_parquet(source, names, id_column)
@@ -72,7 +73,7 @@ def score(
     try:
         scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
     except Exception as error:
-        raise _reason(error) from None
+        raise _unwrapped(error) from None
     written = dataset.dataset(target)
     backends = written.to_table(columns=[_BACKEND]).column(_BACKEND).unique().to_pylist()
     return Scored(written.count_rows(), tuple(sorted(backends)))
@@ -82,7 +83,7 @@ _BACKEND = "backend"
 
 
 class _Scorer:
-    """Ray Data actor: a batch becomes several requests, all under way at once."""
+    """Ray Data actor: sends a batch as several requests, all in flight at once."""
 
     def __init__(self, model: str, signature: Signature, id_column: str) -> None:
         self._client = Client()
@@ -115,7 +116,7 @@ class _Scorer:
 
 
 def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
-    """Row groups as pieces, read by our own small tasks: Ray Data's reader lists files with a task of a whole CPU."""
+    """One block per row group, read by tasks of IO_CPUS: Ray Data's own reader lists files in a task of a whole CPU."""
     try:
         files = dataset.dataset(source)
     except (OSError, ValueError) as error:
@@ -168,7 +169,7 @@ def _check_columns(source: str, wanted: list[str], have: list[str]) -> None:
 
 
 def _dense(column: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """A Parquet column as one array: nested lists come as an object array of arrays."""
+    """A Parquet column, where nested lists are an object array of arrays, as one array. Raises InvalidInput."""
     if dtype.hasobject:
         return column
     if column.dtype.hasobject:
@@ -191,7 +192,7 @@ def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:
     return {name: array[start] for name, array in inputs.items()}
 
 
-def _check_room(actors: int) -> None:
+def _check_free_cpus(actors: int) -> None:
     free = ray.available_resources().get("CPU", 0.0)
     needed = actors * ACTOR_CPUS + 2 * IO_CPUS
     if free < needed:
@@ -202,17 +203,19 @@ def _check_room(actors: int) -> None:
         )
 
 
-def _reason(error: BaseException) -> EnginehouseError:
-    """What went wrong in an actor, out of Ray Data's wrappings."""
+def _unwrapped(error: BaseException) -> EnginehouseError:
+    """The error of an actor, without the errors that Ray and Ray Data wrap around it."""
     cause: BaseException | None = error
-    told = ""
+    text = ""
     while cause is not None:
         if isinstance(cause, EnginehouseError):
             return cause
-        told += f"{getattr(cause, 'traceback_str', '')}\n{cause}\n"
+        text += f"{getattr(cause, 'traceback_str', '')}\n{cause}\n"
         last, cause = cause, getattr(cause, "cause", None) or cause.__cause__
-    # Ray Data chains its own error to ours, and pickling keeps only the text of such a chain.
-    if ours := re.findall(r"^enginehouse\.(\w+): (.*)$", told, re.MULTILINE):
-        name, text = ours[0]
-        return InvalidInput(text) if name == "InvalidInput" else InferenceFailed(f"scoring stopped: {name}: {text}")
+    # Ray Data chains its error to ours, and pickling turns such a chain into text.
+    if ours := re.findall(r"^enginehouse\.(\w+): (.*)$", text, re.MULTILINE):
+        name, message = ours[0]
+        if name == "InvalidInput":
+            return InvalidInput(message)
+        return InferenceFailed(f"scoring stopped: {name}: {message}")
     return InferenceFailed(f"scoring stopped: {type(last).__name__}: {last}")
