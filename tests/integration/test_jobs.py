@@ -181,9 +181,9 @@ def test_where_the_clients_own_router_gets_no_answer_the_deployed_ones_give_it(
 def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:
     script = (
         "import os, numpy as np\n"
-        "from enginehouse import cluster\n"
+        "from enginehouse.cluster import connect\n"
         "from enginehouse.contract.errors import ModelNotFound\n"
-        "with cluster.connected(os.environ['RAY_ADDRESS']):\n"
+        "with connect.connected(os.environ['RAY_ADDRESS']):\n"
         "    from enginehouse.faces.python.client import Client\n"
         "    client = Client()\n"
         "    print(client.infer('other', {'x': np.ones((1, 4), np.float32)})['y'].tolist())\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import grpc
 import pytest
@@ -44,6 +46,22 @@ from enginehouse.contract.errors import (
     RequestTooLarge,
 )
 from enginehouse.faces.python.client import translate
+from enginehouse.routing.hints import Hints
+
+SENDS = """
+from ray import cloudpickle
+from enginehouse.faces.python.client import Hints
+print(cloudpickle.dumps(Hints(priority=3)).hex())
+"""
+
+
+def test_the_hints_of_a_request_are_pickled_by_reference() -> None:
+    """In a process of its own: tests import the module of Hints anyway, and then it always works."""
+    done = subprocess.run([sys.executable, "-c", SENDS], capture_output=True, text=True, timeout=60, check=True)
+    data = bytes.fromhex(done.stdout)
+    assert pickle.loads(data) == Hints(priority=3)
+    assert len(data) < 200
+
 
 LOST: list[Exception] = [
     ActorDiedError(),
