@@ -1,1 +1,1 @@
-"""Where it runs: connecting to a Ray cluster or starting one, changing what it serves."""
+"""Ray clusters: connecting to one or starting one, and changing what it serves."""

@@ -1,6 +1,6 @@
-"""Connecting to a Ray cluster, or starting a local one, with the environment that serving needs.
+"""Connects to a Ray cluster, or starts a local one, with the environment variables that serving needs.
 
-Ray and Serve read their environment when they are imported, so this module imports them only once that is set.
+Ray and Serve read theirs on import, so this module imports Ray only after setting them.
 """
 
 from __future__ import annotations
@@ -24,33 +24,36 @@ from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.engines import hardware
 
-#: A synchronous driver has no event loop for Serve's handles, whatever the throughput flags say to replicas.
+#: A driver without event loop needs one for Serve's handles; SERVING_ENV turns it off for replicas, which have theirs.
 _DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
-#: What a local cluster does for nobody many times a minute, done less often: saves a quarter of its CPU time at rest
-#: (benchmarks/README.md, "Standing still"). What the environment already says goes before.
+#: Less frequent background work in a local cluster: saves a quarter of its CPU time when idle (benchmarks/README.md,
+#: "Standing still"). Variables that are already set are kept.
 _AT_REST = {
-    # Rounds of Serve's controller, by default 0.1 s apart. A dead replica is found by its health check, every 2 s.
+    # Seconds between rounds of Serve's controller, by default 0.1. Dead replicas are found by a health check every 2 s.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
-    # Ray's own Prometheus endpoint and the dashboard's figures, where no dashboard runs.
+    # Ray's own Prometheus endpoint and the figures of the dashboard, which does not run here.
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    # How often Ray looks for new log files: by default every 0.1 s, until there are more than a thousand.
+    # Ray scans for new log files every 0.1 s until there are more than the threshold, by default a thousand.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
 }
-#: Ray replaces 127.0.0.1 by the machine's address; the next one is as local and stays. Other systems have only one.
+#: Ray replaces 127.0.0.1 by the machine's address but keeps 127.0.0.2, which is as local; only Linux has that.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Be a driver of the running cluster at `address` (`auto`: the one of this machine). Raises ConfigError."""
+    """Connect this process to the running cluster at `address` (`auto`: the one on this machine) for the context.
+
+    Raises ConfigError when there is none, or several for `auto`, and RuntimeError when Ray was imported already.
+    """
     _check_ray_is_not_imported()
     os.environ.update({name: value for name, value in SERVING_ENV.items() if name not in os.environ})
     os.environ.update(_DRIVER_ENV)
     if address != "auto" and (Path.home() / ".ray" / "auth_token").is_file():
-        # Ray itself takes the token up only for `auto`; a cluster without authentication ignores it.
+        # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
@@ -59,7 +62,7 @@ def connected(address: str) -> Iterator[None]:
         _check_only_one()
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and not _answers(host, int(port)):
-        # Ray itself takes more than a minute to find out.
+        # Ray itself takes more than a minute to fail.
         raise ConfigError(f"nothing listens at {address!r}; start a cluster with `enginehouse serve`")
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -74,16 +77,17 @@ def connected(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
-    """A Ray cluster of this machine alone, for as long as the context lasts; its address is yielded.
+    """Run a Ray cluster on this machine only, for the context; yields its address.
 
-    It has as many logical CPUs as `app` and a scoring job may take, whatever the machine has: engines have threads.
-    Raises ConfigError when `host` and `port` cannot be listened on.
+    It has the logical CPUs that all replicas of `app` and a scoring job take, even beyond the machine's cores: real CPU
+    use is bounded by the threads of engines. Raises ConfigError when `host`:`port`, where Serve will listen, is taken,
+    and RuntimeError when Ray was imported already.
     """
     _check_ray_is_not_imported()
     if reason := _listen_error(host, port):
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port")
     temporary = _short_folder()
-    # Set before Ray starts, because its processes inherit it.
+    # Before Ray starts, since its processes inherit them.
     os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
     import ray
 
@@ -98,18 +102,18 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
             _node_ip_address=_LOOPBACK,
         )
         _quiet()
-        # Only for this process: replicas run their handles in the loop that they have.
+        # After Ray has started: for this process only.
         os.environ.update(_DRIVER_ENV)
         yield str(context.address_info["gcs_address"])
     finally:
-        # All of it goes with Ray, but for HAProxy, whose manager dies without a chance to end it.
+        # This ends all processes but HAProxy, whose manager is killed before it can do so.
         ray.shutdown()
         _end_haproxy(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def default_app(threads: int | None, min_replicas: int, max_replicas: int) -> AppConfig:
-    """A pool of each engine kind with so many replicas; `threads` for each engine, a router's own included."""
+    """The default configuration with these numbers for every pool; `threads` are per engine, also of a router's own."""
     changes = {"threads": threads, "min_replicas": min_replicas, "max_replicas": max_replicas}
     pools = {name: pool.model_copy(update=changes) for name, pool in AppConfig().pools.items()}
     return AppConfig(pools=pools, router=RouterConfig(threads=threads))
@@ -122,7 +126,7 @@ def _cpus_of(app: AppConfig) -> int:
 
 
 def on_this_machine(app: AppConfig) -> AppConfig:
-    """`app` for one machine alone: its CPU engines accept it even when it has a GPU."""
+    """`app` changed for a cluster of this machine only: CPU pools run here even when the machine has a GPU."""
     (accelerator,) = hardware.node_labels().values()
     here = {"nodes": (accelerator,)}
     pools = {
@@ -133,23 +137,23 @@ def on_this_machine(app: AppConfig) -> AppConfig:
 
 
 def _local_env(temporary: str) -> dict[str, str]:
-    """Serving flags, and HAProxy's files and side ports kept apart from any other cluster of this machine."""
+    """Variables of a local cluster: serving flags, and files and ports of HAProxy that no other cluster here uses."""
     folder = Path(temporary)
     return {
         **SERVING_ENV,
         **_AT_REST,
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Nobody drains a laptop: the 30 s default only delays Ctrl-C.
+        # No load balancer has to notice: the default of 30 s would only delay Ctrl-C.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": temporary,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        # A line for every request, to a port where nobody listens: one in a million is enough.
+        # HAProxy logs to a port where nothing listens: a line for one request in a million.
         "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000000",
-        # Its default of 4 threads is for machines with cores to spare.
+        # The default of 4 threads suits machines with cores to spare.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, (os.cpu_count() or 1) // 4)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
@@ -159,7 +163,7 @@ def _local_env(temporary: str) -> dict[str, str]:
 
 
 def _check_only_one() -> None:
-    """Ray's own `auto` takes the cluster that was started last, and a change would go to somebody else's."""
+    """Raise ConfigError when several clusters run here: Ray's `auto` would take the one that was started last."""
     from enginehouse.cluster.ray_private import clusters_of_this_machine
 
     addresses = clusters_of_this_machine()
@@ -175,13 +179,14 @@ def _check_ray_is_not_imported() -> None:
 
 
 def _quiet() -> None:
-    """Keep Serve's and Ray Data's chatter out of a command's output; warnings stay. Serve resets its logger's level."""
+    """Drop log records of Serve and Ray Data below WARNING from this process's output."""
+    # A filter, since Serve resets the level of its logger.
     for name in ("ray.serve", "ray.data"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
 
 
 def _end_haproxy(folder: str) -> None:
-    """End the HAProxy of this cluster, known by its files: it would keep the port."""
+    """Kill this cluster's HAProxy, recognised by `folder` in its arguments: it would keep the port."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
         if command and Path(command[0]).name == "haproxy" and any(folder in argument for argument in command):
@@ -207,13 +212,13 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _short_folder() -> str:
-    """A new folder for HAProxy, whose sockets lie 70 characters below it and may have 97."""
+    """A new folder for HAProxy: its socket paths are 70 characters longer, and 97 is their limit."""
     parent = tempfile.gettempdir()
     return tempfile.mkdtemp(prefix="eh-", dir=parent if len(parent) <= 15 else "/tmp")
 
 
 def _free_port() -> int:
-    """A port for later, below those that the system and above those that Ray's workers take by chance."""
+    """A free port to use later, outside the ranges from which the system and Ray's workers pick theirs."""
     while True:
         port = random.randrange(20_000, 30_000)
         if _listen_error("127.0.0.1", port) is None:

@@ -1,8 +1,8 @@
-"""Changing what a running cluster serves, without touching anything that is not ours.
+"""Changes what a running cluster serves, and leaves other Serve applications as they are.
 
-Serve's declarative deploy deletes every declaratively deployed application that the new config omits, so a change is
-always *read the live config, replace our application, write it back*. Writers are serialised through one named actor
-per cluster: two changes at the same time both land.
+Serve's declarative deploy deletes every declarative application that the new config omits. So a change reads the live
+config, replaces our application and writes everything back. One named actor per cluster runs changes one after the
+other, so that of two at the same time neither is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRIES = 10
 
 
 class _Writer:
-    """The one place from which this cluster's Serve config is changed; an actor runs one method at a time."""
+    """The cluster's only writer of Serve's config: as an actor it runs one `apply` at a time."""
 
     def apply(self, change: Change) -> None:
         live = ray_private.live_applications()
@@ -39,27 +39,33 @@ class _Writer:
 
 
 def apply(change: Change) -> None:
-    """Run `change` on the live applications and deploy the result. Idempotent changes only: it may run twice."""
+    """Run `change` on the live applications, in the writer, and deploy the result; it must be idempotent and picklable.
+
+    Raises what `change` raises. It may run twice: the writer ends with the job that started it, and another repeats it.
+    """
     writer = ray.remote(_Writer).options(
         name="writer", namespace=_NAMESPACE, get_if_exists=True, num_cpus=0, max_restarts=0
     )
     for attempt in range(_TRIES):
         try:
-            # Held until the answer is there: the actor ends with its last handle.
+            # In a variable, since the actor ends with its last handle.
             actor = writer.remote()
             ray.get(actor.apply.remote(change))
             return
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError:
-            # The actor belonged to another job, which ended; the next one is ours.
+            # The actor belonged to a job that has ended; the next one belongs to this job.
             if attempt == _TRIES - 1:
                 raise
             time.sleep(0.2 * (attempt + 1))
 
 
 def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
-    """Start Serve if it is not running, and put our application in place beside whatever else it runs."""
+    """Start Serve if it is not running, and deploy or replace our application.
+
+    `host` and `port` are for Serve's HTTP; they take effect only when it is started here.
+    """
     config = serve_config(app, catalog, host, port)
     serve.start(
         proxy_location=config["proxy_location"],
@@ -71,13 +77,13 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
 
 
 def http_address() -> tuple[str, int]:
-    """Host and port that this cluster's Serve listens on: those it was first started with."""
+    """Host and port of Serve's HTTP on this cluster."""
     options = ray_private.http_options()
     return str(options["host"]), int(options["port"])
 
 
 def add_model(model: ModelConfig) -> None:
-    """Serve `model`, or move it to another version; every process and every other model is left alone."""
+    """Serve `model`, or change its version or settings; no process restarts. Raises ConfigError when not deployed."""
     apply(functools.partial(_change_catalog, functools.partial(_with_model, model)))
 
 
@@ -87,22 +93,22 @@ def remove_model(name: str) -> None:
 
 
 def undeploy() -> None:
-    """Remove our application; Serve and every other application go on."""
+    """Remove our application; Serve and other applications continue."""
     apply(_drop)
 
 
 def live_catalog() -> Catalog:
-    """What the cluster has been told to serve. Raises ConfigError when our application is not deployed."""
+    """The deployed catalog. Raises ConfigError when our application is not deployed."""
     return _catalog_of(_live_application())
 
 
 def live_app() -> AppConfig:
-    """The pools and router of the running application. Raises ConfigError when it is not deployed."""
+    """The deployed configuration of pools and router. Raises ConfigError when our application is not deployed."""
     return AppConfig.parse(_live_application().get("args") or {})
 
 
 def router_handle() -> DeploymentHandle:
-    """Handle to the running Router. Raises NoBackend when the application is not up."""
+    """Handle of the ingress. Raises NoBackend when our application is not running."""
     try:
         return serve.get_app_handle(APP_NAME)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Runs a function on a node with a GPU: what a machine without one cannot do itself.
+"""Runs a function on a node with a GPU, for machines that have none.
 
 The process must already be connected to the cluster (see `enginehouse.cluster.connect.connected`).
 """
@@ -16,18 +16,18 @@ from enginehouse.contract.errors import BuildError, ConfigError, EnginehouseErro
 
 T = TypeVar("T")
 
-#: Seconds until the node has started a process for the call, or its GPU counts as taken.
+#: Timeout in seconds for starting a process on the node; after it the GPU counts as taken.
 START_S = 60.0
-#: Large transformers take TensorRT the better part of an hour.
+#: Timeout in seconds for the call; TensorRT takes the better part of an hour for large transformers.
 LIMIT_S = 2 * 3600.0
 
 
 def on_gpu_node(function: Callable[..., T], *arguments: Any, start_s: float = START_S, limit_s: float = LIMIT_S) -> T:
-    """Call `function(*arguments)` on a node that is labelled as having a GPU, with that GPU to itself.
+    """Result of `function(*arguments)`, called on a node with the GPU label, in a process that has one GPU to itself.
 
-    The function is found there by its module's name; arguments and result travel pickled. Raises ConfigError when no
-    node is labelled so or none has a GPU free, an EnginehouseError that the function raised, and BuildError for any
-    other end of it.
+    The function is imported there by module and name; arguments and result are pickled. Raises ConfigError when no node
+    has the label or none has a free GPU within `start_s` seconds, an EnginehouseError that the function raised, and
+    BuildError for its other errors, for a process that died, and after `limit_s` seconds.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Labels"].get(ACCELERATOR_LABEL) == "gpu"]
     if not nodes:
@@ -36,7 +36,7 @@ def on_gpu_node(function: Callable[..., T], *arguments: Any, start_s: float = ST
             f"--num-gpus 1 --labels {ACCELERATOR_LABEL}=gpu`, or build without --on-cluster"
         )
     where = ", ".join(sorted(node["NodeManagerAddress"] for node in nodes))
-    # An actor, because it tells apart a call that waits for a GPU from one that is at work.
+    # An actor rather than a task: it is known when it has its GPU and the call begins.
     actor = _Worker.options(  # type: ignore[attr-defined]
         num_cpus=0, num_gpus=1, label_selector={ACCELERATOR_LABEL: "gpu"}, max_restarts=0
     ).remote()
@@ -50,7 +50,7 @@ def on_gpu_node(function: Callable[..., T], *arguments: Any, start_s: float = ST
 
 @ray.remote
 class _Worker:
-    """One process on the node."""
+    """One process on the node, which has one of its GPUs."""
 
     def call(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         return function(*arguments)

@@ -1,6 +1,6 @@
-"""What this floor needs of Ray that is not public: Serve's live configuration, this machine's clusters, the session.
+"""Private names of Ray that `cluster` uses: for Serve's live config, the clusters of this machine, and the session.
 
-The public REST API does the former too, but needs the dashboard, which a local cluster does not run.
+Serve's public REST API has the live config too, but needs the dashboard, which a local cluster does not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Applications = dict[str, dict[str, Any]]
 
 
 def live_applications() -> Applications:
-    """The applications that were deployed declaratively; none while Serve does not run."""
+    """The declaratively deployed applications; none while Serve does not run."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return {}
@@ -26,7 +26,7 @@ def live_applications() -> Applications:
 
 
 def put_applications(applications: Applications) -> None:
-    """Deploy exactly these applications, without waiting for them. Serve deletes every other declarative one."""
+    """Deploy these applications without waiting for them; Serve deletes every other declarative one."""
     client = _get_global_client()
     document: dict[str, Any] = {"applications": list(applications.values())}
     target_capacity = client.get_serve_details().get("target_capacity")
@@ -36,13 +36,13 @@ def put_applications(applications: Applications) -> None:
 
 
 def http_options() -> dict[str, Any]:
-    """Serve's HTTP options, as it was first started with them."""
+    """The HTTP options that Serve was started with."""
     options: dict[str, Any] = _get_global_client().get_serve_details()["http_options"]
     return options
 
 
 def http_port() -> int | None:
-    """The port that Serve was told to listen on; None while Serve does not run."""
+    """The port of Serve's HTTP; None while Serve does not run."""
     client = _get_global_client(raise_if_no_controller_running=False)
     return int(client.http_config.port) if client else None
 
