@@ -14,7 +14,7 @@ A message, integers in little-endian order:
     replica                                     router
     HELLO, WELCOME                       ─> <─  PROOF    see handshake.py
                                          <─     CALL [model key, rows, seconds left, isolated, demand in ms, tensors]
-                                         <─     CANCEL   nobody waits for the call's answer
+                                         <─     CANCEL   the call's answer is no longer needed
     ANSWER [timing, tensors, backlog]    ─>     backlog: ms until the model has computed everything that it holds
     FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
     FULL reason                          ─>     the call was refused

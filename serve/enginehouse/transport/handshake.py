@@ -5,7 +5,7 @@
     replica -> router    WELCOME    HMAC of the router's nonce
 
 HMAC is HMAC-SHA256 with the replica's key; nonces and HMACs travel as hexadecimal text. A replica makes a new key when
-it starts and publishes it with its address through Serve's routing stats, so whoever has it belongs to the cluster.
+it starts and publishes it with its address through Serve's routing stats, so only processes of the cluster have it.
 """
 
 from __future__ import annotations

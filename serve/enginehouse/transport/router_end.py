@@ -144,8 +144,8 @@ class Channel(Connection):
 
         `rows` is the number of rows together, `budget_s` the seconds until the deadline, which the caller enforces by
         cancelling, and `expected_ms` the predicted time of the engine call. An `isolated` call has the engine to
-        itself; if it is lost there, `ReplicaLost.stage` is `ISOLATED`. `demand_ms` is the engine time that this
-        router's callers asked of the pool since the last call to any of its replicas; autoscaling goes by it.
+        itself; if it is lost there, `ReplicaLost.stage` is `ISOLATED`. `demand_ms` is the engine time demanded of
+        the pool at this router since the last call to any of its replicas, for autoscaling.
 
         Raises EngineUnavailable when the connection is lost or was silent, ReplicaLost when the replica was killed,
         Overloaded when it refuses the call or its write buffer is full, and whatever the replica answers with.
