@@ -61,7 +61,7 @@ class Ingress:
         view = View(self.config.pools, self._residents, nodes.own_id())
         self.versions = LiveVersions(view)
         self.plane = DataPlane(
-            Router(self.config, view, pools, self._residents),
+            Router(self.config, self.versions, view, pools, self._residents),
             self.versions,
             settings.max_ongoing_requests,
             settings.max_ongoing_bytes,

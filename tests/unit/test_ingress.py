@@ -168,7 +168,7 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     config = AppConfig()
     view = View(config.pools, None, "here")
     versions = LiveVersions(view)
-    plane = DataPlane(Router(config, view, {}), versions, 8, 8 * LIMIT)
+    plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT)
     ingress = SimpleNamespace(plane=plane, versions=versions, max_body_bytes=LIMIT)
     monkeypatch.setattr(routes, "_ingress", lambda: ingress)
     versions.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))

@@ -15,8 +15,8 @@ from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, until
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import table
 
-from enginehouse.contract.config import AppConfig, ModelConfig, PoolConfig
-from enginehouse.contract.errors import InferenceFailed, NoBackend
+from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig
+from enginehouse.contract.errors import InferenceFailed, ModelNotFound, NoBackend
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import waking
 from enginehouse.routing.answer import Answer
@@ -79,7 +79,7 @@ class Asked:
     def __init__(self, pools: Mapping[str, PoolConfig], view: View, versions: LiveVersions) -> None:
         self.handles = {name: Handle() for name in pools}
         self.view = view
-        router = Router(AppConfig(pools=dict(pools)), view, self.handles)  # type: ignore[arg-type]
+        router = Router(AppConfig(pools=dict(pools)), versions, view, self.handles)  # type: ignore[arg-type]
         self.plane = DataPlane(router, versions, 1000, 1 << 30)
 
     async def infer(self, model: str, inputs: Tensors, hints: Hints = NO_HINTS) -> Answer:
@@ -221,4 +221,19 @@ async def test_what_is_under_way_when_the_last_node_goes_hears_so_and_does_not_w
         cluster.accelerators.clear()
         await view.count_nodes()
         with pytest.raises(NoBackend, match="no live backend"):
+            await asyncio.wait_for(sent, 2)
+
+
+async def test_a_request_for_a_model_that_is_removed_meanwhile_is_told_so_at_once(
+    cluster: Cluster, store: Path
+) -> None:
+    async def unloaded(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+        raise ModelNotFound("m", "1")
+
+    async with routed(cluster, store, {"ort": unloaded}) as (asked, _):
+        sent = asyncio.create_task(asked.infer("m", X))
+        await asyncio.sleep(0.1)
+        assert not sent.done(), "another replica may have it"
+        asked.plane.versions.apply(Catalog(store=str(store)))  # type: ignore[attr-defined]
+        with pytest.raises(ModelNotFound, match="served: none"):
             await asyncio.wait_for(sent, 2)

@@ -14,8 +14,8 @@
 
 What is told apart, by how an attempt ends:
 
-- *Lost* with its replica (ReplicaLost): the request may have killed it, so from now on it travels alone. When it is
-  lost once more, alone in the engine and not in the same event, it is at fault and goes nowhere else.
+- *Lost* with its replica (ReplicaLost): the request may have killed it, so from now on it is sent isolated. When it
+  is lost once more, isolated in the engine and not in the same event, it is at fault and is not sent again.
 - *Failed* in the engine (InferenceFailed): the request is at fault, unless this backend fails others as well. Then
   another one is asked; what fails there too fails.
 - *Full* (Overloaded): another replica or backend may have room. When none has, a request that stated its deadline is
@@ -68,6 +68,10 @@ class Ranking(Protocol):
 
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
         """Whether a backend that cannot answer now may soon."""
+        ...
+
+    def check_served(self, version: ModelVersion) -> None:
+        """Raise ModelNotFound when the model has been removed."""
         ...
 
     def refusal(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
@@ -143,11 +147,13 @@ class Failover:
             ranked = self._rank(is_new=False)
 
     def _rank(self, is_new: bool) -> Sequence[Choice]:
-        """The backends that may be tried, best first; maybe none, while one may come up. Raises the refusal."""
+        """The backends that may be tried, best first; none while one may still come up. Raises why none can be."""
         choices = self._ranking.rank(self._version, self._demand, self._priority, fresh=not is_new)
         ranked = [choice for choice in choices if not choice.reason]
         if is_new:
             self._ranking.wake_better(self._version, self._demand, ranked[:1])
+        else:
+            self._ranking.check_served(self._version)
         if not ranked and not self._ranking.may_wait(self._version, choices, self._demand, is_new):
             raise self._ranking.refusal(self._version, choices, self._demand)
         return ranked
@@ -187,7 +193,7 @@ class Failover:
             now = time.monotonic()
             if error.stage == ISOLATED and now - self._lost_at > ONE_EVENT_S:
                 raise InferenceFailed(
-                    f"two replicas were lost while they computed this request, the second time alone: {error}"
+                    f"two replicas were lost while they computed this request, the second time isolated: {error}"
                 ) from None
             self._lost_at = min(self._lost_at, now)
             self.failures.append(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,8 +73,6 @@ class Hints:
         )
 
 
-#: By the path that it had: clients and clusters of the release before pickle it so. For one release.
-Hints.__module__ = "enginehouse.hints"
 NO_HINTS = Hints()
 
 
@@ -97,3 +96,9 @@ def _text(name: str, header: str | None, parameters: Mapping[str, Any]) -> str |
     if given is not None and not isinstance(given, str):
         raise InvalidInput(f"parameter {name!r} is {given!r}; it must be a string")
     return given
+
+
+# For one release they are pickled by the path that they had, which clients and clusters of the release before know.
+# That module has to be loaded then: cloudpickle would send the class itself instead, which no router can load.
+Hints.__module__ = "enginehouse.hints"
+importlib.import_module(Hints.__module__)

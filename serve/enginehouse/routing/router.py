@@ -7,6 +7,7 @@ admission and statistics are the data plane's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import time
@@ -32,6 +33,7 @@ from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
+from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker
 
@@ -42,19 +44,21 @@ WAKE_PERIOD_S = 1.0
 class Router:
     """Gets every request answered on the best live backend, or refused, within its deadline.
 
-    `view` says which backends a model version has. `handles` maps the name of each pool to the handle of its
-    deployment; `residents` are engines of this process.
+    `versions` knows which models are served, `view` which backends a model version has. `handles` maps the name of each
+    pool to the handle of its deployment; `residents` are engines of this process.
     """
 
     def __init__(
         self,
         config: AppConfig,
+        versions: Versions,
         view: View,
         handles: Mapping[str, DeploymentHandle],
         residents: HostedModels | None = None,
         policy: Policy | None = None,
     ) -> None:
         self._config = config
+        self._versions = versions
         self._view = view
         self._handles = handles
         self._residents = residents
@@ -114,6 +118,11 @@ class Router:
             return not _some_are_late(choices) and self._view.is_coming(version)
         # Those that had it may be gone with their nodes, with no others to wait for.
         return self._view.may_come(version, demand.pool)
+
+    def check_served(self, version: ModelVersion) -> None:
+        """See `failover.Ranking`. Another version of the model is no reason to give up: this one is still loaded."""
+        with contextlib.suppress(NoBackend):
+            self._versions.get(version.config.name)
 
     def wake_better(self, version: ModelVersion, demand: Demand, best: Sequence[Choice]) -> None:
         """See `failover.Ranking`. Looks once in `WAKE_PERIOD_S` for each model, and whenever it has no backend."""

@@ -23,10 +23,7 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.python import local_router
-
-# By the module that Hints name as theirs: while that is not imported, cloudpickle sends the class itself with every
-# request, which the deployed routers cannot load ("state is not a dictionary").
-from enginehouse.hints import Hints, HintsByName
+from enginehouse.routing.hints import Hints, HintsByName
 
 #: Seconds after a request's deadline at which the client itself stops waiting. The router enforces the deadline; this
 #: bounds the wait for a router that died.

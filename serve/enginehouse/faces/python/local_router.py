@@ -109,7 +109,7 @@ class LocalRouter:
                     await self._shut_handles()
                     self._handles = list(handles.values())
                     self._plane = DataPlane(
-                        Router(config, view, handles),
+                        Router(config, versions, view, handles),
                         versions,
                         config.router.max_ongoing_requests,
                         config.router.max_ongoing_bytes,
