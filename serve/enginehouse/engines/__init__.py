@@ -76,7 +76,8 @@ def load_engine(
 ) -> Engine:
     """Verify the artifact's digests, load it and warm up every batch bucket, up to `warm_rows` if that is given.
 
-    A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` is called with what is done.
+    A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` is called with
+    what is done.
     What nobody has verified yet, or only on a CPU that computes otherwise, answers the bundle's check requests first.
     Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
     """

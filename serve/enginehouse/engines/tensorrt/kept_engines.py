@@ -49,7 +49,7 @@ class EngineFile:
 def engine_file(options: EngineOptions, node: NodeFacts, tell: Callable[[str], None]) -> EngineFile:
     """The bundle's engine if it fits `node`, else one from the cache, else a new one built from the bundle's ONNX.
 
-    `tell` is called with what is built, why, and how it went. Raises EngineUnavailable with the reason when it cannot be built.
+    `tell` is called with what is built, why, and how it went. Raises EngineUnavailable when it cannot be built.
     """
     onnx = _only(options, ".onnx")
     try:
