@@ -18,7 +18,7 @@ from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class TargetBackend:
     """A live backend of the model: what each of its `engines` engines loaded, with `threads` threads each."""
 
     name: str
@@ -39,7 +39,7 @@ class Target:
     model: str
     version: str
     store: str
-    backends: dict[str, Backend]
+    backends: dict[str, TargetBackend]
     processes: list[psutil.Process]
 
 
@@ -63,7 +63,7 @@ def look(address: str, model: str, version: str | None) -> Target:
         wanted = ModelConfig(name=model, version=version).id if version else model
         raise ConfigError(f"{wanted!r} is not served by this cluster, which serves {served}")
     backends = {
-        backend["pool"]: Backend(
+        backend["pool"]: TargetBackend(
             name=backend["pool"],
             kind=backend["engine"],
             artifact=backend["artifact"],

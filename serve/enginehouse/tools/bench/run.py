@@ -11,7 +11,7 @@ from enginehouse.contract.parity import limits_of
 from enginehouse.tools.bench import answers, scenarios
 from enginehouse.tools.bench.figure import Figure
 from enginehouse.tools.bench.limit import Engines, Limit, Order
-from enginehouse.tools.bench.live import Backend, Target
+from enginehouse.tools.bench.live import Target, TargetBackend
 from enginehouse.tools.bench.report import Context
 from enginehouse.tools.bench.samples import Samples
 from enginehouse.tools.bench.scenarios import Plan
@@ -51,7 +51,7 @@ def run(
             as_json=as_json,
         )
         before = _limit(subject, engines[main.name], sorted({1, subject.max_rows}), plan.seconds / 2, tell)
-        figures = list(scenarios.measure(subject, plan, tell))
+        figures = list(scenarios.run(subject, plan, tell))
         after = _limit(subject, engines[main.name], [before.rows], plan.seconds / 2, tell)
     if len(subject.seen) > 1:
         tell(f"answers came from {' and '.join(sorted(subject.seen))}; the limit is that of {main.name}")
@@ -67,7 +67,7 @@ def run(
     return figures, context
 
 
-def _backend(target: Target, name: str) -> Backend:
+def _backend(target: Target, name: str) -> TargetBackend:
     if name not in target.backends:
         known = ", ".join(target.backends)
         raise NoBackend(f"the answer came from {name or 'a server that does not say'}; the cluster has {known}")

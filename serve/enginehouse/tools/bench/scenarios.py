@@ -47,7 +47,7 @@ class Plan:
     trace: Trace | None = None
 
 
-def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> Iterator[Figure]:
+def run(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> Iterator[Figure]:
     """The figures of `plan`, one after the other, each between two probes. Raises ParityFailed for a wrong answer."""
     for scenario in plan.scenarios:
         if scenario == "server":
