@@ -6,6 +6,7 @@ Used by a pool's replica, which has one engine kind, and by a router for its res
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
@@ -186,6 +187,8 @@ class HostedModels:
     async def _reconcile(self) -> None:
         """Load and unload models as the catalog asks: when it changes, and once a second."""
         while True:
+            # A catalog that comes while models are loaded below is not waited for.
+            self._catalog_changed.clear()
             wanted = [model.key for model in self._catalog.models if self._wants(model)]
             for model_key in wanted:
                 if model_key not in self.models and time.monotonic() >= self._retry_at.get(model_key, 0.0):
@@ -194,11 +197,10 @@ class HostedModels:
                     except EnginehouseError as error:
                         logger.warning("%s cannot serve %s: %s", self._name, model_key, error)
             self._unload_all_but(set(wanted))
-            self._catalog_changed.clear()
-            try:
-                await asyncio.wait_for(self._catalog_changed.wait(), 1.0)
-            except TimeoutError:
-                continue
+            # Not `wait_for`, which may swallow a cancellation that comes just when the event is set (Python 3.11).
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._catalog_changed.wait()
 
     def _unload_all_but(self, wanted: set[str]) -> None:
         """Unload idle versions that are not `wanted`, except those whose wanted successor is not loaded yet."""
