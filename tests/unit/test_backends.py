@@ -149,9 +149,9 @@ async def test_a_request_is_expected_to_take_what_its_own_size_takes(known: Back
     assert one.call_ms([{"x": np.zeros((1, 2), np.float32)}], 1) == 1.0
     assert one.call_ms([{"x": np.zeros((1, 8), np.float32)}], 1) == 100.0
     one.queue.max_rows = 1
-    one.ask(1, 2)
+    one.count_demand(1, 2)
     assert one.take_demand_ms() == 1.0
-    one.ask(1, 8)
+    one.count_demand(1, 8)
     assert one.take_demand_ms() == 100.0
     # What is short enough is not dropped from the queue for what the longest would take.
     assert one.queue.least_s == 0.001

@@ -57,11 +57,11 @@ async def test_the_first_leaves_at_once_and_those_behind_it_travel_together() ->
     tasks = [send(coalescer, row(number)) for number in range(6)]
     await asyncio.sleep(0)
     assert backend.calls == [[0]]
-    assert not coalescer.is_empty
+    assert not coalescer.is_unused
     backend.open.set()
     assert await values(tasks) == [0, 2, 4, 6, 8, 10]
     assert backend.calls == [[0], [1, 2, 3, 4, 5]]
-    assert coalescer.is_empty
+    assert coalescer.is_unused
 
 
 async def test_a_group_keeps_to_its_rows_bytes_and_shape() -> None:
@@ -188,7 +188,7 @@ async def test_a_call_that_is_stuck_holds_nobody_up_for_long() -> None:
     assert backend.calls == [[0], [1, 2]]
     backend.open.set()
     assert await values([stuck, *others]) == [0, 2, 4]
-    assert coalescer.is_empty
+    assert coalescer.is_unused
 
 
 async def test_requests_that_list_their_inputs_in_another_order_are_told_apart_by_name() -> None:
@@ -222,7 +222,7 @@ async def test_what_was_lost_fails_for_everybody_in_the_group_and_the_next_group
     backend.lost = False
     assert all(isinstance(task, asyncio.Task) for task in tasks)
     await asyncio.wait(tasks)
-    assert coalescer.is_empty
+    assert coalescer.is_unused
 
 
 async def test_who_gives_up_is_not_sent_and_holds_nobody_up() -> None:
@@ -249,7 +249,7 @@ async def test_the_first_giving_up_frees_its_slot() -> None:
     tasks[0].cancel()
     backend.open.set()
     assert await values(tasks[1:]) == [2]
-    assert coalescer.is_empty
+    assert coalescer.is_unused
 
 
 async def test_the_wait_for_a_slot_counts_as_time_in_the_queue() -> None:

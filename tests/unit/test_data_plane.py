@@ -14,9 +14,9 @@ from enginehouse.contract.errors import InvalidInput, ModelNotFound, NoBackend, 
 from enginehouse.routing.hints import NO_HINTS, Hints
 
 
-def counted(asked: Asked) -> dict[tuple[str, str, str, str], float]:
+def counted(asked: Asked) -> dict[tuple[str, ...], float]:
     """(model, version, backend, outcome) -> requests, since the last report."""
-    return {tags: requests for tags, (requests, _) in asked.plane.metrics._counts.items()}
+    return {tags[1:]: requests for tags, (requests, _) in asked.plane.metrics._counts.items()}
 
 
 async def test_each_request_is_counted_once_by_what_became_of_it(cluster: Cluster, store: Path) -> None:

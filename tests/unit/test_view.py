@@ -88,3 +88,18 @@ async def test_a_version_that_failed_where_it_should_run_does_not_take_over_beca
         cluster.report("ort", {"m@1": "ready", "m@2": state})  # type: ignore[dict-item]
         await turns()
         assert answers(models) == "1"
+
+
+async def test_a_running_pool_that_is_reserved_for_other_models_holds_no_version_back(
+    cluster: Cluster, store: Path
+) -> None:
+    pools = POOLS | {"vino": POOLS["vino"].model_copy(update={"models": ("other",)})}
+    models = LiveVersions(View(pools, None, "here"))
+    cluster.report("ort", {"m@1": "ready"})
+    cluster.report("vino", {"other@1": "ready"})
+    models.apply(catalog(store, "1"))
+    await until(lambda: answers(models) == "1")
+    assert vino(models).state == "unavailable"
+    models.apply(catalog(store, "2"))
+    cluster.report("ort", {"m@1": "ready", "m@2": "ready"})
+    await until(lambda: answers(models) == "2", 2)

@@ -1,4 +1,4 @@
-"""Serve's autoscaling policy of a pool: replicas follow engine load, and are none where the hardware is missing.
+"""Serve's autoscaling policy of a pool: replicas follow engine load; 0 without hardware unless `starts_nodes`.
 
 Serve scales by calls in flight, which do not show demand here: routers coalesce requests into few calls and queue
 the rest. So replicas report two loads, both in seconds of engine time per second: what they computed, and the demand at
@@ -25,8 +25,8 @@ class HardwareAndLoad:
     """Called by the Serve controller for a pool's target number of replicas; Serve applies the configured delays.
 
     `nodes` are the accelerator labels that the pool runs on, `target_busy` the load to have per replica. Without such a
-    node the target is 0, since a replica that cannot be placed would keep the application DEPLOYING, unless the pool
-    `starts_nodes`. A pool scaled to zero starts a replica when a router calls its `wake`.
+    node the target is 0 unless the pool `starts_nodes`: a replica that cannot be placed would keep the application
+    DEPLOYING. A pool scaled to zero starts a replica when a router calls its `wake`.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
 
-#: A call of more rows than so many full batches passes the queue in slices of that size.
+#: A call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
 #: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
 STUCK_S, STUCK = 10.0, 10.0
@@ -32,7 +32,7 @@ BEGUN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One call: requests whose rows have the same shape, and `rows`, their number together; times are monotonic."""
+    """A call or slice of one: requests with rows of one shape, `rows` in all; times are `time.monotonic()`."""
 
     requests: Sequence[Tensors]
     rows: int
@@ -96,7 +96,7 @@ class LoadedModel:
 
     @property
     def backlog_ms(self) -> float:
-        """Predicted milliseconds until all calls held now are computed, from the moving average of the time per row."""
+        """Predicted milliseconds until all but isolated calls are computed, from the moving average time per row."""
         return self._pending_rows * self._row_ms
 
     @property
@@ -185,7 +185,7 @@ class LoadedModel:
         return answer
 
     def _run(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
-        """In the worker thread: drop expired items, group those of equal shape, compute groups of up to `max_rows`."""
+        """In the worker thread: fail expired items, group those of equal shape, compute groups of up to `max_rows`."""
         now = time.monotonic()
         answers: dict[int, Computed | EnginehouseError] = {}
         groups: dict[Any, list[int]] = {}

@@ -1,11 +1,11 @@
-"""Record of the engines that crashed a process of this node, meaning a fatal signal arrived while they computed.
+"""Record of the engines that crashed a process of this node: a fatal signal came while they loaded or computed.
 
-    CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine, whether it is computing
+    CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine, its flag and its id
     CACHE/crashes/<pid>-<start>-<host>.trace     what faulthandler wrote when the process crashed; empty until then
-    CACHE/crashes/<engine>.crashed               an engine that was computing when its process crashed, and the signal
+    CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal
 
 A process writes the first two; the next one to start on the node turns those of dead processes into the third. After
-SIGKILL the trace is empty, so no engine is suspected.
+SIGKILL the trace is empty, so no engine is blamed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from enginehouse.contract.store.cache import cache_folder
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds for which an engine is suspected after a crash; its runtime may have been replaced by then.
+#: Seconds for which an engine is blamed after a crash; its runtime may have been replaced by then.
 FORGET_AFTER_S = 24 * 3600.0
 #: Bytes of an engine's slot in the memory map (flag, engine id), and number of slots.
 _SLOT, _SLOTS = 64, 1024
 
 
 class Flag:
-    """Marks an engine as computing, in a `with` statement; costs one byte written, so every call is marked."""
+    """Marks an engine as in use, in a `with` statement; costs one byte written, so every call is marked."""
 
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
         self._memory = memory
@@ -85,7 +85,7 @@ class Crashes:
 
     def _collect_dead(self) -> None:
         for running in self._folder.glob("*.running"):
-            # On a shared folder: whether processes of other hosts live is not known here.
+            # The folder may be shared: whether another host's process lives is unknown.
             if not running.stem.endswith(f"-{_host()}") or _is_alive(running.stem):
                 continue
             trace = running.with_suffix(".trace")
@@ -114,7 +114,7 @@ _records: list[Crashes] = []
 def of_this_process() -> Crashes:
     """The one record of this process, made at the first call.
 
-    Where the cache folder cannot be written it is a temporary folder, and no later process learns of a crash.
+    In a temporary folder if the cache folder cannot be written: then no later process learns of a crash.
     """
     with _lock:
         if not _records:

@@ -28,8 +28,8 @@ DRAIN_S = 10.0
 class Pool:
     """Serve deployment: hosts every model of the catalog that its engine kind can run.
 
-    `config` is a PoolConfig as plain data. `engines_per_node` is the largest number of CPU engine replicas on one node;
-    the cores of the node divided by it are the default number of threads.
+    `config` is a PoolConfig as plain data. `engines_per_node` is the largest number of CPU engine replicas on one node,
+    from which `nodes.threads_per_engine` derives the default.
     """
 
     def __init__(self, name: str, config: dict[str, Any], engines_per_node: int) -> None:
@@ -77,8 +77,7 @@ class Pool:
     async def infer(self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         """Compute requests that have passed the signature check; arguments and result are those of `LoadedModel.infer`.
 
-        Loads the model if need be. Raises Overloaded, DeadlineExceeded, InferenceFailed, ModelNotFound,
-        EngineUnavailable or a BundleError.
+        Loads the model if need be. Raises what `HostedModels.get` and `LoadedModel.infer` raise.
         """
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
         return await loaded.infer(requests, rows, budget_s)

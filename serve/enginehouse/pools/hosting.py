@@ -27,18 +27,18 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds until a model that failed to load is tried again; its store may have been unreachable.
 RETRY_AFTER_S = 15.0
-#: Seconds in one engine call, once it counts as stuck, after which the process is replaced.
+#: Seconds that a stuck engine call may take in all before the process is replaced.
 STUCK_FOR_GOOD_S = 60.0
-#: Seconds of engine time reported while a model loads, so that its pool is not scaled to zero.
+#: Least engine seconds reported while a model loads, so that its pool is not scaled to zero.
 LOADING = 0.01
 
 
 class HostedModels:
-    """The models of this process, by their key `name@version`.
+    """The models of this process, by `ModelConfig.key`.
 
     Of each model that `wants` accepts, the artifact that `choose_artifact` prefers on `engines` is loaded with
-    `threads` threads. A version that is no longer in the catalog is unloaded once its successor is loaded and it was
-    idle for `unload_after_s` seconds. In a `router`'s process the router is the engines' only caller, and an engine
+    `threads` threads. A version that is no longer wanted is unloaded once any successor is loaded and it was
+    unused for `unload_after_s` seconds. In a `router`'s process the router is the engines' only caller, and an engine
     that has crashed a process of this node is not loaded. `name` is the pool's, for errors and logs.
     """
 
@@ -95,7 +95,7 @@ class HostedModels:
         return loaded.backlog_ms if loaded else 0.0
 
     def check_health(self) -> None:
-        """Raise RuntimeError when the background task has ended or an engine was stuck for STUCK_FOR_GOOD_S."""
+        """Raise RuntimeError when the background task has ended or a stuck call has run STUCK_FOR_GOOD_S."""
         for model_key, loaded in self.models.items():
             if loaded.stuck_s > STUCK_FOR_GOOD_S:
                 raise RuntimeError(f"{model_key}: one call of its engine takes {loaded.stuck_s:.0f} s")
@@ -103,9 +103,9 @@ class HostedModels:
             raise RuntimeError("the task that loads models has ended") from self._reconciler.exception()
 
     async def get(self, model_key: str) -> LoadedModel:
-        """A loaded model. It is loaded first if need be: a router may not have received the newest catalog yet.
+        """A model, loaded first if need be: a router with an older catalog may ask for one just unloaded.
 
-        Raises ModelNotFound, EngineUnavailable or a BundleError.
+        Raises ModelNotFound or another EnginehouseError.
         """
         if model_key not in self.models:
             loading = self._loading.get(model_key)
@@ -119,7 +119,8 @@ class HostedModels:
     async def _load(self, model_key: str) -> LoadedModel:
         config = self._configs.get(model_key)
         if config is None or self._catalog.find(config.name) is None:
-            name, _, version = model_key.partition("@")
+            # The settings in a key are no part of what users know.
+            name, _, version = model_key.partition("+")[0].partition("@")
             raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
         self._report(model_key, "loading")
         notes: list[str] = []
@@ -175,7 +176,7 @@ class HostedModels:
             table = manifest.latency_of(kind, artifact.name)
             if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
                 rows = best_batch(engine, manifest, rows)
-        # The bundle has no table of an engine that was built on this node: routers then rank by the measured latency.
+        # No table holds for an engine built here, or for int8 on another CPU kind: routers then rank by `measured`.
         measured = time_calls(engine, manifest) if table is None else []
         return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
 
@@ -203,7 +204,7 @@ class HostedModels:
                     await self._catalog_changed.wait()
 
     def _unload_all_but(self, wanted: set[str]) -> None:
-        """Unload idle versions that are not `wanted`, except those whose wanted successor is not loaded yet."""
+        """Unload unused versions that are not `wanted`, unless a wanted successor is not loaded yet."""
         awaited = {self._configs[model_key].name for model_key in wanted if model_key not in self.models}
         for model_key in [known for known in self.reports if known not in wanted]:
             loaded = self.models.get(model_key)

@@ -11,7 +11,7 @@ class ModelReport(TypedDict):
     """What one replica publishes about one model version.
 
     `engine` (its kind), `artifact` and `precision` are empty unless it is loaded. `measured` are (rows, milliseconds)
-    timed by the replica where the bundle has no latency table of the engine.
+    timed by the replica where no latency table of the bundle holds.
     """
 
     state: ModelState

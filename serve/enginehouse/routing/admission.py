@@ -7,14 +7,14 @@ from collections import Counter
 from enginehouse.contract.errors import Overloaded
 from enginehouse.routing.policy import LAST, USUAL
 
-#: A model may have this many times the requests in flight that are still free: alone at most 4 / 5 of the process, and
+#: A model may have at most this many times as many requests in flight as places are free: alone 4 / 5 of the limit,
 #: several models equal shares (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). The factor is for the
 #: usual priority; it is 16 for the first and 1 for the last.
 SHARE = 4.0
 
 
 class Admission:
-    """The limits of one process, and what counts against them now; `by_model` counts requests by `ModelConfig.key`."""
+    """The limits of one process, and what counts against them now; `by_model` counts requests by model key or name."""
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.max_requests = max_requests
@@ -27,8 +27,8 @@ class Admission:
 class Admitted:
     """One request in flight: `with Admitted(admission, model, priority) as request: request.take(size)`.
 
-    Entering and `take` raise Overloaded beyond the limits. A request that is alone may be of any size: the limit on
-    bodies bounds it.
+    Entering and `take` raise Overloaded beyond the limits. A request that is alone may be of any size (HTTP limits
+    bodies itself).
     """
 
     __slots__ = ("_admission", "_bytes", "_model", "_priority")

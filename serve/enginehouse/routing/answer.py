@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """How a request for `version` would be routed: the policy's choices, and in `out` why other pools are no choice."""
+    """How a request for `version` would be routed: the policy's choices, and in `out` why other pools are not live."""
 
     version: ModelVersion
     choices: Sequence[Choice]

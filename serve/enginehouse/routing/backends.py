@@ -20,7 +20,7 @@ from enginehouse.routing.view import ModelVersion
 MAX_CALL_BYTES = 16 << 20
 #: Failed calls in a row after which a backend is tried last, and seconds between the requests that probe it.
 FAILURES, PROBE_S = 3, 1.0
-#: Seconds, and multiple of the predicted time, that an attempt may take before the next backend is tried.
+#: Seconds, or multiple of the predicted time if longer, after which the next backend is tried.
 ATTEMPT_S, PATIENCE = 2.0, 5.0
 #: Seconds after which an unused backend is forgotten.
 FORGET_AFTER_S = 60.0
@@ -34,7 +34,7 @@ class Sender(Protocol):
     ) -> Computed:
         """The outputs of all `requests`, of `rows` rows together, within `budget_s` seconds.
 
-        `isolated`: nothing else may be in the engine at the same time.
+        `isolated`: alone in the engine; a resident engine ignores it.
         """
         ...
 
@@ -70,22 +70,22 @@ class Backend:
         self._probe_at = 0.0
 
     @property
-    def fails_others(self) -> bool:
+    def failed_repeatedly(self) -> bool:
         """Whether the last two calls failed: then the backend may be at fault rather than a request."""
         return self._failures > 1
 
-    def ask(self, rows: int, size: int | None) -> None:
-        """Count a request as demand, answered or not: the milliseconds that it takes of an engine in full batches."""
+    def count_demand(self, rows: int, size: int | None) -> None:
+        """Count a request as demand, answered or not: its rows' share of the engine milliseconds of a full batch."""
         most = max(rows, self.queue.max_rows)
         self._demand_ms += self.expected_ms(most, size) * rows / most
 
     def take_demand_ms(self) -> float:
-        """The demand since the last call of this, in milliseconds of an engine."""
+        """The demand since this was last called, in engine milliseconds."""
         demand_ms, self._demand_ms = self._demand_ms, 0.0
         return demand_ms
 
     def update(self, version: ModelVersion, state: BackendState, routers: int, now: float) -> BackendState:
-        """Receive the published state; returns it with what this router knows, `queued_rows` excepted."""
+        """Take the view's state; returns it with what this router knows, except `queued_rows`."""
         if version is not self.version:
             self.queue.max_rows = _most_rows(version, state)
         self.version = version
@@ -125,7 +125,7 @@ class Backend:
         try:
             answer = await self._call(requests, rows, budget_s, isolated)
         except InferenceFailed as error:
-            # Of several requests any may be at fault; each is sent again alone, and counts then.
+            # Any of several requests may be at fault: they are halved, and one alone counts.
             if len(requests) == 1:
                 self._failed(error)
             raise
@@ -175,7 +175,7 @@ class Backends:
         self._seen: dict[str, tuple[Sequence[BackendState], list[tuple[BackendState, Backend]]]] = {}
 
     def states(self, version: ModelVersion, live: Sequence[BackendState], priority: int = USUAL) -> list[BackendState]:
-        """The published states `live`, completed with what this router knows, for a request of this priority.
+        """The view's states `live`, completed with what this router knows, for a request of this priority.
 
         On the path of every request: everything but the queues is kept while `live` is the same object.
         """
@@ -218,7 +218,7 @@ class Backends:
         kept = {
             key: known
             for key, known in self._backends.items()
-            if known.seen_at > unused_since or not known.queue.is_empty
+            if known.seen_at > unused_since or not known.queue.is_unused
         }
         self._backends = kept
         ids = {model_key for _, model_key in kept}
@@ -238,7 +238,7 @@ def _has_gained(before: Sequence[BackendState], now: Sequence[BackendState]) -> 
 
 
 def _most_rows(version: ModelVersion, backend: BackendState) -> int:
-    """Most rows of a coalesced call: as many as one efficient batch of the engine has."""
+    """Most rows of a coalesced call: `max_batch_size`, else one efficient batch."""
     if not version.signature.batched:
         return 1
     return version.config.max_batch_size or version.manifest.efficient_rows(backend.engine, backend.artifact)
@@ -253,7 +253,7 @@ def _slots(version: ModelVersion, backend: BackendState, max_rows: int, full_ms:
         # Replicas are to wait for larger batches, from all routers, so nothing is held back here.
         return backend.replicas * max_rows
     if full_ms <= HOP_MS:
-        # The hop takes longer than the engine: one call at a time keeps it busy.
+        # Faster than a hop, or never measured: more calls would be smaller ones.
         return 1
     # One for each replica: while it is on its way, the replica computes another router's. The only router needs two.
     is_alone = backend.resident or routers == 1

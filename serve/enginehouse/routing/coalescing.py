@@ -1,6 +1,6 @@
 """Coalescing: requests for one backend that arrive while calls to it are in flight are sent together in the next call.
 
-A call to a pool costs half a millisecond of CPU in two processes, whatever it carries. A request that finds a free slot
+A call to a pool costs 0.5 ms of CPU, router and replica together, or more if large. A request that finds a free slot
 is sent at once and alone: nothing ever waits for company (the queue is work-conserving). Waiting requests are sent by
 priority, then by deadline; without stated deadlines that is the order of arrival.
 """
@@ -20,13 +20,13 @@ from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, Inval
 from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
 from enginehouse.routing.policy import LAST, USUAL
 
-#: Seconds after which a call in flight frees its slot even without an answer.
+#: Seconds past its predicted time after which a call frees its slot.
 HOLD_S = 0.25
 
 #: Weight of the newest interval in the drain rate of a queue, and seconds for which that rate is used.
 NEWEST, KNOWN_S = 0.2, 2.0
 
-#: One call: the requests of a group, their rows, and the seconds that they have left.
+#: One call: the requests of a group, their rows, and seconds to the last deadline.
 Call = Callable[[Sequence[Tensors], int, float], Awaitable[Computed]]
 
 
@@ -51,11 +51,11 @@ class _Waiting:
 class Coalescer:
     """The queue of one backend in this process.
 
-    - At most `slots` calls are in flight. A call frees its slot after `hold_s` seconds, so that one that is stuck or
-      large delays others no longer than that.
-    - A call carries one request, or several of together at most `max_rows` rows and `max_bytes` bytes whose rows have
-      the same shape.
-    - A request with less than `least_s` seconds left is failed instead of sent: no call is answered faster.
+    - A call takes one of `slots` slots and frees it after `hold_s` seconds even if unanswered, so that one that is
+      stuck or large delays others no longer.
+    - A call carries one request, or several whose rows have the same shape: at most `max_rows` rows and `max_bytes`
+      bytes in all.
+    - A waiting request with under `least_s` seconds left is failed, not sent: no call is answered faster.
     - A call that fails because of its content (InferenceFailed, InvalidInput) is halved and sent again, until the
       request at fault is alone with its error.
     """
@@ -81,8 +81,8 @@ class Coalescer:
         self._groups: set[asyncio.Task[None]] = set()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits and no call is in flight."""
+    def is_unused(self) -> bool:
+        """Whether nothing waits and no slot is taken."""
         return not self._waiting and not self._under_way
 
     def waiting_before(self, priority: int) -> int:
@@ -90,7 +90,7 @@ class Coalescer:
         return sum(self._rows_of[: priority + 1])
 
     def drain_ms(self, now: float) -> float:
-        """Milliseconds in which the queue advanced by one row lately; 0 when there was no queue.
+        """Milliseconds per row at which the queue drained lately; 0 when there was no queue.
 
         Measured, so that other routers' requests and whatever else the replicas do are in it.
         """
@@ -158,7 +158,7 @@ class Coalescer:
                 self._stayed = False
                 return
             self._note_leaving(sum(item.rows for item in group))
-            # In an empty context: Serve would otherwise count the call to the request that happens to run here.
+            # In an empty context: Serve would otherwise attribute the call to whichever request runs here.
             task = asyncio.create_task(self._send(group, self._slot()), context=contextvars.Context())
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
@@ -174,18 +174,18 @@ class Coalescer:
         self._stayed = self.waiting_rows > 0
 
     def _next_group(self) -> list[_Waiting]:
-        """The next request to be sent and, in order, those that fit beside it; cancelled and late ones are dropped."""
+        """The next request to be sent and, in order, those that fit beside it; drops cancelled, fails late ones."""
         group: list[_Waiting] = []
         others: list[tuple[int, float, int, _Waiting]] = []
         rows = size = 0
-        latest = time.monotonic() + self.least_s
+        earliest = time.monotonic() + self.least_s
         while self._waiting and rows < self.max_rows:
             entry = heapq.heappop(self._waiting)
             item = entry[-1]
             if item.answer.done():
                 self._leave(item)
                 continue
-            if item.deadline < latest:
+            if item.deadline < earliest:
                 self._leave(item)
                 item.answer.set_exception(DeadlineExceeded("too little time was left when its turn came"))
                 continue

@@ -1,12 +1,12 @@
-"""The data plane: what every way in goes through. Who asks for what, until when, becomes an answer and its origin.
+"""The data plane: every request, from any face, goes through it and becomes an answer with its origin.
 
-    with plane.open("http", model, version, priority) as turn:     who may; is there such a model; admission
+    with plane.open("http", model, version, priority) as turn:     is there such a model; admission
         turn.take(len(body))                                       bytes count while the turn lasts
         request = decode(body, turn.signature)
         answer = await turn.infer(request.inputs, request.rows, hints)
 
 A face decodes, asks and encodes, and holds nothing of its own: whatever must hold for every request is decided in
-`DataPlane.open`, before the body is read, and recorded in `Turn.__exit__`.
+`Turn.__enter__`, before the body is read, and recorded by the turn.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class DataPlane:
         self.admission = Admission(max_requests, max_bytes)
         self.metrics = RequestMetrics()
 
-    def open(self, caller: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
+    def open(self, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
         """A turn for one request, before its body is read; a context manager, which begins when it is entered.
 
-        `caller` names the face that asks. Entering raises ModelNotFound and Overloaded.
+        `face` is the way in: http, handle or python. Entering raises ModelNotFound and Overloaded.
         """
-        return Turn(self, caller, model, version, priority)
+        return Turn(self, face, model, version, priority)
 
-    async def infer(self, caller: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
-        """A whole turn for inputs that are decoded already. Raises RequestError, CapacityError or EngineError."""
-        with self.open(caller, model, version, hints.priority) as turn:
+    async def infer(self, face: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
+        """A whole turn for inputs that are decoded already. Raises EnginehouseError."""
+        with self.open(face, model, version, hints.priority) as turn:
             turn.take(nbytes(inputs))
             return await turn.infer(inputs, turn.signature.check(inputs), hints)
 
@@ -60,28 +60,29 @@ class DataPlane:
             return False
 
     def explain(self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None) -> Explained:
-        """How a request of `rows` rows and `size` would be routed now. Raises what asking would, before it is sent."""
+        """How a request of `rows` rows and `size` would be routed now. Raises RequestError or CapacityError."""
         return self.router.explain(self.versions.get(model, version), rows, size, hints)
 
 
 class Turn:
-    """One request, from before its body is read until its answer is there: `with plane.open(...) as turn`."""
+    """One request, from before its body is read to the end of its `with plane.open(...) as turn`."""
 
-    __slots__ = ("_admitted", "_asked", "_began", "_plane", "_pool", "_priority", "_version", "caller")
+    __slots__ = ("_admitted", "_asked", "_began", "_face", "_is_settled", "_plane", "_pool", "_priority", "_version")
 
-    def __init__(self, plane: DataPlane, caller: str, model: str, version: str | None, priority: int) -> None:
-        self.caller = caller
+    def __init__(self, plane: DataPlane, face: str, model: str, version: str | None, priority: int) -> None:
         self._plane = plane
+        self._face = face
         self._asked = model, version
         self._priority = priority
         self._admitted: Admitted
         self._version: ModelVersion | None = None
+        self._is_settled = False
         self._pool = ""
         self._began = time.monotonic()
 
     def __enter__(self) -> Turn:
         try:
-            # Who may ask is decided here: before anything is told, counted or read.
+            # Authentication belongs here: before anything is revealed, counted or read.
             with contextlib.suppress(NoBackend):
                 # One that is not warm yet may be when the body is there.
                 self._version = self._plane.versions.get(*self._asked)
@@ -99,20 +100,23 @@ class Turn:
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs of the version that is to answer from now on. Raises ModelNotFound or NoBackend.
+        """Signature of the version that answers. Raises ModelNotFound or NoBackend.
 
-        To be asked for when the body is there: versions may have been switched while it came.
+        Read it first when the body has arrived: that settles the version, which may have been switched meanwhile.
         """
-        self._version = self._plane.versions.get(*self._asked)
+        if not self._is_settled:
+            self._version = self._plane.versions.get(*self._asked)
+            self._is_settled = True
+        assert self._version is not None
         return self._version.signature
 
     async def infer(self, inputs: Tensors, rows: int, hints: Hints) -> Answer:
-        """The answer to `inputs` of `rows` rows, which `check` of the last `signature` has passed.
+        """The answer to `inputs` of `rows` rows, which have passed `signature.check`.
 
-        Raises RequestError, CapacityError or EngineError.
+        Raises EnginehouseError.
         """
-        assert self._version is not None, "the turn has not begun"
-        # Reading and decoding are the client's time and ours; the metric is of routing.
+        assert self._version is not None and self._is_settled, "signature was not read"
+        # The metric leaves out the time to read and decode the body.
         self._began = time.monotonic()
         answer = await self._plane.router.infer(self._version, inputs, rows, hints)
         self._pool = answer.choice.backend.pool
@@ -122,11 +126,12 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._admitted.__exit__()
-        # What fails after the answer, in encoding or on the way to the client, was answered here.
+        # What fails after the answer, in encoding or as the client leaves, was answered here.
         self._record("ok" if kind is None or self._pool else kind.__name__)
 
     def _record(self, outcome: str) -> None:
         version = self._version
         # Under the name of a model only where there is one: clients may invent names without end.
         name, number = (version.config.name, version.config.version) if version else ("", "")
-        self._plane.metrics.record(name, number, self._pool, outcome, time.monotonic() - self._began)
+        seconds = time.monotonic() - self._began
+        self._plane.metrics.record(self._face, name, number, self._pool, outcome, seconds)

@@ -8,7 +8,7 @@
              try the next one ──answered──> done                            │
               │     │     │                                                 │
               │     │     └─recalled: a better one came up──────────────────┤
-              │     └─lost, full, unavailable, late, sick: the next one     │
+              │     └─lost, full, unavailable, late, failing: the next one  │
               │                          └─there is none: wait BACKOFF_S────┘
               └─the request itself is at fault ──> failed
 
@@ -18,9 +18,9 @@ What is told apart, by how an attempt ends:
   is lost once more, isolated in the engine and not in the same event, it is at fault and is not sent again.
 - *Failed* in the engine (InferenceFailed): the request is at fault, unless this backend fails others as well. Then
   another one is asked; what fails there too fails.
-- *Full* (Overloaded): another replica or backend may have room. When none has, a request that stated its deadline is
+- *Full* (Overloaded): another replica or backend may answer. When none does, a request that stated its deadline is
   refused; any other waits.
-- *Unavailable* or *late*: the next one. An attempt that has others behind it is given up after `attempt_s`.
+- *Unavailable* or *late*: the next one. While another could answer, an attempt ends after `attempt_s`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Ranking(Protocol):
     """What failover asks of the router."""
 
     def rank(self, version: ModelVersion, demand: Demand, priority: int, fresh: bool = False) -> Sequence[Choice]:
-        """All backends of `version`: those that may be tried first, best first, then the others with the reason."""
+        """Live backends of `version`: those that may be tried, best first; then the others, with reasons."""
         ...
 
     def wake_better(self, version: ModelVersion, demand: Demand, best: Sequence[Choice]) -> None:
@@ -131,7 +131,7 @@ class Failover:
         self._is_counted = False
 
     async def answer(self) -> Answer:
-        """Try backends until one answers. Raises RequestError, CapacityError or EngineError."""
+        """Try backends until one answers. Raises EnginehouseError."""
         ranked = self._rank(is_new=True)
         while True:
             answer, is_recalled = await self._try_all(ranked)
@@ -142,12 +142,12 @@ class Failover:
                     # Whoever states a deadline is told at once that it will not be met.
                     raise Overloaded(*self._refused)
                 await asyncio.sleep(BACKOFF_S)
-            # It was taken on; whether it is late by now will show.
+            # Once accepted, no prediction refuses it any more.
             self._demand = self._demand._replace(budget_ms=math.inf)
             ranked = self._rank(is_new=False)
 
     def _rank(self, is_new: bool) -> Sequence[Choice]:
-        """The backends that may be tried, best first; none while one may still come up. Raises why none can be."""
+        """The backends that may be tried, best first; none while one may yet come up. Else raises the refusal."""
         choices = self._ranking.rank(self._version, self._demand, self._priority, fresh=not is_new)
         ranked = [choice for choice in choices if not choice.reason]
         if is_new:
@@ -179,8 +179,8 @@ class Failover:
         backend = self._ranking.backend(self._version, choice)
         if not self._is_counted:
             self._is_counted = True
-            backend.ask(rows, self._demand.size)
-        # Only while somebody else may have an answer is one given up before the deadline.
+            backend.count_demand(rows, self._demand.size)
+        # Given up before the deadline only if another backend or replica could answer.
         until = self._deadline
         if others or choice.backend.replicas > 1:
             until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
@@ -201,7 +201,7 @@ class Failover:
             self._refused = error.args
             self.failures.append(f"{pool}: {error}")
         except InferenceFailed as error:
-            if self._failed_in or is_last or not backend.fails_others:
+            if self._failed_in or is_last or not backend.failed_repeatedly:
                 raise
             self._failed_in = pool
             self.failures.append(f"{pool}: {error}")

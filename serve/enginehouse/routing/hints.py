@@ -30,7 +30,7 @@ class HintsByName(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a request asks beside its answer. Raises InvalidInput.
+    """What a request asks beyond its answer. Raises InvalidInput.
 
     `deadline_s`: seconds after which the answer is of no use; None for the server's default. `priority`: 1 (first) to 9
     (last). `backend`: the only one that may answer. `min_precision`: excludes backends that are less exact.
@@ -77,7 +77,7 @@ NO_HINTS = Hints()
 
 
 def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The hints among a request's raw headers, as ASGI has them; in one look, because every request is asked."""
+    """The hints among a request's raw headers, as ASGI has them; in one pass, as this runs per request."""
     return {name.decode(): value.decode("latin-1") for name, value in raw if name.startswith(_PREFIX)}
 
 

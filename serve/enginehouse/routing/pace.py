@@ -1,4 +1,4 @@
-"""Pace: how much slower or faster engines compute lately than the latency table of the build says.
+"""Pace: how much slower or faster than the build's latency table engines have been lately.
 
     call time = table's time x contention of the hardware x pace of the model on this kind of hardware
 
@@ -19,7 +19,7 @@ SHARED, OWN = 0.3, 0.05
 HALF_LIFE_S = 20.0
 #: Weight of the newest call, of whatever model, in the contention of some hardware, and its half-life in seconds.
 CONTENTION, CONTENTION_HALF_LIFE_S = 0.2, 2.0
-#: Upper bound of a contention: about that of eight models that compute at once.
+#: Bound of a contention and of its inverse: about that of eight models at once.
 MOST_CONTENTION = 8.0
 #: Sets of nodes for which a contention is kept: they change when pools scale and when nodes come and go.
 MOST_CONTENTIONS = 256
@@ -29,7 +29,7 @@ MOST, LEAST = 4.0, 1.1
 
 
 class Pace:
-    """Recent call times divided by the latency table's, for the engines of one model on one kind of hardware.
+    """Recent call time / (table's x contention), for the engines of one model on one kind of hardware.
 
     Two parts, because only engines in use are measured: a *shared* pace of all of them, and each engine's own deviation
     from it, by the bit length of the rows of a call.
@@ -63,7 +63,7 @@ class Pace:
         own.note(min(MOST, max(1 / MOST, ratio / self._shared.at(now))), now)
 
     def of(self, pool: str, now: float, contention: float = 1.0) -> Mapping[int, float]:
-        """The pace of `pool` under such a contention, by bit length of the rows; at 0 for rows not seen there."""
+        """Pace of `pool` times `contention`, by bit length of the rows; at 0 for rows not seen there."""
         shared = self._shared.at(now) * contention
         pace = {bits: shared * _significant(own.at(now)) for (name, bits), own in self._own.items() if name == pool}
         pace[0] = shared
@@ -98,7 +98,7 @@ class Contention:
 
 
 class Contentions:
-    """One `Contention` for all pools whose nodes overlap, for each kind of accelerator."""
+    """A `Contention` per accelerator and nodes, shared with the first that overlaps."""
 
     def __init__(self) -> None:
         self._by_nodes: dict[tuple[str, frozenset[str]], Contention] = {}

@@ -3,9 +3,9 @@
 1. A backend that the request does not allow (another pool, numerics, precision) or that has no warm replica is out.
 2. The time to an answer is predicted for each of the others: the wait in its queues plus the time of the engine call,
    from the latency table, corrected by what calls take lately.
-3. A backend that would only take cores from a faster engine of the same nodes is ranked behind all others.
+3. One that would only slow a faster engine on its nodes (`behind`) is ranked last but for failing ones.
 4. They are ordered by predicted time; for a request that states a deadline, by cost among those that meet it.
-5. When even the best would miss the deadline, none may be tried, and each says what it would take.
+5. When all that are not `behind` would be late, none may be tried; each says what it would take.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class BackendState(NamedTuple):
     - `price`: cost of one second of a replica, relative to the other pools.
     - `wait_ms`: backlog of the replica that is free first.
     - `pace`: recent call times divided by the latency table's, by the bit length of the rows of a call; the entry at 0
-      is for numbers of rows not seen lately.
+      is for numbers of rows not seen yet.
     - `fails`: why its last calls failed; such a backend is tried last.
-    - `queued_rows`: rows that wait in this router, to be sent `batch_rows` at a time. Lately the queue advanced by one
-      row in `drain_ms` (0: there was no queue).
+    - `queued_rows`: rows that wait in this router, to be sent `batch_rows` at a time. They lately drained at `drain_ms`
+      ms per row (0: there was no queue).
     """
 
     pool: str
@@ -98,7 +98,7 @@ class Choice(NamedTuple):
 
     - `reason`: why it may not be tried; empty when it may.
     - `predicted_ms` = `wait_ms` + `compute_ms` + `HOP_MS` unless it is resident; inf when it was never measured.
-    - `slowness`: milliseconds a row in a batch with everything that waits in this router; `cost` = slowness x price.
+    - `slowness`: ms per row, hop included, of a call with this router's longest queue; `cost` = slowness x price.
     - `behind`: the pool of a faster engine on the same nodes, from which it would only take computing time.
     """
 
@@ -124,7 +124,7 @@ class FastestInTime:
     """Ranks by predicted time; under a stated deadline, by cost among the backends that are predicted to meet it.
 
     Engines that share their nodes are compared by speed alone, not by queue: what waits for one engine of a node would
-    wait for the other one too. When no backend meets the deadline, none may be tried.
+    wait for the other one too. When all but those behind are late, none may be tried.
     """
 
     def rank(self, backends: Sequence[BackendState], demand: Demand) -> Sequence[Choice]:
@@ -175,7 +175,7 @@ def _predict(backend: BackendState, demand: Demand, most_queued: int) -> Choice:
             full = backend.batch_rows
             full_ms = compute_ms if together == full else backend.compute_ms(full, size)
             wait_ms += queued / full * full_ms / backend.replicas
-        # A call with as many rows as would come together if everything that waits in this router came here.
+        # A call with as many rows as if the longest queue of this router's backends waited here.
         full_call_ms = compute_ms if full_call_rows == together else backend.compute_ms(full_call_rows, size)
     at_once_ms = compute_ms if backend.resident else compute_ms + HOP_MS
     slowness = (full_call_ms if backend.resident else full_call_ms + HOP_MS) / full_call_rows

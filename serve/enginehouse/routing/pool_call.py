@@ -18,8 +18,8 @@ class PoolCall:
     """Sends requests for one model version to `pool`; a `backends.Sender`.
 
     `expected_ms` predicts the engine's time for a call. `take_demand_ms` returns the demand since the last call, which
-    is sent along for the autoscaler. A call raises EngineUnavailable, ReplicaLost, Overloaded when every replica
-    refuses more calls, DeadlineExceeded, InferenceFailed or RequestTooLarge.
+    is sent along for the autoscaler. A call raises Overloaded when every replica refuses it, DeadlineExceeded,
+    and whatever else `Channel.infer` raises.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PoolCall:
                             self._model_key, requests, rows, budget_s - (now - began), expected_ms, isolated, demand_ms
                         )
                     except Overloaded:
-                        # Other routers filled it meanwhile.
+                        # Full, stuck or too long a queue.
                         free.remove(channel)
                         if not free:
                             raise

@@ -32,6 +32,6 @@ def watch(handle: DeploymentHandle) -> None:
 
 
 def job() -> str:
-    """Id of the Ray job of this process, empty while there is none. The public way to ask would start a Ray then."""
+    """Id of the Ray job of this process, empty while there is none. The public call would start Ray then."""
     worker = ray._private.worker.global_worker
     return worker.current_job_id.hex() if worker.connected else ""

@@ -1,6 +1,6 @@
 """What the deployed routers answer for, known in another process, whose router then decides by the same facts.
 
-A process of another job may not reach the store, and must not switch to a version before the routers do: it asks one of
+A process of another job may lack the store, and must not switch to a version before the routers do: it asks one of
 them, which answers when something changed.
 """
 
@@ -19,7 +19,7 @@ from enginehouse.contract.manifest import Manifest
 from enginehouse.routing.versions import Answering
 from enginehouse.routing.view import ModelVersion
 
-#: Seconds after which a router answers although nothing changed, and between two looks whether something did.
+#: Seconds after which a router answers although nothing changed, and between its checks for a change.
 HOLD_S, LOOK_S = 10.0, 0.25
 
 
@@ -28,7 +28,7 @@ class RemoteVersions:
 
     def __init__(self) -> None:
         self.answering = Answering()
-        #: Stands for what was received; a router publishes when it has something else.
+        #: Digest of what was received; a router publishes when it has another.
         self.tag = ""
 
     def get(self, model: str, version: str | None = None) -> ModelVersion:
@@ -39,7 +39,7 @@ class RemoteVersions:
         return found
 
     def receive(self, published: Mapping[str, Any]) -> None:
-        """Take what a router published: its tag and, when that is another one than before, the models."""
+        """Take what a router published: its tag and, if that has changed, the models."""
         if published["tag"] == self.tag:
             return
         # Manifests never change: those of versions that are known already are not parsed again.
@@ -73,6 +73,6 @@ async def publish(config: AppConfig, answering: Callable[[], Iterable[ModelVersi
 
 
 def _tag(versions: Iterable[ModelVersion]) -> str:
-    """The same in all routers that answer for the same."""
+    """Digest of the configs; equal configs, equal tag."""
     configs = sorted((one.config.model_dump(mode="json") for one in versions), key=lambda one: str(one["name"]))
     return hashlib.sha256(orjson.dumps(configs)).hexdigest()

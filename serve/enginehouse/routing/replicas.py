@@ -2,8 +2,8 @@
 
 Every replica publishes its models and its address through Serve's `record_routing_stats`; the controller pulls that and
 broadcasts changes to every process that holds a handle to the pool. Reading it costs microseconds and no RPC, while
-`serve.status()` costs ~25 ms and lags (Ray Serve 2.60). What is published counts while this process has a connection to
-the replica.
+`serve.status()` costs ~25 ms and lags (Ray Serve 2.60). A report is used only while this process is connected to its
+replica.
 """
 
 from __future__ import annotations
@@ -56,11 +56,10 @@ class KnownReplicas:
     def update(self, listed: Mapping[str, Mapping[str, Any]]) -> None:
         """Receive Serve's new list: what each replica that runs published last, by its id.
 
-        Serve leaves a replica out while it reconfigures it, or when it stops it: one that was connected stays until it
-        closes the connection. A restarted controller lists replicas whose reports it has not pulled yet: the last ones
-        stand for them.
+        Serve leaves out a replica that it reconfigures or stops: a connected one stays here until the connection
+        ends. A restarted controller lists replicas whose reports it has not pulled yet: their last ones stand.
         """
-        # Each in one step: `connect`, which forgets what is not listed, may run in another thread.
+        # One assignment each: `connect` may run in another thread and forgets what is unlisted.
         for replica in list(self.by_id.values()):
             replica.is_listed = replica.id in listed
         for replica_id, stats in listed.items():
@@ -86,7 +85,7 @@ def register(app: str, pool: str) -> KnownReplicas:
 
 
 def of_pool(app: str, pool: str) -> list[Replica]:
-    """The replicas of a pool that this process has a connection to, those that are going left out."""
+    """The replicas of a pool that this process is connected to, without those that drain."""
     known = _pools.get((app, pool))
     if known is None:
         return []

@@ -37,7 +37,7 @@ from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker
 
-#: Seconds between two looks at whether an idle pool would be better for a model.
+#: Seconds between two checks whether an idle pool would be better for a model.
 WAKE_PERIOD_S = 1.0
 
 
@@ -71,7 +71,7 @@ class Router:
             ray_private.watch(handle)
 
     def reaches(self, version: ModelVersion) -> bool:
-        """Whether this process is connected to a replica where the version is warm."""
+        """Whether the version is warm here or on a connected replica."""
         return bool(self._view.live(version))
 
     def is_ready(self, version: ModelVersion) -> bool:
@@ -79,10 +79,10 @@ class Router:
         return bool(self._view.live(version) or self._view.idle(version))
 
     async def infer(self, version: ModelVersion, inputs: Tensors, rows: int, hints: Hints) -> Answer:
-        """Answer a request of `rows` rows, checked against the version's signature, within its deadline.
+        """Answer a request of `rows` rows, already checked against the signature, within its deadline.
 
-        Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises RequestError,
-        CapacityError or EngineError.
+        Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises
+        EnginehouseError.
         """
         demand = self._demand(version, rows, version.manifest.size_of(inputs), hints)
         budget_s = demand.budget_ms / 1e3
@@ -98,7 +98,7 @@ class Router:
             ) from None
 
     def explain(self, version: ModelVersion, rows: int, size: int | None, hints: Hints) -> Explained:
-        """How a request would be routed now: the backends in the order in which they would be tried, and why not."""
+        """How a request would be routed now: the backends in the order they would be tried, why not others."""
         choices = self.rank(version, self._demand(version, rows, size, hints), hints.priority, fresh=True)
         live = {choice.backend.pool for choice in choices}
         out = {status.pool: status.reason or status.state for status in self._view.backends(version)}
@@ -113,10 +113,10 @@ class Router:
         return self._backends.get(version, choice.backend)
 
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
-        """See `failover.Ranking`. A new request waits only for what is already on its way up."""
+        """See `failover.Ranking`. A new request waits only for an idle or loading pool."""
         if is_new:
             return not _some_are_late(choices) and self._view.is_coming(version)
-        # Those that had it may be gone with their nodes, with no others to wait for.
+        # Replicas that had it may be gone for good, with their nodes.
         return self._view.may_come(version, demand.pool)
 
     def check_served(self, version: ModelVersion) -> None:
@@ -130,7 +130,7 @@ class Router:
         if not self._has_idle_pools or (best and now < self._wake_at.get(version.key, 0.0)):
             return
         self._wake_at[version.key] = now + WAKE_PERIOD_S
-        # By the tables alone, as idle ones are known: that a live one is slow just now is no reason to start a pool.
+        # Without the pace, which idle ones lack: that a live one is slow just now is no reason to start a pool.
         live = [choice.backend._replace(pace={}) for choice in best]
         ranked = self._policy.rank([*live, *self._view.idle(version)], demand)
         usable = [choice.backend for choice in ranked if not choice.reason]
@@ -150,8 +150,8 @@ class Router:
         if not late:
             return NoBackend(self._nothing_live(version, choices))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
-        # A refused request is demand all the same: more replicas would have answered it.
-        self.backend(version, soonest).ask(demand.rows, demand.size)
+        # A refused request is demand all the same: more replicas might have answered it.
+        self.backend(version, soonest).count_demand(demand.rows, demand.size)
         reasons = "; ".join(f"{choice.backend.pool} {choice.reason}" for choice in late)
         text = f"the deadline of {demand.budget_ms:.4g} ms would pass: {reasons}"
         if soonest.predicted_ms - soonest.wait_ms > demand.budget_ms:

@@ -1,4 +1,4 @@
-"""Telemetry: counts of requests and their seconds, for the node's Prometheus endpoint of Ray.
+"""Telemetry: counts of requests and their seconds, for Ray's Prometheus endpoint on the node.
 
 Counted in this process and passed to Ray once a second: updating a Ray metric takes as long as a small model's answer.
 """
@@ -11,11 +11,11 @@ from collections import defaultdict
 from ray.serve import metrics
 
 PERIOD_S = 1.0
-_TAGS = ("model", "version", "backend", "outcome")
+_TAGS = ("face", "model", "version", "backend", "outcome")
 
 
 class RequestMetrics:
-    """`enginehouse_requests` and `enginehouse_request_seconds` by model, version, backend and outcome.
+    """`enginehouse_requests` and `enginehouse_request_seconds` by face, model, version, backend and outcome.
 
     `outcome` is `ok` or the class of the error; `backend` is empty for a request that none answered, and `model` for
     one that named no model that is served. Rates and mean latencies come from the two counters.
@@ -27,9 +27,9 @@ class RequestMetrics:
         self._counts: defaultdict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._reporter: asyncio.Task[None] | None = None
 
-    def record(self, model: str, version: str, backend: str, outcome: str, seconds: float) -> None:
+    def record(self, face: str, model: str, version: str, backend: str, outcome: str, seconds: float) -> None:
         """Count one request."""
-        counted = self._counts[model, version, backend, outcome]
+        counted = self._counts[face, model, version, backend, outcome]
         counted[0] += 1
         counted[1] += seconds
         if self._reporter is None:

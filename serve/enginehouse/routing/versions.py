@@ -20,7 +20,7 @@ PATIENCE_S = 60.0
 RETRY_AFTER_S = 5.0
 #: Seconds between two comparisons of the pools' reports with the catalog.
 PERIOD_S = 0.1
-#: Seconds between two counts of the nodes with each pool's hardware (an RPC; only statuses and reasons need it).
+#: Seconds between two counts of the nodes with each pool's hardware: an RPC, so never on a request's path.
 COUNT_NODES_S = 1.0
 
 State = Literal["ready", "loading", "failed"]
@@ -95,7 +95,7 @@ class LiveVersions:
     def get(self, model: str, version: str | None = None) -> ModelVersion:
         """See `Versions`."""
         if model in self._coming and self.answering.get(model) is None:
-            # Another router may have seen it warm already, so that its first requests are sent.
+            # Clients that learned from another router that it is ready may be sending requests already.
             self._switch_versions()
         found = self.answering.get(model, version)
         if found is not None:
@@ -159,13 +159,13 @@ class LiveVersions:
             if known or time.monotonic() < self._retry_at.get(model.key, 0.0):
                 continue
             if current is not None and current.config.id == model.id:
-                # Only its settings changed: what a version is never does.
+                # Only settings changed: a version's content never does.
                 self._coming[model.name] = ModelVersion(model, current.manifest, current.signature)
                 continue
             try:
                 manifest = await asyncio.to_thread(Store(catalog.store).manifest, model.name, model.version)
             except Exception as error:
-                # Whatever an fsspec backend raises: the model's status says so, the others are not held up.
+                # Whatever a filesystem raises: the model's status says so, the others are not held up.
                 self._unreadable[model.key] = f"{type(error).__name__}: {error}"
                 self._retry_at[model.key] = time.monotonic() + RETRY_AFTER_S
                 continue
@@ -177,7 +177,7 @@ class LiveVersions:
     def _switch_versions(self) -> None:
         for name, coming in list(self._coming.items()):
             current = self.answering.get(name)
-            # What is loaded is the same, or it is warm somewhere and no pool is still loading it.
+            # The same is loaded already, or it is live or idle and waits for no other pool.
             if (current is not None and current.key == coming.key) or self._is_warm(coming, current):
                 others = (version for version in self.answering if version.config.name != name)
                 self.answering = Answering([*others, self._coming.pop(name)])
@@ -193,7 +193,7 @@ class LiveVersions:
 
 
 async def _keep_connected() -> None:
-    """Beside the catalog, whose store may take its time."""
+    """Apart from `_keep`, which a slow store holds up."""
     while True:
         replicas.connect()
         await asyncio.sleep(PERIOD_S)

@@ -29,8 +29,8 @@ LIVE_FOR_S = 0.005
 #: Prefix of the engine kind in the name of a backend in the router's own process.
 RESIDENT = "resident-"
 
-#: `cold`: the hardware is there, no replica runs yet; `idle`: scaled to zero, the first request that wants it wakes it;
-#: `unavailable`: the bundle has no artifact for this engine.
+#: `cold`: no replica yet; `idle`: scaled to zero, the first request that wants it wakes it; `loading`: replicas without
+#: a result; `unavailable`: no artifact for this pool.
 BackendKind = Literal["live", "loading", "failing", "unavailable", "cold", "idle", "no-hardware"]
 
 
@@ -41,7 +41,7 @@ class ModelVersion:
     config: ModelConfig
     manifest: Manifest
     signature: Signature
-    #: `ModelConfig.key`, which every request asks for.
+    #: `ModelConfig.key`, kept: every request needs it.
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """One model version on one pool: its replicas, how many of them have it `ready`, and why it is not live."""
+    """One model version on one pool: replicas, how many have it `ready`, why it is not live or load notes."""
 
     pool: str
     engine: str
@@ -81,7 +81,7 @@ class View:
         #: Live nodes with the hardware of each pool.
         self._nodes: dict[str, int] = {}
         self._live: dict[str, _Live] = {}
-        # Tables that replicas of pools that scale to zero measured themselves, by pool and `ModelVersion.key`.
+        # The last latency tables of pools that scale to zero, by pool and `ModelVersion.key`.
         self._measured: dict[tuple[str, str], LatencyTable] = {}
 
     def pools(self) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ class View:
         return states
 
     def is_coming(self, version: ModelVersion) -> bool:
-        """Whether a backend is idle, or has been woken and loads."""
+        """Whether a pool that may be idle is idle or loading."""
         return any(
             self._backend(name, pool, version).state in ("idle", "loading")
             for name, pool in self._pools.items()
@@ -151,7 +151,7 @@ class View:
         )
 
     def forget(self) -> None:
-        """Use no kept list again: the catalog has changed."""
+        """Drop the cached lists: the catalog has changed."""
         self._live.clear()
 
     def _live_now(self, version: ModelVersion) -> list[BackendState]:
@@ -178,12 +178,12 @@ class View:
         return states
 
     async def count_nodes(self) -> None:
-        """Count the nodes with each pool's hardware: an RPC, whose result only statuses and reasons need."""
+        """Count the nodes with each pool's hardware: an RPC. Statuses, waking and waiting depend on it."""
         for name, pool in self._pools.items():
             try:
                 self._nodes[name] = await asyncio.to_thread(nodes.count_with, pool.nodes)
             except Exception as error:
-                # For instance while Ray's control plane restarts. Requests do not need it, so the last count stands.
+                # For instance while Ray's control plane restarts: the last count, if there is one, stands.
                 logger.warning("the nodes of pool %s could not be counted: %s", name, error)
 
     def _backend(self, name: str, pool: PoolConfig, version: ModelVersion) -> BackendStatus:
@@ -198,6 +198,9 @@ class View:
             state, shown = "failing", failed[0]
         elif unavailable := _reports(name, model_key, "unavailable"):
             state, shown = "unavailable", unavailable[0]
+        elif known and not _is_open_to(pool, version):
+            # Its replicas run for other models: this one will never be loaded there.
+            state = "unavailable"
         elif known:
             state = "loading"
         elif not self._may_run(name):
@@ -228,7 +231,7 @@ class View:
     def _choice(self, name: str, version: ModelVersion) -> tuple[EngineKind, Artifact] | None:
         """The engine and artifact that the pool would load."""
         pool = self._pools[name]
-        if pool.models is not None and version.config.name not in pool.models:
+        if not _is_open_to(pool, version):
             return None
         return choose_artifact(version.manifest, (pool.engine,), version.config.numerics)
 
@@ -250,6 +253,11 @@ class View:
         )
 
 
+def _is_open_to(pool: PoolConfig, version: ModelVersion) -> bool:
+    """Whether the pool is not reserved for other models."""
+    return pool.models is None or version.config.name in pool.models
+
+
 def _state(
     pool: str, version: ModelVersion, ready: ModelReport, replicas: int, nodes: Iterable[str], wait_ms: float
 ) -> BackendState:
@@ -262,7 +270,7 @@ def _state(
         precision=ready["precision"] or artifact.precision,
         numerics=artifact.numerics_class,
         replicas=replicas,
-        # A replica that measured its engine itself has no table in the manifest that is true of its CPU.
+        # A replica measures its engine only where no table of the manifest holds for its node.
         table=_measured(ready) or version.manifest.latency_of(engine, artifact.name),
         nodes=frozenset(nodes),
         wait_ms=wait_ms,

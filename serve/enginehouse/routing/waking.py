@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds that an idle pool has to come up before it is called again: its node may have to be started first.
+#: Seconds after which a call to an idle pool is given up: its node may have to be started first.
 WAKE_S = 600.0
 #: Seconds after which another pool is woken as well, when no backend lives.
 SLOW_S = 10.0

@@ -7,15 +7,15 @@ replicas.
 
 A message, integers in little-endian order:
 
-    u8 kind | 3 bytes unused | u32 bytes of JSON | u64 number of the call | u64 bytes of tensors
+    u8 kind | 3 bytes unused | u32 length of JSON | u64 call number | u64 length of tensors
     JSON, padded with spaces to a multiple of 64 bytes
     tensors in the binary form of the Open Inference Protocol, each padded with zeros to a multiple of 64 bytes
 
     replica                                     router
     HELLO, WELCOME                       ─> <─  PROOF    see handshake.py
-                                         <─     CALL [model key, rows, seconds left, isolated, demand in ms, tensors]
+                                         <─     CALL [model key, rows, seconds left, isolated, demand in ms, metas]
                                          <─     CANCEL   the call's answer is no longer needed
-    ANSWER [timing, tensors, backlog]    ─>     backlog: ms until the model has computed everything that it holds
+    ANSWER [timing, metas, backlog]      ─>     metas: `TensorMeta`s; backlog: ms that the model's queue takes
     FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
     FULL reason                          ─>     the call was refused
     BEGUN                                ─>     the engine is about to compute an isolated call
@@ -47,7 +47,7 @@ _ALIGNMENT = 64
 _PADDING = bytes(_ALIGNMENT)
 #: Bytes of the receive buffer for headers and whatever arrives with them.
 _SCRATCH_BYTES = 1 << 16
-#: Up to so many bytes of tensors, a message is copied into one buffer: cheaper than writing a list of buffers.
+#: Up to this many tensor bytes, a message is copied into one buffer: cheaper than writing a list of buffers.
 _JOINED_BYTES = 1 << 15
 #: Limits of one message: a longer one ends the connection.
 MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
@@ -55,12 +55,12 @@ MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
 MAX_UNPROVEN_BYTES = 256
 #: Version of this format; both ends must have the same.
 VERSION = 2
-#: Up to so many strings are coded on the event loop (a few milliseconds); more are coded in a thread.
+#: Up to this many strings are en- or decoded on the event loop (a few ms); more in a thread.
 _INLINE_STRINGS = 10_000
 #: Datatype of tensors whose elements are `str` in Python; those of BYTES are `bytes`.
 _TEXT = "TEXT"
 
-#: TCP keepalive: a probe a second after a second without traffic, closed after three without reply. Systems other than
+#: TCP keepalive: after 1 s without traffic a probe every second; closed after 3 without reply. Systems other than
 #: Linux keep their defaults, which take hours.
 _KEEP_ALIVE = (
     {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3} if sys.platform == "linux" else {}
@@ -129,7 +129,7 @@ def encode(requests: Sequence[Tensors]) -> tuple[list[TensorMeta], list[Buffer]]
 def decode(metas: Sequence[TensorMeta], data: memoryview) -> dict[str, np.ndarray]:
     """Decode the tensors that `metas` describe, as views on `data` unless they are strings.
 
-    Raises WireError when `data` is too short, InvalidInput or KeyError for other metadata that do not fit it.
+    Raises WireError when `data` is too short, InvalidInput or KeyError for metadata wrong in other ways.
     """
     tensors = {}
     offset = 0
@@ -162,7 +162,7 @@ async def decode_async(metas: Sequence[TensorMeta], data: memoryview) -> dict[st
 
 
 class Connection(asyncio.BufferedProtocol, ABC):
-    """One end of a connection: frames messages and passes each to `received`, in memory of its own.
+    """One end of a connection: passes each whole message to `received`, in its own memory.
 
     An exception in `received` or in parsing closes the connection.
     """
@@ -240,7 +240,7 @@ class Connection(asyncio.BufferedProtocol, ABC):
             self.end(f"{type(error).__name__}: {error}")
 
     def _parse(self) -> None:
-        """Deliver the whole messages in the receive buffer; later reads complete the last one in its own memory."""
+        """Deliver the complete messages in the receive buffer; later reads complete a partial one in its memory."""
         start = 0
         while self._body is None and self._filled - start >= _HEADER.size:
             self._header = _HEADER.unpack_from(self._scratch, start)

@@ -44,7 +44,7 @@ class Listener:
         self.infer_isolated = infer_isolated
         self.max_calls = max_calls
         self.backlog_ms = backlog_ms
-        #: Demand that routers reported with their calls since the start: milliseconds of an engine.
+        #: Demand that routers reported with their calls since the start, in engine milliseconds.
         self.demand_ms = 0.0
         self.is_draining = False
         self.calls: set[asyncio.Task[None]] = set()

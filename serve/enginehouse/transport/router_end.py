@@ -26,8 +26,8 @@ from enginehouse.transport.handshake import RouterHandshake, tls
 
 #: Timeout in seconds for connecting and the handshake.
 CONNECT_S = 2.0
-#: Seconds between two liveness checks, and seconds of silence after which one sends a PING while no call is in flight.
-#: While one is, half of `PING_S` suffices.
+#: Seconds between two liveness checks, and seconds of silence after which a check sends a PING; `PING_S` / 2 of
+#: silence while calls are in flight.
 PING_S, QUIET_S = 0.4, 0.7
 #: Seconds a PING may stay unanswered before the replica is suspected, and of silence before the connection is closed.
 SUSPECT_S, SILENT_S = 0.7, 2.0
@@ -147,7 +147,7 @@ class Channel(Connection):
         itself; if it is lost there, `ReplicaLost.stage` is `ISOLATED`. `demand_ms` is the engine time demanded of
         the pool at this router since the last call to any of its replicas, for autoscaling.
 
-        Raises EngineUnavailable when the connection is lost or was silent, ReplicaLost when the replica was killed,
+        Raises EngineUnavailable if the connection was gone before or silent, ReplicaLost if it ended otherwise,
         Overloaded when it refuses the call or its write buffer is full, and whatever the replica answers with.
         """
         metas, buffers = await frames.encode_async(requests)
