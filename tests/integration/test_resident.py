@@ -56,7 +56,7 @@ def test_a_model_that_crashed_its_router_is_left_to_the_pools(house: House) -> N
     house.publish("heavy", "1", 5, idles=30)
     house.add("heavy", "1", resident=True)
     try:
-        wait_for(lambda: answered_by(house, "heavy") == {"resident-onnxruntime-cpu"}, 60, "both routers host it")
+        wait_for(lambda: answered_by(house, "heavy") == {"resident-onnxruntime-cpu"}, 120, "both routers host it")
         routers = house.cluster.replicas("Router")
         # Some are lost with the router that they were in: this is about what comes after.
         callers = [threading.Thread(target=lost, args=(house,)) for _ in range(8)]
