@@ -61,6 +61,7 @@ def main(
     turns: Annotated[int, typer.Option(min=2)] = 12,
     seconds: Annotated[int, typer.Option(min=1, help="Of load in each turn.")] = 3,
     port: Annotated[int, typer.Option(help="And the next one.")] = 18400,
+    only: Annotated[str, typer.Option(help="Shapes, by comma: pools, resident.")] = ",".join(SHAPES),
     store: Annotated[str, typer.Option(help="Where the models are built.")] = str(HERE / ".store"),
 ) -> None:
     """Compare this checkout with another one, and append the figures to results/releases.jsonl."""
@@ -69,7 +70,8 @@ def main(
         _build(model, Path(store))
     compared: dict[str, Any] = {"at": _now(), "commits": {name: _commit(path) for name, path in checkouts.items()}}
     compared["idle"] = {name: _imports(path) for name, path in checkouts.items()}
-    for shape, arguments in SHAPES.items():
+    for shape in only.split(","):
+        arguments = SHAPES[shape]
         with contextlib.ExitStack() as stack:
             served = {}
             for number, (name, path) in enumerate(checkouts.items()):

@@ -130,3 +130,12 @@ def test_latency_is_linear_between_points_and_proportional_beyond(rows: int, exp
     assert table
     assert table.predict_ms(rows) == pytest.approx(expected)
     assert manifest().latency_of("tensorrt", "ov") is None
+
+
+def test_a_field_that_the_release_before_refuses_is_only_written_where_it_is_needed() -> None:
+    fp32 = Artifact(name="onnx-fp32", format="onnx", precision="fp32", status="ready")
+    int8 = Artifact(name="onnx-int8", format="onnx", precision="int8", status="ready", int8_products="exact")
+    assert "int8_products" not in fp32.model_dump(mode="json")
+    assert "int8_products" not in fp32.model_dump_json()
+    assert int8.model_dump(mode="json")["int8_products"] == "exact"
+    assert Artifact.model_validate_json(int8.model_dump_json()) == int8

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from enginehouse.contract.errors import ArtifactMissing, ManifestInvalid
 from enginehouse.contract.latency import LatencyTable
@@ -151,6 +151,14 @@ class Artifact(_Record):
     remarks: tuple[str, ...] = ()
     limit: float | None = None
     int8_products: Int8Products | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The release before refuses fields that it does not know: only artifacts that need this one have it.
+        fields: dict[str, Any] = serialize(self)
+        if self.int8_products is None:
+            fields.pop("int8_products", None)
+        return fields
 
     @property
     def numerics_class(self) -> NumericsClass:

@@ -134,10 +134,16 @@ class Failover:
         """Try backends until one answers. Raises EnginehouseError."""
         ranked = self._rank(is_new=True)
         while True:
-            answer, is_recalled = await self._try_all(ranked)
-            if answer is not None:
-                return answer
-            if not is_recalled:
+            self._refused = None
+            try:
+                for place, choice in enumerate(ranked, 1):
+                    answer = await self._try(choice, has_others=len(ranked) > 1, is_last=place == len(ranked))
+                    if answer is not None:
+                        return answer
+            except Recalled:
+                # Nobody was asked; a better backend may be there now.
+                self.attempts -= 1
+            else:
                 if self._refused is not None and self._demand.stated:
                     # Whoever states a deadline is told at once that it will not be met.
                     raise Overloaded(*self._refused)
@@ -158,23 +164,9 @@ class Failover:
             raise self._ranking.refusal(self._version, choices, self._demand)
         return ranked
 
-    async def _try_all(self, ranked: Sequence[Choice]) -> tuple[Answer | None, bool]:
-        """The first answer, and whether the request was recalled before all had been tried."""
-        self._refused = None
-        for place, choice in enumerate(ranked, 1):
-            self.attempts += 1
-            try:
-                return await self._try(choice, others=len(ranked) > 1, is_last=place == len(ranked)), False
-            except Recalled:
-                # Nobody was asked.
-                self.attempts -= 1
-                return None, True
-            except _NextBackend:
-                continue
-        return None, False
-
-    async def _try(self, choice: Choice, others: bool, is_last: bool) -> Answer:
-        """Ask one backend. Raises _NextBackend when another one may answer, and Recalled."""
+    async def _try(self, choice: Choice, has_others: bool, is_last: bool) -> Answer | None:
+        """The answer of one backend; None when another one may have it. Raises what ends the request, and Recalled."""
+        self.attempts += 1
         pool, rows = choice.backend.pool, self._demand.rows
         backend = self._ranking.backend(self._version, choice)
         if not self._is_counted:
@@ -182,7 +174,7 @@ class Failover:
             backend.count_demand(rows, self._demand.size)
         # Given up before the deadline only if another backend or replica could answer.
         until = self._deadline
-        if others or choice.backend.replicas > 1:
+        if has_others or choice.backend.replicas > 1:
             until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
         try:
             if self._lost_at < math.inf:
@@ -213,8 +205,4 @@ class Failover:
             self.failures.append(f"{pool}: {error}")
         else:
             return Answer(outputs, self._version, choice, timing, self.attempts)
-        raise _NextBackend
-
-
-class _NextBackend(Exception):
-    """This backend has no answer; the next one may."""
+        return None
