@@ -11,7 +11,6 @@ A face decodes, asks and encodes, and holds nothing of its own: whatever must ho
 
 from __future__ import annotations
 
-import contextlib
 import time
 from types import TracebackType
 
@@ -83,10 +82,12 @@ class Turn:
     def __enter__(self) -> Turn:
         try:
             # Authentication belongs here: before anything is revealed, counted or read.
-            with contextlib.suppress(NoBackend):
-                # One that is not warm yet may be when the body is there.
+            try:
                 self._version = self._plane.versions.get(*self._asked)
-            key = self._version.key if self._version else self._asked[0]
+                key = self._version.key
+            except NoBackend:
+                # One that is not warm yet may be when the body is there.
+                key = self._asked[0]
             self._admitted = Admitted(self._plane.admission, key, self._priority)
             self._admitted.__enter__()
         except Exception as error:
