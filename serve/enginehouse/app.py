@@ -26,11 +26,10 @@ from enginehouse.faces.http import routes
 from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
-from enginehouse.routing import remote_versions
+from enginehouse.routing import remote_versions, router
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import USUAL
-from enginehouse.routing.router import Router
 from enginehouse.routing.versions import LiveVersions
 from enginehouse.routing.view import View
 
@@ -61,7 +60,7 @@ class Ingress:
         view = View(self.config.pools, self._residents, nodes.own_id())
         self.versions = LiveVersions(view)
         self.plane = DataPlane(
-            Router(self.config, self.versions, view, pools, self._residents),
+            router.Router(self.config, self.versions, view, pools, self._residents),
             self.versions,
             settings.max_ongoing_requests,
             settings.max_ongoing_bytes,
@@ -124,6 +123,10 @@ class Ingress:
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one answers for, once that is not what `tag` stands for."""
         return await remote_versions.publish(self.config, lambda: self.versions.answering, tag)
+
+
+#: For one release: the name by which live deployments of the release before start their routers.
+Router = Ingress
 
 
 def _builtin(error: EnginehouseError) -> Exception:

@@ -29,6 +29,13 @@ def test_an_old_path_is_the_very_same_thing(old: str, new: str) -> None:
     assert getattr(importlib.import_module(path), name) is getattr(importlib.import_module(new), name)
 
 
+def test_a_deployment_of_the_release_before_starts_the_ingress_of_this_one() -> None:
+    from enginehouse import app
+
+    # Serve starts its replicas from `enginehouse.app.Router`, whatever else may have that name by now.
+    assert app.Router is app.Ingress
+
+
 def test_what_is_pickled_for_another_release_names_no_module_that_it_lacks() -> None:
     for error in (InvalidInput("x"), Overloaded("full", 2)):
         data = pickle.dumps(error)
