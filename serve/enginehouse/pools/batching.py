@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from ray import serve
@@ -19,6 +17,7 @@ from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, Infe
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
+from enginehouse.pools.gate import Gate, Item
 
 #: A call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
@@ -28,16 +27,6 @@ STUCK_S, STUCK = 10.0, 10.0
 NEWEST = 0.1
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A call or slice of one: requests with rows of one shape, `rows` in all; times are `time.monotonic()`."""
-
-    requests: Sequence[Tensors]
-    rows: int
-    arrived: float
-    deadline: float
 
 
 class LoadedModel:
@@ -69,6 +58,7 @@ class LoadedModel:
         self._best_rows = best_rows
         #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
+        self._gate = Gate(self._rows_at_once)
         self.last_used = time.monotonic()
         self.busy_s = 0.0
         self._pending_rows = 0
@@ -79,10 +69,12 @@ class LoadedModel:
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
-        # serve.batch keeps one queue per decorated function, hence a function per model.
+        # serve.batch keeps one queue per decorated function, hence a function per model. It never waits for more items:
+        # those that make a batch have waited at the gate, and enter together.
         @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-        async def run(items: list[_Item]) -> list[Computed | EnginehouseError]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+        async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
+            with self._gate.computing(items):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
 
         self._batched = run
 
@@ -91,8 +83,13 @@ class LoadedModel:
         self.max_rows = config.max_batch_size or self._best_rows
         # Serve counts calls, not rows; each call has at least one row.
         self._batched.set_max_batch_size(self.max_rows)
-        self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
+        self._gate.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3)
         self._waits_for_batches = config.batch_wait_ms > 0
+
+    @property
+    def _rows_at_once(self) -> int:
+        # Without a batch axis there is nothing to wait for: every call is an engine call of its own.
+        return self.max_rows if self.engine.signature.batched else 1
 
     @property
     def backlog_ms(self) -> float:
@@ -136,7 +133,7 @@ class LoadedModel:
         queue and its Overloaded.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        item = _Item(requests, rows, now, now + budget_s)
+        item = Item(requests, rows, now, now + budget_s)
 
         async def run_begun() -> None:
             begun()
@@ -147,7 +144,8 @@ class LoadedModel:
             return self._run([item])
 
         self.last_used = now
-        (answer,) = await loop.run_in_executor(self._thread, run)
+        with self._gate.computing():
+            (answer,) = await loop.run_in_executor(self._thread, run)
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
@@ -156,13 +154,14 @@ class LoadedModel:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
-            return await self._queued(_Item(requests, rows, now, now + budget_s))
+            return await self._queued(Item(requests, rows, now, now + budget_s, self._shape(requests[0])))
         # One slice at a time, so that calls of others are computed in between.
         inputs = stack(requests)
+        shape = self._shape(inputs)
         answers = []
         for start in range(0, rows, slice_rows):
             part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
-            item = _Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s)
+            item = Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s, shape)
             answers.append(await self._queued(item))
         outputs = {name: np.concatenate([part[name] for part, _ in answers]) for name in answers[0][0]}
         timings = [timing for _, timing in answers]
@@ -172,37 +171,37 @@ class LoadedModel:
             batch_rows=max(timing.batch_rows for timing in timings),
         )
 
-    async def _queued(self, item: _Item) -> Computed:
+    async def _queued(self, item: Item) -> Computed:
         self.last_used = time.monotonic()
         answer: Computed | EnginehouseError
         if self._is_shared or self._waits_for_batches:
-            answer = await self._batched(item)
+            try:
+                await self._gate.enter(item)
+            except TimeoutError:
+                raise self._late(item, time.monotonic()) from None
+            try:
+                answer = await self._batched(item)
+            finally:
+                self._gate.leave(item)
         else:
-            (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
+            with self._gate.computing():
+                (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
         # Errors are returned per item: one raised in the batch function would fail every item of the batch.
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
 
-    def _run(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
-        """In the worker thread: fail expired items, group those of equal shape, compute groups of up to `max_rows`."""
+    def _run(self, items: list[Item]) -> list[Computed | EnginehouseError]:
+        """In the worker thread: fail expired items and compute the others, whose rows have one shape, together."""
         now = time.monotonic()
-        answers: dict[int, Computed | EnginehouseError] = {}
-        groups: dict[Any, list[int]] = {}
-        for index, item in enumerate(items):
-            if item.deadline <= now:
-                answers[index] = DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
-            elif not self.engine.signature.batched:
-                groups[index] = [index]
-            else:
-                groups.setdefault(_shapes(item.requests[0]), []).append(index)
-        for members in groups.values():
-            for part in _parts([items[index].rows for index in members], self.max_rows):
-                chosen = [members[position] for position in part]
-                answers.update(zip(chosen, self._compute([items[index] for index in chosen]), strict=True))
-        return [answers[index] for index in range(len(items))]
+        timely = [item for item in items if item.deadline > now]
+        computed = iter(self._compute(timely) if timely else [])
+        return [next(computed) if item.deadline > now else self._late(item, now) for item in items]
 
-    def _compute(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
+    def _late(self, item: Item, now: float) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
+
+    def _compute(self, items: list[Item]) -> list[Computed | EnginehouseError]:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:
@@ -231,6 +230,11 @@ class LoadedModel:
             for item, part in zip(items, split(outputs, rows), strict=True)
         ]
 
+    def _shape(self, request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        if not self.engine.signature.batched:
+            return ()
+        return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
+
     def _infer_in_pieces(self, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
         if rows <= self.max_rows:
             return self.engine.infer(inputs)
@@ -239,20 +243,3 @@ class LoadedModel:
             for start in range(0, rows, self.max_rows)
         ]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _shapes(request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
-
-
-def _parts(rows: list[int], limit: int) -> list[list[int]]:
-    """Positions of `rows` in consecutive parts of at most `limit` rows; a larger item is a part of its own."""
-    parts: list[list[int]] = []
-    total = limit + 1
-    for position, count in enumerate(rows):
-        if total + count > limit:
-            parts.append([])
-            total = 0
-        parts[-1].append(position)
-        total += count
-    return parts
