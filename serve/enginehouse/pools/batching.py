@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
 from ray import serve
 
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
+from enginehouse.contract.errors import (
+    DeadlineExceeded,
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    Overloaded,
+)
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
@@ -25,6 +31,8 @@ SLICE_BATCHES = 8
 STUCK_S, STUCK = 10.0, 10.0
 #: Weight of the newest call in the moving average of the time per row.
 NEWEST = 0.1
+#: Seconds for which closing waits for the calls in flight; a call that is stuck keeps its engine until it ends.
+CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
 
@@ -62,6 +70,10 @@ class LoadedModel:
         self.last_used = time.monotonic()
         self.busy_s = 0.0
         self._pending_rows = 0
+        # Calls in flight, isolated ones too.
+        self._calls = 0
+        self._closing = False
+        self._no_calls = asyncio.Event()
         self._row_ms = 0.0
         # When the engine call in progress began, if one is, and after how many seconds it counts as stuck.
         self._computing_since: float | None = None
@@ -109,7 +121,7 @@ class LoadedModel:
 
         `rows` is the number of rows together, `budget_s` the seconds from now until the deadline. Raises Overloaded at
         once when the backlog alone would take longer or the engine is stuck, DeadlineExceeded when the deadline passes
-        in the queue, and InferenceFailed.
+        in the queue, InferenceFailed, and EngineUnavailable once it is being closed.
         """
         if (stuck_s := self.stuck_s) > 0:
             # Retryable: another replica of the pool may have a working engine.
@@ -120,7 +132,8 @@ class LoadedModel:
             )
         self._pending_rows += rows
         try:
-            return await self._infer(requests, rows, budget_s)
+            with self._in_flight():
+                return await self._infer(requests, rows, budget_s)
         finally:
             self._pending_rows -= rows
 
@@ -144,11 +157,40 @@ class LoadedModel:
             return self._run([item])
 
         self.last_used = now
-        with self._gate.computing():
+        with self._in_flight(), self._gate.computing():
             (answer,) = await loop.run_in_executor(self._thread, run)
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
+
+    async def close(self) -> None:
+        """Refuse further calls, and release the engine's memory when those in flight have ended.
+
+        Returns after two times CLOSE_S seconds at the latest; a stuck engine is then closed when its call ends.
+        """
+        self._closing = True
+        if self._calls:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._no_calls.wait()
+        # In the engine's thread: after what it computes.
+        closed = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.close)
+        self._thread.shutdown(wait=False)
+        await asyncio.wait([closed], timeout=CLOSE_S)
+        if closed.done():
+            closed.result()
+
+    @contextmanager
+    def _in_flight(self) -> Iterator[None]:
+        if self._closing:
+            raise EngineUnavailable(self.kind, "it has just been unloaded")
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if self._closing and not self._calls:
+                self._no_calls.set()
 
     async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         now = time.monotonic()
