@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from tests.integration.bundles import WIDTH, flip
 from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 from tests.integration.load import Report, by_handle, by_http, load
+
+from enginehouse.contract.config import ModelConfig
+from enginehouse.faces.python.client import Client
 
 #: Seconds of load before, and after each change.
 PHASE_S = 2.0
@@ -116,3 +120,43 @@ def test_a_removed_model_is_refused_and_its_neighbour_stays(house: House) -> Non
     with pytest.raises(RuntimeError, match="404.*brief"):
         send(X)
     np.testing.assert_array_equal(by_http(house.url, "scale")()(X)[0], X * 2)
+
+
+def test_three_are_added_at_once_and_each_command_waits_for_its_own(house: House) -> None:
+    names = ["one", "two", "three"]
+    for factor, name in enumerate(names, start=2):
+        house.publish(name, "1", factor)
+    try:
+        with ThreadPoolExecutor() as commands:
+            began = time.monotonic()
+            adds = [
+                commands.submit(house.cluster.cli, "models", "add", name, "--timeout", "60", timeout=120)
+                for name in names
+            ]
+            for name, add in zip(names, adds, strict=True):
+                done = add.result()
+                assert done.returncode == 0, (name, done.stdout, done.stderr)
+        print(f"three adds at once took {time.monotonic() - began:.1f} s")
+        answers = {name: Client().infer(name, {"x": X})["y"] for name in names}
+        for factor, name in enumerate(names, start=2):
+            np.testing.assert_array_equal(answers[name], X * factor)
+    finally:
+        for name in names:
+            house.remove(name)
+
+
+def test_what_a_failed_add_takes_back_is_only_its_own(house: House) -> None:
+    from enginehouse.cluster import deploy
+
+    house.publish("mine", "1", 5)
+    house.publish("mine", "2", 6)
+    house.add("mine", "1")
+    try:
+        first, second = (ModelConfig(name="mine", version=version) for version in ("1", "2"))
+        # Somebody else has gone on to another version: it stays.
+        deploy.take_back(second, None)
+        assert deploy.live_catalog().find("mine") == first
+        deploy.take_back(first, second)
+        assert deploy.live_catalog().find("mine") == second
+    finally:
+        house.remove("mine")
