@@ -123,25 +123,24 @@ def test_a_removed_model_is_refused_and_its_neighbour_stays(house: House) -> Non
 
 
 def test_three_are_added_at_once_and_each_command_waits_for_its_own(house: House) -> None:
-    names = ["one", "two", "three"]
-    for factor, name in enumerate(names, start=2):
-        house.publish(name, "1", factor)
+    for name, version, factor in (("one", "1", 2), ("two", "1", 3), ("moved", "1", 4), ("moved", "2", 5)):
+        house.publish(name, version, factor)
+    house.add("moved", "1")
     try:
         with ThreadPoolExecutor() as commands:
             began = time.monotonic()
-            adds = [
-                commands.submit(house.cluster.cli, "models", "add", name, "--timeout", "60", timeout=120)
-                for name in names
-            ]
-            for name, add in zip(names, adds, strict=True):
+            adds = {
+                model: commands.submit(house.cluster.cli, "models", "add", model, "--timeout", "40", timeout=100)
+                for model in ("one", "two", "moved@2")
+            }
+            for model, add in adds.items():
                 done = add.result()
-                assert done.returncode == 0, (name, done.stdout, done.stderr)
+                assert done.returncode == 0, (model, done.stdout, done.stderr)
         print(f"three adds at once took {time.monotonic() - began:.1f} s")
-        answers = {name: Client().infer(name, {"x": X})["y"] for name in names}
-        for factor, name in enumerate(names, start=2):
-            np.testing.assert_array_equal(answers[name], X * factor)
+        for name, factor in (("one", 2), ("two", 3), ("moved", 5)):
+            np.testing.assert_array_equal(Client().infer(name, {"x": X})["y"], X * factor)
     finally:
-        for name in names:
+        for name in ("one", "two", "moved"):
             house.remove(name)
 
 
