@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,7 +275,10 @@ async def test_a_loading_model_counts_as_busy_and_an_idle_one_does_not(load: Loa
     hosted._report("lookup@1", "ready")
     assert hosted.busy_share() == 0
     hosted.models["lookup@1"] = model = load(LOOKUP)
-    model.engine = Slow(0.05)  # type: ignore[assignment]
+    model.engine = Slow(0.2)  # type: ignore[assignment]
+    # Loading, and the first call, which starts threads and metrics, are not what is measured.
+    await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
+    hosted.busy_share()
     await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
     assert 0.5 < hosted.busy_share() < 1.5
 
@@ -347,11 +351,9 @@ async def test_what_arrives_while_the_engine_computes_is_its_next_call(
     # is measured, since a slow host may deliver late.
     spread_ms = (arrived[-1] - arrived[0]) * 1e3
     assert len(engine.calls) <= 2 + spread_ms / engine_ms
-    if engine_ms >= 12 * gap_ms:
-        assert len(engine.calls) <= 2
-    if gap_ms == 40:
-        # An engine that is free computes at once.
-        assert engine.calls == [1] * 12
+    # An engine that is free computes at once.
+    apart = sum(after - before > 3e-3 * engine_ms for before, after in itertools.pairwise(arrived))
+    assert len(engine.calls) >= 1 + apart
 
 
 async def test_no_call_of_the_engine_has_more_rows_than_the_limit_however_many_wait(load: Load) -> None:
@@ -418,12 +420,12 @@ async def test_while_an_isolated_call_computes_others_gather(load: Load) -> None
 
 
 async def test_a_batch_waits_no_longer_for_more_than_it_is_told_whatever_the_engine_does(load: Load) -> None:
-    model, engine = await counting(load, 0.1, batch_wait_ms=60)
+    model, engine = await counting(load, 0.3, batch_wait_ms=200)
     x = [{"x": np.zeros((1, 2), np.int64)}]
     began = time.monotonic()
     first = asyncio.create_task(model.infer(x, 1, 10))
-    await asyncio.sleep(0.08)
-    # It waits while the engine computes for 80 ms more: then it has waited long enough.
+    await asyncio.sleep(0.22)
+    # It waits while the engine computes, for 280 ms: longer than a batch waits.
     await asyncio.gather(first, model.infer(x, 1, 10))
     assert engine.calls == [1, 1]
-    assert 0.25 < time.monotonic() - began < 0.31
+    assert 0.75 < time.monotonic() - began < 0.95
