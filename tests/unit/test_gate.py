@@ -99,3 +99,31 @@ async def test_a_lower_wait_holds_for_those_that_wait_already() -> None:
     assert not waits.done()
     gate.set_limits(8, 0)
     await asyncio.wait_for(waits, 1)
+
+
+async def test_an_idle_engine_is_entered_at_once_and_in_that_turn_by_what_fits_beside() -> None:
+    gate, items = Gate(3), [item(1), item(2), item(1)]
+    # Awaiting what does not wait takes no turn of the loop.
+    await gate.enter(items[0])
+    other_shape = asyncio.create_task(gate.enter(item(shape="other")))
+    await gate.enter(items[1])
+    no_room = asyncio.create_task(gate.enter(items[2]))
+    await asyncio.sleep(0.01)
+    assert not no_room.done()
+    assert not other_shape.done()
+    with gate.computing(items[:2]):
+        pass
+    await asyncio.sleep(0.01)
+    assert no_room.done() != other_shape.done()
+    # A turn later Serve may have read its queue: who comes then is the next batch.
+    gate, first, second = Gate(3), item(), item()
+    await gate.enter(first)
+    await asyncio.sleep(0)
+    waits = asyncio.create_task(gate.enter(second))
+    await asyncio.sleep(0.01)
+    assert not waits.done()
+    with gate.computing([first]):
+        pass
+    await asyncio.wait_for(waits, 1)
+    no_room.cancel()
+    other_shape.cancel()

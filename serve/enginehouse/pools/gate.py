@@ -47,7 +47,7 @@ class Gate:
     """The door of one engine's batch queue. Used on one event loop.
 
     `max_rows` rows are let in at once, or one item that has more. With an idle engine and a `wait_s` of 0 an item
-    passes in the next turn of the loop, so that what arrives in the same turn is let in with it.
+    passes at once, and so does what arrives in the same turn of the loop and fits beside it.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -59,6 +59,8 @@ class Gate:
         # Let in, but not in an engine call yet.
         self._entering: set[Item] = set()
         self._computing = 0
+        # Of what found the engine idle in this turn of the loop: its shape, and how many rows fit beside it.
+        self._room: tuple[Hashable, int] | None = None
         self._next_look: asyncio.Handle | None = None
 
     def set_limits(self, max_rows: int, wait_s: float) -> None:
@@ -69,6 +71,9 @@ class Gate:
 
     async def enter(self, item: Item) -> None:
         """Wait until `item` is let in; `leave` must follow. Raises TimeoutError when its deadline passes before."""
+        if self._passes(item):
+            self._entering.add(item)
+            return
         loop = asyncio.get_running_loop()
         waiting = _Waiting(item, loop.create_future())
         bisect.insort(self._waiting, (item.deadline, next(self._numbers), waiting))
@@ -82,6 +87,23 @@ class Gate:
             # Let in at the very moment at which the caller gave up.
             self.leave(item)
             raise
+
+    def _passes(self, item: Item) -> bool:
+        """Whether `item` need not wait, which costs a lone caller a future and a turn of the loop (some 50 us)."""
+        if self._computing or self._waiting or self._wait_s > 0 or item.deadline <= time.monotonic():
+            return False
+        if not self._entering:
+            # Serve's queue is read in the next turn: until then others may join.
+            self._room = (item.shape, self._max_rows - item.rows)
+            asyncio.get_running_loop().call_soon(self._forget_room)
+            return True
+        if self._room is None or self._room[0] != item.shape or self._room[1] < item.rows:
+            return False
+        self._room = (item.shape, self._room[1] - item.rows)
+        return True
+
+    def _forget_room(self) -> None:
+        self._room = None
 
     def leave(self, item: Item) -> None:
         """`item` was answered, or its caller has given up; an item that never reached the engine holds nobody up."""
