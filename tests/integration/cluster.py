@@ -238,8 +238,6 @@ class Cluster:
     def joined(self, by: Node | None = None) -> Iterator[None]:
         """This process is a driver of the cluster, through the head or the node `by`, while the context lasts."""
         os.environ.update({name: text for name, text in self.env.items() if name.startswith("RAY_")})
-        # A synchronous driver has no event loop for handles; the cluster's own processes must not get this.
-        os.environ["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] = "1"
         import ray
 
         ip = (by or self.head).ip

@@ -63,8 +63,7 @@ print(json.dumps(result))
 assert "enginehouse" not in sys.modules
 """
 FLAGS = {
-    # What a synchronous driver needs that runs with the serving flags.
-    "flags": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1", "PYTHONPATH": ""},
+    "flags": {"PYTHONPATH": ""},
     "no flags": {},
 }
 
@@ -197,3 +196,99 @@ def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[-2] == "[[7.0, 7.0, 7.0, 7.0]]"
     assert lines[-1].startswith("ModelNotFound") and "nowhere" in lines[-1]
+
+
+#: The README's two calls wherever a job may make them; argv: `handle` or `client`.
+PLACES = """
+import asyncio, json, os, sys
+import numpy as np
+import ray
+
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+x = np.ones((2, 4), np.float32)
+
+if sys.argv[1] == "handle":
+    def call():
+        from ray import serve
+        handle = serve.get_app_handle("enginehouse")
+        return float(handle.infer.remote("scale", {"x": x}).result(timeout_s=30)["y"].sum())
+    async def call_async():
+        from ray import serve
+        return float((await serve.get_app_handle("enginehouse").infer.remote("scale", {"x": x}))["y"].sum())
+else:
+    def call():
+        from enginehouse.faces.python.client import Client
+        both = [Client(is_embedded).infer("scale", {"x": x})["y"] for is_embedded in (True, False)]
+        return float(np.mean(both) * x.size)
+    async def call_async():
+        from enginehouse.faces.python.client import Client
+        both = [await Client(is_embedded).answer_async("scale", {"x": x}) for is_embedded in (True, False)]
+        return float(np.mean([answer["outputs"]["y"] for answer in both]) * x.size)
+
+@ray.remote(num_cpus=0.1, max_retries=0)
+def task():
+    return call()
+
+@ray.remote(num_cpus=0.1, max_retries=0)
+def task_with_a_loop():
+    return asyncio.run(call_async())
+
+@ray.remote(num_cpus=0.1)
+class Sync:
+    def go(self):
+        return call()
+
+@ray.remote(num_cpus=0.1)
+class Async:
+    async def go(self):
+        return await call_async()
+
+places = {
+    "driver": call,
+    "driver with a loop": lambda: asyncio.run(call_async()),
+    "task": lambda: ray.get(task.remote(), timeout=60),
+    "task with a loop": lambda: ray.get(task_with_a_loop.remote(), timeout=60),
+    "sync actor": lambda: ray.get(Sync.remote().go.remote(), timeout=60),
+    "async actor": lambda: ray.get(Async.remote().go.remote(), timeout=60),
+}
+result = {}
+for place, ask in places.items():
+    try:
+        result[place] = ask()
+    except Exception as error:
+        result[place] = f"{type(error).__name__}: {error}"
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize("call", ["handle", "client"])
+def test_the_documented_calls_work_wherever_a_job_may_make_them(house: House, tmp_path: Path, call: str) -> None:
+    done = house.cluster.run(sys.executable, "-c", PLACES, call, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    places = json.loads(done.stdout.splitlines()[-1])
+    assert len(places) == 6
+    assert places == dict.fromkeys(places, 16.0)
+
+
+async def test_a_client_that_is_not_embedded_asks_the_deployed_routers_from_a_loop_too(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from enginehouse.faces.python.client import Client
+    from enginehouse.routing.router import Router
+
+    x = np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)
+    embedded, other = Client(), Client(is_embedded=False)
+    wait_for(lambda: embedded._router is not None and embedded._router.reaches("scale"), 20, "it knows where")
+    here: list[str] = []
+    infer = Router.infer
+
+    async def noted(router: Router, *rest: object) -> object:
+        here.append("here")
+        return await infer(router, *rest)  # type: ignore[arg-type]
+
+    # Of this process: the deployed ones are others.
+    monkeypatch.setattr(Router, "infer", noted)
+    np.testing.assert_array_equal((await other.answer_async("scale", {"x": x}))["outputs"]["y"], x * 2)
+    assert here == []
+    np.testing.assert_array_equal((await embedded.answer_async("scale", {"x": x}))["outputs"]["y"], x * 2)
+    assert here == ["here"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from tests.integration.bundles import WIDTH, flip
 from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 from tests.integration.load import Report, by_handle, by_http, load
+
+from enginehouse.contract.config import ModelConfig
+from enginehouse.faces.python.client import Client
 
 #: Seconds of load before, and after each change.
 PHASE_S = 2.0
@@ -116,3 +120,42 @@ def test_a_removed_model_is_refused_and_its_neighbour_stays(house: House) -> Non
     with pytest.raises(RuntimeError, match="404.*brief"):
         send(X)
     np.testing.assert_array_equal(by_http(house.url, "scale")()(X)[0], X * 2)
+
+
+def test_three_are_added_at_once_and_each_command_waits_for_its_own(house: House) -> None:
+    for name, version, factor in (("one", "1", 2), ("two", "1", 3), ("moved", "1", 4), ("moved", "2", 5)):
+        house.publish(name, version, factor)
+    house.add("moved", "1")
+    try:
+        with ThreadPoolExecutor() as commands:
+            began = time.monotonic()
+            adds = {
+                model: commands.submit(house.cluster.cli, "models", "add", model, "--timeout", "40", timeout=100)
+                for model in ("one", "two", "moved@2")
+            }
+            for model, add in adds.items():
+                done = add.result()
+                assert done.returncode == 0, (model, done.stdout, done.stderr)
+        print(f"three adds at once took {time.monotonic() - began:.1f} s")
+        for name, factor in (("one", 2), ("two", 3), ("moved", 5)):
+            np.testing.assert_array_equal(Client().infer(name, {"x": X})["y"], X * factor)
+    finally:
+        for name in ("one", "two", "moved"):
+            house.remove(name)
+
+
+def test_what_a_failed_add_takes_back_is_only_its_own(house: House) -> None:
+    from enginehouse.cluster import deploy
+
+    house.publish("mine", "1", 5)
+    house.publish("mine", "2", 6)
+    house.add("mine", "1")
+    try:
+        first, second = (ModelConfig(name="mine", version=version) for version in ("1", "2"))
+        # Somebody else has gone on to another version: it stays.
+        deploy.take_back(second, None)
+        assert deploy.live_catalog().find("mine") == first
+        deploy.take_back(first, second)
+        assert deploy.live_catalog().find("mine") == second
+    finally:
+        house.remove("mine")

@@ -261,3 +261,56 @@ async def test_the_wait_for_a_slot_counts_as_time_in_the_queue() -> None:
     (_, first), (_, second) = await asyncio.gather(*tasks)
     assert first.queue_ms == 0
     assert second.queue_ms >= 45
+
+
+async def test_each_request_of_a_group_is_heard_by_its_own_deadline() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    first, now = send(coalescer, row(0)), time.monotonic()
+    await asyncio.sleep(0)
+    tasks = [asyncio.create_task(coalescer.infer(row(n), 1, now + (0, 0.3, 30)[n])) for n in (1, 2)]
+    await asyncio.sleep(0.05)
+    backend.open.set()
+    await first
+    # Sent together, and then the backend takes longer than one of them has.
+    backend.open.clear()
+    await asyncio.sleep(0.01)
+    assert backend.calls == [[0], [1, 2]]
+    with pytest.raises(DeadlineExceeded, match="in a call with others"):
+        await tasks[0]
+    assert 0.25 < time.monotonic() - now < 0.45
+    assert not tasks[1].done()
+    backend.open.set()
+    assert await values(tasks[1:]) == [4]
+    assert coalescer.is_unused
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_heard_then_and_not_when_a_slot_is_free() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    first, now = send(coalescer, row(0)), time.monotonic()
+    await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded, match="waiting to be sent"):
+        await coalescer.infer(row(1), 1, now + 0.1)
+    assert time.monotonic() - now < 0.2
+    assert coalescer.waiting_rows == 0
+    backend.open.set()
+    assert await values([first]) == [0]
+    assert backend.calls == [[0]]
+
+
+async def test_who_is_out_of_time_when_a_group_is_halved_is_not_sent_again() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, max_rows=8, max_bytes=1 << 20)
+    first, now = send(coalescer, row(0)), time.monotonic()
+    await asyncio.sleep(0)
+    tasks = [asyncio.create_task(coalescer.infer(row(n), 1, now + (0.15 if n == 1 else 30))) for n in (1, 2, -3)]
+    await asyncio.sleep(0.02)
+    backend.open.set()
+    await first
+    backend.open.clear()
+    await asyncio.sleep(0.2)
+    backend.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [DeadlineExceeded, tuple, InferenceFailed]
+    assert backend.calls[1:] == [[1, 2, -3], [2, -3], [2], [-3]]

@@ -106,6 +106,33 @@ def test_bundles_under_construction_are_not_seen(store: Store) -> None:
     assert store.models() == ["digits"]
 
 
+def test_a_listing_follows_links_to_the_store_its_models_and_versions(tmp_path: Path) -> None:
+    publish(Store(tmp_path / "real"), "digits", "1")
+    elsewhere = Store(tmp_path / "elsewhere")
+    publish(elsewhere, "tones", "7")
+    publish(elsewhere, "digits", "2")
+    (tmp_path / "real" / "tones").symlink_to(tmp_path / "elsewhere" / "tones")
+    (tmp_path / "real" / "digits" / "2").symlink_to(tmp_path / "elsewhere" / "digits" / "2")
+    (tmp_path / "real" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for store in (Store(tmp_path / "link"), Store(f"file://{tmp_path / 'link'}")):
+        assert store.models() == ["digits", "tones"]
+        assert store.versions("digits") == ["1", "2"]
+        assert content(store.open("tones", store.latest("tones"))) == b"weights"
+
+
+@pytest.mark.parametrize("name", ["a[1]", "what?", "*", "[!x]", "{a,b}"])
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_a_store_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scheme: str) -> None:
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
+    root = f"{scheme}{tmp_path}/{name}"
+    publish(Store(root), "digits", "1")
+    publish(Store(f"{scheme}{tmp_path}/a1"), "other", "1")
+    assert Store(root).models() == ["digits"]
+    assert Store(root).latest("digits") == "1"
+    assert Store(root).versions("other") == []
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b", "x" * 129])
 def test_names_that_are_unsafe_in_paths_are_refused(store: Store, name: str) -> None:
     publish(store, "seed", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, servi
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
+from enginehouse.contract.manifest import Manifest
+from enginehouse.contract.store import Store
 from enginehouse.pools.report import ModelState
 from enginehouse.routing import versions
 from enginehouse.routing.versions import LiveVersions
@@ -132,6 +135,7 @@ async def test_one_unreadable_store_does_not_hold_up_other_models(cluster: Clust
     gone = ModelConfig(name="gone", version="1")
     models.apply(Catalog(store=str(store), models=(gone, ModelConfig(name="m", version="1"))))
     await until(lambda: answers(models) == "1")
+    await until(lambda: models.status()["models"][0]["state"] == "failed")
     with pytest.raises(NoBackend, match="'gone@1' is not warm yet: ManifestInvalid"):
         models.get("gone")
 
@@ -200,3 +204,35 @@ async def test_health_fails_when_the_catalog_is_no_longer_followed(
         await asyncio.wait_for(models._keeper, 5)
     with pytest.raises(RuntimeError, match="no longer followed"):
         models.check_health()
+
+
+async def test_stores_are_read_side_by_side_and_one_that_hangs_is_reported_and_taken_when_it_answers(
+    cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "READ_WITHIN_S", 1.5)
+    go_on, read, begun = threading.Event(), Store.manifest, list[str]()
+
+    def slowly(self: Store, model: str, version: str) -> Manifest:
+        begun.append(model)
+        if model == "hangs":
+            go_on.wait(10)
+        return read(self, "m", version)
+
+    monkeypatch.setattr(Store, "manifest", slowly)
+    models = LiveVersions(View(POOLS, None, "here"))
+    cluster.report("ort", {"m@1": "ready", "hangs@1": "ready"})
+    names = [ModelConfig(name=name, version="1") for name in ("hangs", "m")]
+    models.apply(Catalog(store=str(store), models=tuple(names)))
+    await until(lambda: answers(models) == "1", 1.2)
+    assert models.status()["models"][0]["state"] == "loading"
+    await until(lambda: models.status()["models"][0]["state"] == "failed")
+    assert "has not answered for 1.5 s" in models.status()["models"][0]["reason"]
+    # A new catalog meanwhile is followed at once, and no second thread hangs.
+    models.apply(Catalog(store=str(store), models=(names[0],)))
+    with pytest.raises(ModelNotFound):
+        models.get("m")
+    await turns()
+    assert begun.count("hangs") == 1
+    go_on.set()
+    await until(lambda: models.status()["models"][0]["state"] == "ready")
+    assert begun.count("hangs") == 1

@@ -24,8 +24,6 @@ from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.engines import hardware
 
-#: A driver without event loop needs one for Serve's handles; SERVING_ENV turns it off for replicas, which have theirs.
-_DRIVER_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
 #: Less frequent background work in a local cluster: saves a quarter of its CPU time when idle (benchmarks/README.md,
 #: "Standing still"). Variables that are already set are kept.
 _AT_REST = {
@@ -51,7 +49,6 @@ def connected(address: str) -> Iterator[None]:
     """
     _check_ray_is_not_imported()
     os.environ.update({name: value for name, value in SERVING_ENV.items() if name not in os.environ})
-    os.environ.update(_DRIVER_ENV)
     if address != "auto" and (Path.home() / ".ray" / "auth_token").is_file():
         # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -102,8 +99,6 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
             _node_ip_address=_LOOPBACK,
         )
         _quiet()
-        # After Ray has started: for this process only.
-        os.environ.update(_DRIVER_ENV)
         yield str(context.address_info["gcs_address"])
     finally:
         # This ends all processes but HAProxy, whose manager is killed before it can do so.

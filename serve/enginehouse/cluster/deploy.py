@@ -8,13 +8,15 @@ other, so that of two at the same time neither is lost.
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.cluster import ray_private
@@ -26,22 +28,28 @@ Change = Callable[[Applications], Applications]
 
 _NAMESPACE = "enginehouse"
 _TRIES = 10
+#: Seconds for one exchange with Serve's controller, for a change, which waits for others', and for Serve to start.
+ASK_S, CHANGE_S, START_S = 30.0, 90.0, 180.0
+
+_T = TypeVar("_T")
 
 
 class _Writer:
     """The cluster's only writer of Serve's config: as an actor it runs one `apply` at a time."""
 
     def apply(self, change: Change) -> None:
-        live = ray_private.live_applications()
+        # Each within a bound: one that hung would hold up the changes of everybody for ever.
+        live = _within(ASK_S, ray_private.live_applications)
         wanted = change(live)
         if wanted != live:
-            ray_private.put_applications(wanted)
+            _within(ASK_S, functools.partial(ray_private.put_applications, wanted))
 
 
 def apply(change: Change) -> None:
     """Run `change` on the live applications, in the writer, and deploy the result; it must be idempotent and picklable.
 
-    Raises what `change` raises. It may run twice: the writer ends with the job that started it, and another repeats it.
+    Raises what `change` raises, and NoBackend when the cluster does not answer. It may run twice: the writer ends with
+    the job that started it, and another repeats it.
     """
     writer = ray.remote(_Writer).options(
         name="writer", namespace=_NAMESPACE, get_if_exists=True, num_cpus=0, max_restarts=0
@@ -50,8 +58,12 @@ def apply(change: Change) -> None:
         try:
             # In a variable, since the actor ends with its last handle.
             actor = writer.remote()
-            ray.get(actor.apply.remote(change))
+            ray.get(actor.apply.remote(change), timeout=CHANGE_S)
             return
+        except GetTimeoutError:
+            raise NoBackend(
+                f"the change was not made within {CHANGE_S:g} s; it may still be (`enginehouse status`)"
+            ) from None
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError:
@@ -67,18 +79,20 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
     `host` and `port` are for Serve's HTTP; they take effect only when it is started here.
     """
     config = serve_config(app, catalog, host, port)
-    serve.start(
+    start = functools.partial(
+        serve.start,
         proxy_location=config["proxy_location"],
         http_options=config["http_options"],
         logging_config=config["logging_config"],
     )
+    _within(START_S, start)
     (application,) = config["applications"]
     apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
 
 
 def http_address() -> tuple[str, int]:
     """Host and port of Serve's HTTP on this cluster."""
-    options = ray_private.http_options()
+    options = _within(ASK_S, ray_private.http_options)
     return str(options["host"]), int(options["port"])
 
 
@@ -90,6 +104,11 @@ def add_model(model: ModelConfig) -> None:
 def remove_model(name: str) -> None:
     """Stop serving `name`. Raises ConfigError when it is not served."""
     apply(functools.partial(_change_catalog, functools.partial(_without_model, name)))
+
+
+def take_back(model: ModelConfig, before: ModelConfig | None) -> None:
+    """Put `before` in the place of `model`, or nothing if that is None; what others changed since stays as it is."""
+    apply(functools.partial(_change_catalog, functools.partial(_with_back, model, before)))
 
 
 def undeploy() -> None:
@@ -108,15 +127,35 @@ def live_app() -> AppConfig:
 
 
 def router_handle() -> DeploymentHandle:
-    """Handle of the ingress. Raises NoBackend when our application is not running."""
+    """Handle of the ingress. Raises NoBackend when our application is not running, or nobody answers."""
     try:
-        return serve.get_app_handle(APP_NAME)
+        return _within(ASK_S, functools.partial(serve.get_app_handle, APP_NAME))
     except Exception as error:
         raise NoBackend(f"application {APP_NAME!r} is not running on this cluster: {error}") from None
 
 
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
+    """The result of `call`, which asks Serve's controller: its client has no bound of its own. Raises NoBackend."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    # A daemon, and no pool's: one that hangs must not keep the process from ending.
+    threading.Thread(target=run, name="enginehouse-ask", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise NoBackend(f"Serve's controller did not answer within {seconds:g} s") from None
+
+
 def _live_application() -> dict[str, Any]:
-    applications = ray_private.live_applications()
+    applications = _within(ASK_S, ray_private.live_applications)
     if APP_NAME not in applications:
         raise ConfigError(
             f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
@@ -134,6 +173,12 @@ def _drop(live: Applications) -> Applications:
 
 def _with_model(model: ModelConfig, catalog: Catalog) -> Catalog:
     return catalog.with_model(model)
+
+
+def _with_back(model: ModelConfig, before: ModelConfig | None, catalog: Catalog) -> Catalog:
+    if catalog.find(model.name) != model:
+        return catalog
+    return catalog.without(model.name) if before is None else catalog.with_model(before)
 
 
 def _without_model(name: str, catalog: Catalog) -> Catalog:

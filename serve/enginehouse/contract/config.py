@@ -31,6 +31,9 @@ ACCELERATOR_LABEL = "enginehouse.io/accelerator"
 SERVING_ENV = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # The line above turns it off. Workers of users inherit that too: a handle call from a task or a sync actor, which
+    # have no event loop, would fail. Our own requests use no handles.
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # The short way through a router, and no log line of every request for Python to count: routers count themselves.

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
 from ray import serve
 
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
+from enginehouse.contract.errors import (
+    DeadlineExceeded,
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    Overloaded,
+)
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
+from enginehouse.pools.gate import Gate, Item
 
 #: A call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
@@ -26,18 +31,10 @@ SLICE_BATCHES = 8
 STUCK_S, STUCK = 10.0, 10.0
 #: Weight of the newest call in the moving average of the time per row.
 NEWEST = 0.1
+#: Seconds for which closing waits for the calls in flight; a call that is stuck keeps its engine until it ends.
+CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A call or slice of one: requests with rows of one shape, `rows` in all; times are `time.monotonic()`."""
-
-    requests: Sequence[Tensors]
-    rows: int
-    arrived: float
-    deadline: float
 
 
 class LoadedModel:
@@ -69,9 +66,14 @@ class LoadedModel:
         self._best_rows = best_rows
         #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
+        self._gate = Gate(self._rows_at_once)
         self.last_used = time.monotonic()
         self.busy_s = 0.0
         self._pending_rows = 0
+        # Calls in flight, isolated ones too.
+        self._calls = 0
+        self._closing = False
+        self._no_calls = asyncio.Event()
         self._row_ms = 0.0
         # When the engine call in progress began, if one is, and after how many seconds it counts as stuck.
         self._computing_since: float | None = None
@@ -79,10 +81,12 @@ class LoadedModel:
         # One engine call at a time: a CPU engine already uses all of its threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
-        # serve.batch keeps one queue per decorated function, hence a function per model.
+        # serve.batch keeps one queue per decorated function, hence a function per model. It never waits for more items:
+        # those that make a batch have waited at the gate, and enter together.
         @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-        async def run(items: list[_Item]) -> list[Computed | EnginehouseError]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+        async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
+            with self._gate.computing(items):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
 
         self._batched = run
 
@@ -91,8 +95,13 @@ class LoadedModel:
         self.max_rows = config.max_batch_size or self._best_rows
         # Serve counts calls, not rows; each call has at least one row.
         self._batched.set_max_batch_size(self.max_rows)
-        self._batched.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)
+        self._gate.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3)
         self._waits_for_batches = config.batch_wait_ms > 0
+
+    @property
+    def _rows_at_once(self) -> int:
+        # Without a batch axis there is nothing to wait for: every call is an engine call of its own.
+        return self.max_rows if self.engine.signature.batched else 1
 
     @property
     def backlog_ms(self) -> float:
@@ -112,7 +121,7 @@ class LoadedModel:
 
         `rows` is the number of rows together, `budget_s` the seconds from now until the deadline. Raises Overloaded at
         once when the backlog alone would take longer or the engine is stuck, DeadlineExceeded when the deadline passes
-        in the queue, and InferenceFailed.
+        in the queue, InferenceFailed, and EngineUnavailable once it is being closed.
         """
         if (stuck_s := self.stuck_s) > 0:
             # Retryable: another replica of the pool may have a working engine.
@@ -123,7 +132,8 @@ class LoadedModel:
             )
         self._pending_rows += rows
         try:
-            return await self._infer(requests, rows, budget_s)
+            with self._in_flight():
+                return await self._infer(requests, rows, budget_s)
         finally:
             self._pending_rows -= rows
 
@@ -136,7 +146,7 @@ class LoadedModel:
         queue and its Overloaded.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        item = _Item(requests, rows, now, now + budget_s)
+        item = Item(requests, rows, now, now + budget_s)
 
         async def run_begun() -> None:
             begun()
@@ -147,22 +157,53 @@ class LoadedModel:
             return self._run([item])
 
         self.last_used = now
-        (answer,) = await loop.run_in_executor(self._thread, run)
+        with self._in_flight(), self._gate.computing():
+            (answer,) = await loop.run_in_executor(self._thread, run)
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
+
+    async def close(self) -> None:
+        """Refuse further calls, and release the engine's memory when those in flight have ended.
+
+        Returns after two times CLOSE_S seconds at the latest; a stuck engine is then closed when its call ends.
+        """
+        self._closing = True
+        if self._calls:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._no_calls.wait()
+        # In the engine's thread: after what it computes.
+        closed = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.close)
+        self._thread.shutdown(wait=False)
+        await asyncio.wait([closed], timeout=CLOSE_S)
+        if closed.done():
+            closed.result()
+
+    @contextmanager
+    def _in_flight(self) -> Iterator[None]:
+        if self._closing:
+            raise EngineUnavailable(self.kind, "it has just been unloaded")
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if self._closing and not self._calls:
+                self._no_calls.set()
 
     async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
-            return await self._queued(_Item(requests, rows, now, now + budget_s))
+            return await self._queued(Item(requests, rows, now, now + budget_s, self._shape(requests[0])))
         # One slice at a time, so that calls of others are computed in between.
         inputs = stack(requests)
+        shape = self._shape(inputs)
         answers = []
         for start in range(0, rows, slice_rows):
             part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
-            item = _Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s)
+            item = Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s, shape)
             answers.append(await self._queued(item))
         outputs = {name: np.concatenate([part[name] for part, _ in answers]) for name in answers[0][0]}
         timings = [timing for _, timing in answers]
@@ -172,37 +213,37 @@ class LoadedModel:
             batch_rows=max(timing.batch_rows for timing in timings),
         )
 
-    async def _queued(self, item: _Item) -> Computed:
+    async def _queued(self, item: Item) -> Computed:
         self.last_used = time.monotonic()
         answer: Computed | EnginehouseError
         if self._is_shared or self._waits_for_batches:
-            answer = await self._batched(item)
+            try:
+                await self._gate.enter(item)
+            except TimeoutError:
+                raise self._late(item, time.monotonic()) from None
+            try:
+                answer = await self._batched(item)
+            finally:
+                self._gate.leave(item)
         else:
-            (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
+            with self._gate.computing():
+                (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
         # Errors are returned per item: one raised in the batch function would fail every item of the batch.
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
 
-    def _run(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
-        """In the worker thread: fail expired items, group those of equal shape, compute groups of up to `max_rows`."""
+    def _run(self, items: list[Item]) -> list[Computed | EnginehouseError]:
+        """In the worker thread: fail expired items and compute the others, whose rows have one shape, together."""
         now = time.monotonic()
-        answers: dict[int, Computed | EnginehouseError] = {}
-        groups: dict[Any, list[int]] = {}
-        for index, item in enumerate(items):
-            if item.deadline <= now:
-                answers[index] = DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
-            elif not self.engine.signature.batched:
-                groups[index] = [index]
-            else:
-                groups.setdefault(_shapes(item.requests[0]), []).append(index)
-        for members in groups.values():
-            for part in _parts([items[index].rows for index in members], self.max_rows):
-                chosen = [members[position] for position in part]
-                answers.update(zip(chosen, self._compute([items[index] for index in chosen]), strict=True))
-        return [answers[index] for index in range(len(items))]
+        timely = [item for item in items if item.deadline > now]
+        computed = iter(self._compute(timely) if timely else [])
+        return [next(computed) if item.deadline > now else self._late(item, now) for item in items]
 
-    def _compute(self, items: list[_Item]) -> list[Computed | EnginehouseError]:
+    def _late(self, item: Item, now: float) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
+
+    def _compute(self, items: list[Item]) -> list[Computed | EnginehouseError]:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:
@@ -231,6 +272,11 @@ class LoadedModel:
             for item, part in zip(items, split(outputs, rows), strict=True)
         ]
 
+    def _shape(self, request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        if not self.engine.signature.batched:
+            return ()
+        return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
+
     def _infer_in_pieces(self, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
         if rows <= self.max_rows:
             return self.engine.infer(inputs)
@@ -239,20 +285,3 @@ class LoadedModel:
             for start in range(0, rows, self.max_rows)
         ]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _shapes(request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
-
-
-def _parts(rows: list[int], limit: int) -> list[list[int]]:
-    """Positions of `rows` in consecutive parts of at most `limit` rows; a larger item is a part of its own."""
-    parts: list[list[int]] = []
-    total = limit + 1
-    for position, count in enumerate(rows):
-        if total + count > limit:
-            parts.append([])
-            total = 0
-        parts[-1].append(position)
-        total += count
-    return parts

@@ -68,8 +68,10 @@ class Crashes:
 
     def flag(self, engine: str) -> Flag:
         """Flag of an engine that this process loads; `engine` is an `engine_id`."""
-        offset = self._used * _SLOT
-        self._used = (self._used + 1) % _SLOTS
+        with _lock:
+            # Models are loaded side by side.
+            offset = self._used * _SLOT
+            self._used = (self._used + 1) % _SLOTS
         self._memory[offset : offset + 1 + len(engine)] = b"\0" + engine.encode()
         return Flag(self._memory, offset)
 

@@ -79,15 +79,17 @@ class Pool:
 
         Loads the model if need be. Raises what `HostedModels.get` and `LoadedModel.infer` raise.
         """
-        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
-        return await loaded.infer(requests, rows, budget_s)
+        began = time.monotonic()
+        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
+        return await loaded.infer(requests, rows, budget_s - (time.monotonic() - began))
 
     async def infer_isolated(
         self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
         """As `infer`, for a request that may have crashed a replica: see `LoadedModel.infer_isolated`."""
-        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key)
-        return await loaded.infer_isolated(requests, rows, budget_s, begun)
+        began = time.monotonic()
+        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
+        return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun)
 
     async def __del__(self) -> None:
         """Drain: Serve awaits this before it stops a replica."""

@@ -12,15 +12,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import Catalog, ModelConfig
-from enginehouse.contract.errors import ArtifactMissing, EnginehouseError, EngineUnavailable, ModelNotFound
-from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
-from enginehouse.contract.store import Store
-from enginehouse.engines import best_batch, load_engine, time_calls
-from enginehouse.engines.hardware import int8_products
-from enginehouse.pools import crashes
+from enginehouse.contract.errors import (
+    ArtifactMissing,
+    DeadlineExceeded,
+    EnginehouseError,
+    EngineUnavailable,
+    ModelNotFound,
+)
+from enginehouse.contract.manifest import EngineKind
 from enginehouse.pools.batching import LoadedModel
+from enginehouse.pools.loading import LOAD_WITHIN_S, Loader
 from enginehouse.pools.report import ModelReport, ModelState
 
 logger = logging.getLogger("ray.serve")
@@ -37,9 +39,10 @@ class HostedModels:
     """The models of this process, by `ModelConfig.key`.
 
     Of each model that `wants` accepts, the artifact that `choose_artifact` prefers on `engines` is loaded with
-    `threads` threads. A version that is no longer wanted is unloaded once any successor is loaded and it was
-    unused for `unload_after_s` seconds. In a `router`'s process the router is the engines' only caller, and an engine
-    that has crashed a process of this node is not loaded. `name` is the pool's, for errors and logs.
+    `threads` threads. Models are loaded side by side, so that one that takes long holds up no other. A version that is
+    no longer wanted is unloaded once any successor is loaded and it was unused for `unload_after_s` seconds, and its
+    engine closed after the calls in flight. In a `router`'s process the router is the engines' only caller, and an
+    engine that has crashed a process of this node is not loaded. `name` is the pool's, for errors and logs.
     """
 
     def __init__(
@@ -54,16 +57,15 @@ class HostedModels:
         self.reports: dict[str, ModelReport] = {}
         self.models: dict[str, LoadedModel] = {}
         self._name = name
-        self._engines = engines
-        self._threads = threads
+        self._loader = Loader(name, engines, threads, router)
         self._wants = wants
         self._unload_after_s = unload_after_s
-        self._router = router
         self._catalog = Catalog(store="")
         # By key: the models of the catalog, and earlier versions that are still loaded.
         self._configs: dict[str, ModelConfig] = {}
         self._retry_at: dict[str, float] = {}
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._busy = (time.monotonic(), 0.0)
         self._catalog_changed = asyncio.Event()
         self._reconciler: asyncio.Task[None] | None = None
@@ -71,7 +73,7 @@ class HostedModels:
     def follow(self, catalog: Catalog) -> None:
         """Record the catalog and return; a background task brings the loaded models in line with it."""
         self._catalog = catalog
-        kept = {key: config for key, config in self._configs.items() if key in self.reports}
+        kept = {key: config for key, config in self._configs.items() if key in self.reports or key in self._loading}
         self._configs = kept | {model.key: model for model in catalog.models}
         self._retry_at.clear()
         for model in catalog.models:
@@ -102,32 +104,53 @@ class HostedModels:
         if self._reconciler is not None and self._reconciler.done():
             raise RuntimeError("the task that loads models has ended") from self._reconciler.exception()
 
-    async def get(self, model_key: str) -> LoadedModel:
+    async def get(self, model_key: str, budget_s: float = LOAD_WITHIN_S) -> LoadedModel:
         """A model, loaded first if need be: a router with an older catalog may ask for one just unloaded.
 
-        Raises ModelNotFound or another EnginehouseError.
+        Raises ModelNotFound, DeadlineExceeded after `budget_s` seconds, or another EnginehouseError.
         """
-        if model_key not in self.models:
-            loading = self._loading.get(model_key)
-            if loading is None:
-                loading = self._loading[model_key] = asyncio.create_task(self._load(model_key))
-                loading.add_done_callback(lambda _: self._loading.pop(model_key))
-            # A caller that is cancelled must not cancel loading, which others may await.
-            return await asyncio.shield(loading)
-        return self.models[model_key]
+        if (loaded := self.models.get(model_key)) is not None:
+            return loaded
+        self._check_in_catalog(model_key)
+        loading = self._start_loading(model_key)
+        # Not `wait_for`: a caller that is cancelled or late must not cancel loading, which others may await.
+        await asyncio.wait([loading], timeout=budget_s)
+        if not loading.done():
+            raise DeadlineExceeded(f"{self._name} was still loading {model_key} after {budget_s:.3f} s")
+        return loading.result()
+
+    def _start_loading(self, model_key: str) -> asyncio.Task[LoadedModel]:
+        def ended(task: asyncio.Task[LoadedModel]) -> None:
+            del self._loading[model_key]
+            if not task.cancelled() and (error := task.exception()):
+                logger.warning("%s cannot serve %s: %s", self._name, model_key, error)
+            # What waits for this one, for instance to be unloaded.
+            self._catalog_changed.set()
+
+        if model_key not in self._loading:
+            self._loading[model_key] = asyncio.create_task(self._load(model_key))
+            self._loading[model_key].add_done_callback(ended)
+        return self._loading[model_key]
 
     async def _load(self, model_key: str) -> LoadedModel:
-        config = self._configs.get(model_key)
-        if config is None or self._catalog.find(config.name) is None:
-            # The settings in a key are no part of what users know.
-            name, _, version = model_key.partition("+")[0].partition("@")
-            raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
         self._report(model_key, "loading")
         notes: list[str] = []
+
+        def report_progress(note: str) -> None:
+            # Building an engine here takes minutes; the last note stays in the report of the loaded model.
+            notes[:] = [note]
+            self._report(model_key, "loading", note)
+            logger.info("%s: %s", model_key, note)
+
         try:
-            loaded = await asyncio.get_running_loop().run_in_executor(
-                None, self._engine, self._catalog.store, config, notes
+            # The present catalog when its turn comes: others may be loaded before it, for minutes.
+            loaded = await self._loader.load(
+                model_key, lambda: (self._catalog.store, self._check_in_catalog(model_key)), report_progress
             )
+        except ModelNotFound:
+            # Removed while it waited for its turn.
+            self.reports.pop(model_key, None)
+            raise
         except Exception as error:
             state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
             self._report(model_key, state, f"{type(error).__name__}: {error}")
@@ -136,7 +159,7 @@ class HostedModels:
                 raise
             raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
         # The present catalog: loading may have taken minutes.
-        loaded.set_batching(self._configs.get(model_key, config))
+        loaded.set_batching(self._configs[model_key])
         self.models[model_key] = loaded
         self.reports[model_key] = ModelReport(
             state="ready",
@@ -148,37 +171,14 @@ class HostedModels:
         )
         return loaded
 
-    def _engine(self, url: str, config: ModelConfig, notes: list[str]) -> LoadedModel:
-        def report_progress(note: str) -> None:
-            # Building an engine here takes minutes; the last note stays in the report of the loaded model.
-            notes[:] = [note]
-            self._report(config.key, "loading", note)
-            logger.info("%s: %s", config.id, note)
-
-        store = Store(url)
-        manifest = store.manifest(config.name, config.version).timed_for(int8_products())
-        choice = choose_artifact(manifest, self._engines, config.numerics)
-        if choice is None:
-            reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)
-            raise ArtifactMissing(config.id, f"nothing here for {self._name}: {reasons}")
-        kind, artifact = choice
-        bundle = store.open(config.name, config.version, [artifact.name])
-        record = crashes.of_this_process()
-        identity = crashes.engine_id(bundle.path, kind, artifact)
-        if self._router and (crash := record.of(identity)):
-            raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
-        flag = record.flag(identity)
-        with flag:
-            # Only batches that will be made: warming up larger ones would take most of the start and keep the memory.
-            rows = manifest.efficient_rows(kind, artifact.name)
-            warm = config.max_batch_size or rows
-            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=report_progress)
-            table = manifest.latency_of(kind, artifact.name)
-            if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
-                rows = best_batch(engine, manifest, rows)
-        # No table holds for an engine built here, or for int8 on another CPU kind: routers then rank by `measured`.
-        measured = time_calls(engine, manifest) if table is None else []
-        return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+    def _check_in_catalog(self, model_key: str) -> ModelConfig:
+        """Its settings. Raises ModelNotFound for what is not, and whose successor is not, in the catalog."""
+        config = self._configs.get(model_key)
+        if config is None or self._catalog.find(config.name) is None:
+            # The settings in a key are no part of what users know.
+            name, _, version = model_key.partition("+")[0].partition("@")
+            raise ModelNotFound(name, version, tuple(model.id for model in self._catalog.models))
+        return config
 
     def _report(self, model_key: str, state: ModelState, reason: str = "") -> None:
         self.reports[model_key] = ModelReport(
@@ -188,15 +188,11 @@ class HostedModels:
     async def _reconcile(self) -> None:
         """Load and unload models as the catalog asks: when it changes, and once a second."""
         while True:
-            # A catalog that comes while models are loaded below is not waited for.
             self._catalog_changed.clear()
             wanted = [model.key for model in self._catalog.models if self._wants(model)]
             for model_key in wanted:
                 if model_key not in self.models and time.monotonic() >= self._retry_at.get(model_key, 0.0):
-                    try:
-                        await self.get(model_key)
-                    except EnginehouseError as error:
-                        logger.warning("%s cannot serve %s: %s", self._name, model_key, error)
+                    self._start_loading(model_key)
             self._unload_all_but(set(wanted))
             # Not `wait_for`, which may swallow a cancellation that comes just when the event is set (Python 3.11).
             with contextlib.suppress(TimeoutError):
@@ -208,20 +204,24 @@ class HostedModels:
         awaited = {self._configs[model_key].name for model_key in wanted if model_key not in self.models}
         for model_key in [known for known in self.reports if known not in wanted]:
             loaded = self.models.get(model_key)
+            if model_key in self._loading:
+                # Unloaded once it is loaded: a thread cannot be stopped.
+                continue
             if loaded is not None:
                 idle_s = time.monotonic() - loaded.last_used
                 if self._configs[model_key].name in awaited or idle_s < self._unload_after_s:
                     continue
                 del self.models[model_key]
-                # Engine and batch queue refer to each other: collect soon, or the memory waits for the next collection.
-                asyncio.get_running_loop().call_later(1.0, gc.collect)
+                task = asyncio.create_task(_close(model_key, loaded))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
             del self.reports[model_key]
 
 
-def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
-    reasons = [
-        f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")
-        for artifact in manifest.artifacts
-        if artifact.format == FORMAT_OF[kind]
-    ]
-    return "; ".join(reasons) or f"the bundle has no {FORMAT_OF[kind]} artifact"
+async def _close(model_key: str, loaded: LoadedModel) -> None:
+    try:
+        await loaded.close()
+    except Exception:
+        logger.exception("%s: its engine could not be closed", model_key)
+    # Engine and batch queue refer to each other: collect soon, or what is left waits for the next collection.
+    asyncio.get_running_loop().call_later(1.0, gc.collect)

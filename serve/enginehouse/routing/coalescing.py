@@ -26,7 +26,7 @@ HOLD_S = 0.25
 #: Weight of the newest interval in the drain rate of a queue, and seconds for which that rate is used.
 NEWEST, KNOWN_S = 0.2, 2.0
 
-#: One call: the requests of a group, their rows, and seconds to the last deadline.
+#: One call: the requests of a group, their rows, and seconds to the last deadline of them.
 Call = Callable[[Sequence[Tensors], int, float], Awaitable[Computed]]
 
 
@@ -55,6 +55,7 @@ class Coalescer:
       stuck or large delays others no longer.
     - A call carries one request, or several whose rows have the same shape: at most `max_rows` rows and `max_bytes`
       bytes in all.
+    - A group's call may take until the last deadline in it; each of its requests is heard by its own.
     - A waiting request with under `least_s` seconds left is failed, not sent: no call is answered faster.
     - A call that fails because of its content (InferenceFailed, InvalidInput) is halved and sent again, until the
       request at fault is alone with its error.
@@ -116,8 +117,15 @@ class Coalescer:
         self.waiting_rows += rows
         self._rows_of[priority] += rows
         try:
-            # A caller that gives up cancels the future; the request is then dropped from the queue.
-            return await answer
+            # A caller that gives up, or is out of time, cancels the future: the request is then dropped from the queue,
+            # or its part of the group's answer is.
+            async with asyncio.timeout(deadline - now) as limit:
+                return await answer
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            waited = "waiting to be sent" if item.counted else "in a call with others"
+            raise DeadlineExceeded(f"{waited} when the {deadline - now:.3f} s that were left had passed") from None
         finally:
             self._leave(item)
 
@@ -214,6 +222,10 @@ class Coalescer:
             release()
 
     async def _answer(self, group: list[_Waiting]) -> None:
+        # Of a group that is sent again in halves some may be out of time by now.
+        group[:] = [item for item in group if not item.answer.done()]
+        if not group:
+            return
         rows = [item.rows for item in group]
         requests = [item.inputs for item in group]
         sent = time.monotonic()

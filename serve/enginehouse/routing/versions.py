@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
+from enginehouse.contract.manifest import Manifest
 from enginehouse.contract.store import Store
 from enginehouse.routing import replicas
 from enginehouse.routing.view import ModelVersion, View
@@ -18,12 +20,20 @@ from enginehouse.routing.view import ModelVersion, View
 PATIENCE_S = 60.0
 #: Seconds until a manifest that could not be read is tried again.
 RETRY_AFTER_S = 5.0
+#: Manifests that are read at once, and seconds after which a read is reported as failed; it is taken if it ends later.
+READS_AT_ONCE, READ_WITHIN_S = 8, 10.0
 #: Seconds between two comparisons of the pools' reports with the catalog.
 PERIOD_S = 0.1
 #: Seconds between two counts of the nodes with each pool's hardware: an RPC, so never on a request's path.
 COUNT_NODES_S = 1.0
 
 State = Literal["ready", "loading", "failed"]
+
+
+@dataclass(slots=True)
+class _Read:
+    manifest: Future[Manifest]
+    began: float = field(default_factory=time.monotonic)
 
 
 class Versions(Protocol):
@@ -72,6 +82,10 @@ class LiveVersions:
         self._unreadable: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._warm_since: dict[str, float] = {}
+        # By store and id: reads under way. A thread cannot be stopped: a store that hangs keeps its threads, and no
+        # read is begun again while it runs. Of their own, for other threads of this process must not wait for them.
+        self._reads: dict[tuple[str, str], _Read] = {}
+        self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="manifests")
         self._keeper: asyncio.Task[None] | None = None
         self._connector: asyncio.Task[None] | None = None
 
@@ -143,16 +157,24 @@ class LiveVersions:
         return "; ".join(f"{status.pool}: {status.reason or status.state}" for status in self._view.backends(coming))
 
     async def _keep(self) -> None:
-        count_at = 0.0
+        count_at, counting = 0.0, None
         while True:
             if time.monotonic() >= count_at:
-                await self._view.count_nodes()
+                # While Ray's head is away a count may take minutes: catalogs are followed meanwhile.
+                counting = counting or asyncio.create_task(self._view.count_nodes())
+                await asyncio.wait([counting], timeout=COUNT_NODES_S)
+                if counting.done():
+                    counting.result()
+                    counting = None
                 count_at = time.monotonic() + COUNT_NODES_S
-            await self._read_manifests(self._catalog)
+            self._read_manifests(self._catalog)
             self._switch_versions()
             await asyncio.sleep(PERIOD_S)
 
-    async def _read_manifests(self, catalog: Catalog) -> None:
+    def _read_manifests(self, catalog: Catalog) -> None:
+        """Take the manifests that have been read, and begin to read those that are missing; waits for none."""
+        wanted = {(catalog.store, model.id) for model in catalog.models}
+        self._reads = {key: read for key, read in self._reads.items() if key in wanted or not read.manifest.done()}
         for model in catalog.models:
             current = self.answering.get(model.name)
             known = model.name in self._coming or (current is not None and current.config == model)
@@ -162,17 +184,28 @@ class LiveVersions:
                 # Only settings changed: a version's content never does.
                 self._coming[model.name] = ModelVersion(model, current.manifest, current.signature)
                 continue
+            key = (catalog.store, model.id)
+            if key not in self._reads:
+                self._reads[key] = _Read(self._begin_to_read(catalog.store, model))
+            read = self._reads[key]
+            if not read.manifest.done():
+                if time.monotonic() - read.began > READ_WITHIN_S:
+                    self._unreadable[model.key] = f"store {catalog.store!r} has not answered for {READ_WITHIN_S:g} s"
+                continue
+            del self._reads[key]
             try:
-                manifest = await asyncio.to_thread(Store(catalog.store).manifest, model.name, model.version)
+                manifest = read.manifest.result()
+                coming = ModelVersion(model, manifest, manifest.signature.signature())
             except Exception as error:
                 # Whatever a filesystem raises: the model's status says so, the others are not held up.
                 self._unreadable[model.key] = f"{type(error).__name__}: {error}"
                 self._retry_at[model.key] = time.monotonic() + RETRY_AFTER_S
                 continue
-            if catalog is not self._catalog:
-                return
             self._unreadable.pop(model.key, None)
-            self._coming[model.name] = ModelVersion(model, manifest, manifest.signature.signature())
+            self._coming[model.name] = coming
+
+    def _begin_to_read(self, store: str, model: ModelConfig) -> Future[Manifest]:
+        return self._readers.submit(lambda: Store(store).manifest(model.name, model.version))
 
     def _switch_versions(self) -> None:
         for name, coming in list(self._coming.items()):
@@ -193,7 +226,7 @@ class LiveVersions:
 
 
 async def _keep_connected() -> None:
-    """Apart from `_keep`, which a slow store holds up."""
+    """Apart from `_keep`, which may wait for Ray's count of the nodes."""
     while True:
         replicas.connect()
         await asyncio.sleep(PERIOD_S)

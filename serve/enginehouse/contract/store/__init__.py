@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -131,7 +131,11 @@ class Store:
     def _manifests(self, model: str) -> list[str]:
         self._fs.invalidate_cache()
         try:
-            found = self._fs.glob(self._path(model, "*", MANIFEST))
+            if self._local:
+                # fsspec's own listing follows no links to folders (2026.x), and takes brackets in a name for a pattern.
+                found = [str(path) for path in _manifests_below(Path(self._root), model)]
+            else:
+                found = self._fs.glob("/".join([_escaped(self._root.rstrip("/")), model, "*", MANIFEST]))
         except Exception as error:
             # fsspec backends raise their own classes for no credentials, no network, no such bucket.
             raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
@@ -146,6 +150,24 @@ class Store:
         except Exception as error:
             # fsspec backends raise their own classes for no credentials, no network, no such bucket.
             raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _manifests_below(root: Path, model: str) -> Iterator[Path]:
+    """Of a local store, for one model or for `*`; folders may be links."""
+    models = _folders(root) if model == "*" else [root / model]
+    for folder in models:
+        for version in _folders(folder):
+            if (version / MANIFEST).is_file():
+                yield version / MANIFEST
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _escaped(path: str) -> str:
+    """`path` as a pattern that matches nothing else."""
+    return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def _files(manifest: Manifest, artifacts: Collection[str] | None) -> list[File]:

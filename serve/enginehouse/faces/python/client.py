@@ -36,9 +36,10 @@ class Client:
     """Inference on the cluster that this process is connected to.
 
     Requests are routed in this process, straight to the replicas. While that is not possible, for instance because it
-    cannot connect to one, they take the extra hop through the deployed routers; with `is_embedded` False, `answer` and
-    `infer` always do. `deadline_s`, `priority`, `backend` and `min_precision` of a request are those of `Hints`. A job
-    without this package uses `serve.get_app_handle("enginehouse").infer` instead, which raises builtins.
+    cannot connect to one, they take the extra hop through the deployed routers; with `is_embedded` False they always
+    do. Works in a driver, a task, a sync and an async actor. `deadline_s`, `priority`, `backend` and `min_precision` of
+    a request are those of `Hints`. A job without this package uses `serve.get_app_handle("enginehouse").infer` instead,
+    which raises builtins.
     """
 
     def __init__(self, is_embedded: bool = True) -> None:
@@ -65,9 +66,17 @@ class Client:
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """`answer` for callers with an event loop, which never call a handle: that belongs to the router's loop."""
-        router = self._router or local_router.of_this_process(deploy.router_handle)
+        parsed = Hints(**hints)
+        router = self._router if self._router and self._router.is_up else None
+        router = router or local_router.of_this_process(deploy.router_handle)
+        give_up_s = _give_up_s(parsed.deadline_s)
         try:
-            return await asyncio.wrap_future(router.submit(model, inputs, Hints(**hints), version))
+            async with asyncio.timeout(give_up_s):
+                return await asyncio.wrap_future(
+                    router.submit(model, inputs, parsed, version, here=self._router is not None)
+                )
+        except TimeoutError:
+            raise DeadlineExceeded(f"the router did not answer within {give_up_s:g} s") from None
         except Exception as error:
             raise translate(error) from None
 
@@ -88,13 +97,17 @@ class Client:
         return self._wait(_result(self._handle.status.remote()), None)
 
     def _wait(self, result_within: Callable[[float], dict[str, Any]], deadline_s: float | None) -> dict[str, Any]:
-        give_up_s = (UNSTATED_S if deadline_s is None else deadline_s) + GRACE_S
+        give_up_s = _give_up_s(deadline_s)
         try:
             return result_within(give_up_s)
         except TimeoutError:
             raise DeadlineExceeded(f"the router did not answer within {give_up_s:g} s") from None
         except Exception as error:
             raise translate(error) from None
+
+
+def _give_up_s(deadline_s: float | None) -> float:
+    return (UNSTATED_S if deadline_s is None else deadline_s) + GRACE_S
 
 
 def _result(response: DeploymentResponse) -> Callable[[float], dict[str, Any]]:

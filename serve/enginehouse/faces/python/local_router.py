@@ -37,7 +37,8 @@ class LocalRouter:
     """A router on an event loop in a thread of its own, which follows the versions that the deployed routers publish.
 
     `find` gives the handle of the deployed routers. They answer requests until this one is ready, and those for a model
-    that it does not know or whose replicas it cannot reach. It stops (`is_up`) when this process leaves its Ray job.
+    that it does not know or whose replicas it cannot reach. It stops (`is_up`) when this process leaves its Ray job;
+    what is under way then fails with EngineUnavailable.
     """
 
     def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
@@ -47,14 +48,28 @@ class LocalRouter:
         self._handle: Any = None
         self._handles: list[DeploymentHandle] = []
         self._loop = asyncio.new_event_loop()
-        # A daemon thread: it must not keep the process alive.
-        threading.Thread(target=self._loop.run_forever, name="enginehouse-router", daemon=True).start()
+        # Held to start a request and to stop: one that were started on a loop that has stopped would never end.
+        self._lock = threading.Lock()
+        self._under_way: set[Future[dict[str, Any]]] = set()
         self.is_up = True
-        asyncio.run_coroutine_threadsafe(self._live(), self._loop)
+        # A daemon thread: it must not keep the process alive.
+        threading.Thread(target=self._run, name="enginehouse-router", daemon=True).start()
 
-    def submit(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> Future[dict[str, Any]]:
-        """Start a request, from any thread; result and errors are those of the deployed router's `answer`."""
-        return asyncio.run_coroutine_threadsafe(self._answer(model, inputs, hints, version), self._loop)
+    def submit(
+        self, model: str, inputs: Tensors, hints: Hints, version: str | None, here: bool = True
+    ) -> Future[dict[str, Any]]:
+        """Start a request, from any thread; result and errors are those of the deployed router's `answer`.
+
+        Unless `here`, the deployed routers answer it. Raises EngineUnavailable once this one has stopped.
+        """
+        with self._lock:
+            if not self.is_up:
+                raise _gone()
+            request = self._answer(model, inputs, hints, version, here)
+            answer = asyncio.run_coroutine_threadsafe(request, self._loop)
+            self._under_way.add(answer)
+        answer.add_done_callback(self._under_way.discard)
+        return answer
 
     def reaches(self, model: str, version: str | None = None) -> bool:
         """Whether a request would be routed here now."""
@@ -64,9 +79,22 @@ class LocalRouter:
         except ModelNotFound:
             return False
 
-    async def _answer(self, model: str, inputs: Tensors, hints: Hints, version: str | None) -> dict[str, Any]:
+    async def _answer(
+        self, model: str, inputs: Tensors, hints: Hints, version: str | None, here: bool
+    ) -> dict[str, Any]:
+        try:
+            return await self._answer_until_stopped(model, inputs, hints, version, here)
+        except asyncio.CancelledError:
+            if self.is_up:
+                raise
+            # Cancelled by `_live` and not by the caller, who may be a task that is not to end.
+            raise _gone() from None
+
+    async def _answer_until_stopped(
+        self, model: str, inputs: Tensors, hints: Hints, version: str | None, here: bool
+    ) -> dict[str, Any]:
         # Idle pools are woken by the deployed routers only.
-        if self._plane is not None and self.reaches(model, version):
+        if here and self._plane is not None and self.reaches(model, version):
             try:
                 answer = await self._plane.infer("python", model, inputs, hints, version)
                 return {"outputs": answer.outputs, **answer.origin()}
@@ -81,19 +109,34 @@ class LocalRouter:
             self._handle = await asyncio.to_thread(self._find)
         return self._handle
 
+    def _run(self) -> None:
+        """The thread: the loop lives as long as `_live`."""
+        try:
+            self._loop.run_until_complete(self._live())
+        finally:
+            with self._lock:
+                self.is_up = False
+            for answer in list(self._under_way):
+                # Of a request that did not end when it was cancelled.
+                if not answer.done():
+                    answer.set_exception(_gone())
+            self._loop.close()
+
     async def _live(self) -> None:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
         while not following.done() and not connecting.done() and ray_job() == self.job:
             await asyncio.wait([following, connecting], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
-        self.is_up, self._plane = False, None
+        with self._lock:
+            self.is_up = False
+        self._plane = None
         await self._shut_handles()
         # Not cancelled: cancelling a call of a Ray that has shut down would start a new Ray.
         following._log_destroy_pending = False  # type: ignore[attr-defined]
         others = asyncio.all_tasks() - {asyncio.current_task(), following}
         for task in others:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        self._loop.stop()
+        if others:
+            await asyncio.wait(others, timeout=RETRY_S)
 
     async def _follow(self) -> None:
         versions, args, view = RemoteVersions(), None, View({}, None, "")
@@ -136,6 +179,10 @@ class LocalRouter:
             await asyncio.sleep(CONNECT_S)
 
 
+def _gone() -> EngineUnavailable:
+    return EngineUnavailable("Router", "this process has left its Ray job")
+
+
 _lock = threading.Lock()
 _routers: list[LocalRouter] = []
 
@@ -143,6 +190,6 @@ _routers: list[LocalRouter] = []
 def of_this_process(find: Callable[[], DeploymentHandle]) -> LocalRouter:
     """The local router of this process's present Ray job, made at the first call; known replicas are per process."""
     with _lock:
-        if not _routers or _routers[-1].job != ray_job():
+        if not _routers or _routers[-1].job != ray_job() or not _routers[-1].is_up:
             _routers[:] = [LocalRouter(find)]
         return _routers[-1]

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from enginehouse.cluster import connect
-from enginehouse.contract.errors import NoBackend
+from enginehouse.contract.config import Catalog
+from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.serve import Numerics, model_of, wait_until_served
 from enginehouse.tools.cli.status import Address, show
@@ -45,7 +46,15 @@ def add(
         old = before.find(model.name)
         deploy.add_model(model)
         say(f"{model.id}: loading")
-        document = wait_until_served(before.with_model(model), timeout)
+        # For this model alone: others may be loading, changed or removed by other commands meanwhile.
+        try:
+            document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout)
+        except NoBackend:
+            now = deploy.live_catalog().find(model.name)
+            if now != model:
+                what = f"replaced by {now.id}" if now else "removed"
+                raise ConfigError(f"{model.id} was {what} by another command meanwhile") from None
+            raise
         entry = next(entry for entry in document["models"] if entry["name"] == model.name)
         if entry["state"] == "failed":
             reasons = [
@@ -54,10 +63,9 @@ def add(
                 if backend["state"] == "failing"
             ]
             why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
+            deploy.take_back(model, old)
             if old is None:
-                deploy.remove_model(model.name)
                 raise NoBackend(f"{model.id} was not added: {why}")
-            deploy.add_model(old)
             raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
         show(document)
 

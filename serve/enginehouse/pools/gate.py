@@ -1,0 +1,173 @@
+"""The gate: calls wait before the batch queue while the engine is busy, and enter it together when it is free.
+
+`@serve.batch` forms a batch as soon as one call is there, and only then waits for its turn. A call that entered while
+the engine computes would therefore be a batch of its own, and so would the next one. So:
+
+1. A call joins those that wait, in order of deadline; it fails when its deadline passes there.
+2. Nothing is let in while the engine computes or what was let in has not reached it yet.
+3. Then the first call is let in, with those after it whose rows have the same shape, up to `max_rows` rows.
+4. They enter the batch queue in one turn of the event loop. Serve takes all that is queued at once: they are one batch.
+5. With `wait_s`, a group that does not fill a batch is let in when its oldest call has waited that long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import time
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from enginehouse.contract.tensors import Tensors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """A call or slice of one: requests with rows of one shape, `rows` in all; times are `time.monotonic()`.
+
+    Items of equal `shape` may share a batch.
+    """
+
+    requests: Sequence[Tensors]
+    rows: int
+    arrived: float
+    deadline: float
+    shape: Hashable = ()
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    item: Item
+    admitted: asyncio.Future[None] = field(repr=False)
+
+
+class Gate:
+    """The door of one engine's batch queue. Used on one event loop.
+
+    `max_rows` rows are let in at once, or one item that has more. With an idle engine and a `wait_s` of 0 an item
+    passes at once, and so does what arrives in the same turn of the loop and fits beside it.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._wait_s = 0.0
+        # (deadline, number of arrival, item), sorted: at equal deadlines the order of arrival.
+        self._waiting: list[tuple[float, int, _Waiting]] = []
+        self._numbers = itertools.count()
+        # Let in, but not in an engine call yet.
+        self._entering: set[Item] = set()
+        self._computing = 0
+        # Of what found the engine idle in this turn of the loop: its shape, and how many rows fit beside it.
+        self._room: tuple[Hashable, int] | None = None
+        self._next_look: asyncio.Handle | None = None
+
+    def set_limits(self, max_rows: int, wait_s: float) -> None:
+        """Change `max_rows` and `wait_s`, for those that wait already too."""
+        self._max_rows, self._wait_s = max_rows, wait_s
+        if self._waiting:
+            self._look_soon()
+
+    async def enter(self, item: Item) -> None:
+        """Wait until `item` is let in; `leave` must follow. Raises TimeoutError when its deadline passes before."""
+        if self._passes(item):
+            self._entering.add(item)
+            return
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(item, loop.create_future())
+        bisect.insort(self._waiting, (item.deadline, next(self._numbers), waiting))
+        if self._is_free:
+            self._look_soon()
+        try:
+            # Not `timeout_at`: the loop's clock is not `time.monotonic` on uvloop.
+            async with asyncio.timeout(item.deadline - time.monotonic()):
+                await waiting.admitted
+        except BaseException:
+            # Let in at the very moment at which the caller gave up.
+            self.leave(item)
+            raise
+
+    def _passes(self, item: Item) -> bool:
+        """Whether `item` need not wait, which costs a lone caller a future and a turn of the loop (some 50 us)."""
+        if self._computing or self._waiting or self._wait_s > 0 or item.deadline <= time.monotonic():
+            return False
+        if not self._entering:
+            # Serve's queue is read in the next turn: until then others may join.
+            self._room = (item.shape, self._max_rows - item.rows)
+            asyncio.get_running_loop().call_soon(self._forget_room)
+            return True
+        if self._room is None or self._room[0] != item.shape or self._room[1] < item.rows:
+            return False
+        self._room = (item.shape, self._room[1] - item.rows)
+        return True
+
+    def _forget_room(self) -> None:
+        self._room = None
+
+    def leave(self, item: Item) -> None:
+        """`item` was answered, or its caller has given up; an item that never reached the engine holds nobody up."""
+        if item in self._entering:
+            self._entering.discard(item)
+            self._look()
+
+    @contextmanager
+    def computing(self, items: Iterable[Item] = ()) -> Iterator[None]:
+        """The engine computes for the context: `items`, or a call that did not come through the gate."""
+        self._computing += 1
+        self._entering.difference_update(items)
+        try:
+            yield
+        finally:
+            self._computing -= 1
+            self._look()
+
+    @property
+    def _is_free(self) -> bool:
+        return not self._computing and not self._entering
+
+    def _look_soon(self, after_s: float = 0.0) -> None:
+        """Look for whom to let in after so many seconds; 0 is the next turn of the loop."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+        loop = asyncio.get_running_loop()
+        self._next_look = loop.call_later(after_s, self._look) if after_s > 0 else loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        # Who has given up or is late leaves first, or a group could be full of them.
+        now = time.monotonic()
+        self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done() and entry[0] > now]
+        if not self._waiting or not self._is_free:
+            return
+        due_s = float("inf")
+        groups: dict[Hashable, list[_Waiting]] = {}
+        for *_, waiting in self._waiting:
+            groups.setdefault(waiting.item.shape, []).append(waiting)
+        for group in groups.values():
+            entering = _first(group, self._max_rows)
+            is_full = len(entering) < len(group) or sum(waiting.item.rows for waiting in entering) >= self._max_rows
+            group_due_s = min(waiting.item.arrived for waiting in group) + self._wait_s - now
+            if is_full or group_due_s <= 0:
+                self._let_in(entering)
+                return
+            due_s = min(due_s, group_due_s)
+        self._look_soon(due_s)
+
+    def _let_in(self, entering: list[_Waiting]) -> None:
+        self._entering.update(waiting.item for waiting in entering)
+        for waiting in entering:
+            waiting.admitted.set_result(None)
+        self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
+
+
+def _first(group: list[_Waiting], max_rows: int) -> list[_Waiting]:
+    """The first of `group`, and those after it up to `max_rows` rows; none overtakes one that is too large to fit."""
+    rows = 0
+    for count, waiting in enumerate(group):
+        rows += waiting.item.rows
+        if count and rows > max_rows:
+            return group[:count]
+    return group

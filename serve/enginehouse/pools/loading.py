@@ -1,0 +1,124 @@
+"""Loading: makes warm engines of a process side by side, bounded in number and time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from enginehouse.contract.choice import choose_artifact
+from enginehouse.contract.config import ModelConfig
+from enginehouse.contract.errors import ArtifactMissing, EngineUnavailable
+from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
+from enginehouse.contract.store import Store
+from enginehouse.engines import best_batch, load_engine, time_calls
+from enginehouse.engines.hardware import int8_products
+from enginehouse.pools import crashes
+from enginehouse.pools.batching import LoadedModel
+
+logger = logging.getLogger("ray.serve")
+
+#: Loads at once in one process. Each takes a core, or the network: more would only make each of them slower.
+LOADS_AT_ONCE = 4
+#: Seconds without a note of progress after which a load is given up, so that others get its place.
+LOAD_WITHIN_S = 1800.0
+#: As LOAD_WITHIN_S after such a note: TensorRT builds an engine, for two hours at most.
+BUILD_WITHIN_S = 9000.0
+
+
+class Loader:
+    """Loads models on the first of `engines` that `choose_artifact` prefers, with `threads` threads each.
+
+    `name` is that of what hosts them, for errors. A `router` does not load what has crashed a process of this node.
+    """
+
+    def __init__(self, name: str, engines: Sequence[EngineKind], threads: int, router: bool) -> None:
+        self._name = name
+        self._engines = engines
+        self._threads = threads
+        self._router = router
+        self._places = asyncio.Semaphore(LOADS_AT_ONCE)
+        # A thread for every place, and for every load that was given up, which ends when it ends.
+        self._pool = ThreadPoolExecutor(1024, thread_name_prefix="load")
+        self._given_up: dict[str, Future[LoadedModel]] = {}
+
+    async def load(
+        self, model_key: str, wanted: Callable[[], tuple[str, ModelConfig]], report_progress: Callable[[str], None]
+    ) -> LoadedModel:
+        """Load a model when there is a place; `wanted`, asked then, gives the store and the settings.
+
+        `report_progress` is called from a thread. Raises what `wanted` raises, EngineUnavailable when it takes too long
+        or one that was given up still runs, and whatever an engine library raises.
+        """
+        if (before := self._given_up.get(model_key)) is not None:
+            if not before.done():
+                raise EngineUnavailable(self._name, f"an earlier load of {model_key} has not ended yet")
+            del self._given_up[model_key]
+        last_note: list[float] = []
+
+        def note(text: str) -> None:
+            last_note[:] = [time.monotonic()]
+            report_progress(text)
+
+        # Bounded, since each of those before it is.
+        async with self._places:
+            began = time.monotonic()
+            future = self._pool.submit(self._engine, *wanted(), note)
+            loading = asyncio.wrap_future(future)
+            until = began + LOAD_WITHIN_S
+            while not loading.done() and time.monotonic() < until:
+                # In the place of `wait_for`, which would cancel it and so lose an engine that comes late.
+                await asyncio.wait([loading], timeout=until - time.monotonic())
+                until = last_note[0] + BUILD_WITHIN_S if last_note else until
+        if loading.done():
+            return loading.result()
+        self._given_up[model_key] = future
+        loading.add_done_callback(_close_late)
+        raise EngineUnavailable(self._name, f"{model_key} was not loaded within {time.monotonic() - began:.3g} s")
+
+    def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
+        store = Store(url)
+        manifest = store.manifest(config.name, config.version).timed_for(int8_products())
+        choice = choose_artifact(manifest, self._engines, config.numerics)
+        if choice is None:
+            reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)
+            raise ArtifactMissing(config.id, f"nothing here for {self._name}: {reasons}")
+        kind, artifact = choice
+        bundle = store.open(config.name, config.version, [artifact.name])
+        record = crashes.of_this_process()
+        identity = crashes.engine_id(bundle.path, kind, artifact)
+        if self._router and (crash := record.of(identity)):
+            raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
+        flag = record.flag(identity)
+        with flag:
+            # Only batches that will be made: warming up larger ones would take most of the start and keep the memory.
+            rows = manifest.efficient_rows(kind, artifact.name)
+            warm = config.max_batch_size or rows
+            engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=note)
+            try:
+                table = manifest.latency_of(kind, artifact.name)
+                if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
+                    rows = best_batch(engine, manifest, rows)
+                # No table holds for an engine built here, or for int8 on another CPU kind: routers rank by `measured`.
+                measured = time_calls(engine, manifest) if table is None else []
+            except BaseException:
+                engine.close()
+                raise
+        return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+
+
+def _close_late(loading: asyncio.Future[LoadedModel]) -> None:
+    """Of a load that was given up nobody waits for the engine any more."""
+    if not loading.cancelled() and loading.exception() is None:
+        asyncio.get_running_loop().run_in_executor(None, loading.result().engine.close)
+
+
+def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
+    reasons = [
+        f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")
+        for artifact in manifest.artifacts
+        if artifact.format == FORMAT_OF[kind]
+    ]
+    return "; ".join(reasons) or f"the bundle has no {FORMAT_OF[kind]} artifact"
