@@ -172,7 +172,7 @@ class LiveVersions:
             if catalog is not self._catalog:
                 return
             self._unreadable.pop(model.key, None)
-            self._coming[model.name] = ModelVersion(model, manifest, manifest.signature.signature())
+            self._coming[model.name] = ModelVersion(model, manifest, manifest.request_signature())
 
     def _switch_versions(self) -> None:
         for name, coming in list(self._coming.items()):

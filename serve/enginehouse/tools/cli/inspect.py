@@ -76,7 +76,7 @@ def show(console: Console, manifest: Manifest) -> None:
 
 
 def _show_facts(console: Console, manifest: Manifest) -> None:
-    signature = manifest.signature.signature()
+    signature = manifest.request_signature()
     batch = f"up to {manifest.max_batch} rows" if signature.batched else "none"
     facts = {
         "inputs": "\n".join(str(spec) for spec in signature.inputs),
