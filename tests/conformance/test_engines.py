@@ -14,7 +14,7 @@ from tests.conformance.conftest import MAX_ROWS, Load, Publish
 from tests.conformance.models import BIAS, BY_NAME, CASES, DISAGREEING, WEIGHT, Case
 
 from enginehouse.contract.bundle import Bundle, sha256_of
-from enginehouse.contract.errors import ConfigError, DigestMismatch, EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import ConfigError, DigestMismatch, EngineUnavailable, InvalidInput
 from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, EngineKind
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import load_engine
@@ -203,13 +203,13 @@ def test_an_artifact_without_a_model_file_is_refused(kind: EngineKind, publish: 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", DISAGREEING, ids=lambda case: case.name)
-def test_a_failure_inside_the_engine_is_told(
+def test_shapes_that_the_engine_refuses_are_the_requests_fault(
     kind: EngineKind, load: Load, case: Case, threads: int, rng: Generator
 ) -> None:
     engine = load(case, threads=threads)
     good = case.sample(rng, 2)
     assert_answers(case, engine.infer(good), good)
-    with pytest.raises(InferenceFailed, match=rf"{kind}: .*\S{{3}}"):
+    with pytest.raises(InvalidInput, match=rf"{kind}: .*\S{{3}}"):
         engine.infer({"a": good["a"], "b": good["b"][:, :3]})
     assert_answers(case, engine.infer(good), good)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.test_policy import artifact, backend, manifest, table
 
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
+from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Computed, Tensors, Timing
@@ -107,6 +107,16 @@ async def test_after_several_failures_it_fails_until_one_request_is_answered(
     assert look(known, model).fails
     await asyncio.sleep(0.06)
     await ask(known, model)
+    assert not look(known, model).fails
+
+
+async def test_requests_that_are_refused_for_what_is_in_them_say_nothing_of_the_backend(
+    known: Backends, pool: Pool
+) -> None:
+    model = served()
+    pool.errors = [InvalidInput("no such row") for _ in range(2 * FAILURES)]
+    for _ in range(2 * FAILURES):
+        await ask(known, model, InvalidInput)
     assert not look(known, model).fails
 
 

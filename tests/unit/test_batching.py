@@ -19,7 +19,7 @@ from tests.conformance.models import BY_NAME, Case
 
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InvalidInput, Overloaded
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse.engines import load_engine
@@ -162,7 +162,7 @@ async def test_a_request_that_breaks_its_batch_fails_alone(load: Load) -> None:
     poison = {"x": np.array([[3, 10]])}
     answers = await send(waiting(load(LOOKUP), at_most=4), [*requests[:2], poison, requests[2]])
     broken = answers.pop(2)
-    assert isinstance(broken, InferenceFailed)
+    assert isinstance(broken, InvalidInput)
     assert "10" in str(broken)
     check(LOOKUP, requests, answers)
 
@@ -172,7 +172,7 @@ async def test_only_the_piece_that_breaks_a_large_request_matters_to_it_and_to_n
     large["x"][-1, 0] = -11
     neighbour = LOOKUP.sample(RNG, 1)
     answers = await send(waiting(load(LOOKUP), at_most=2), [large, neighbour])
-    assert isinstance(answers[0], InferenceFailed)
+    assert isinstance(answers[0], InvalidInput)
     check(LOOKUP, [neighbour], answers[1:])
 
 
@@ -307,7 +307,7 @@ async def test_begun_is_called_before_an_isolated_call_is_computed(load: Load) -
     outputs, timing = await model.infer_isolated([x], 1, 10, lambda: order.append("begun"))
     assert (order, timing.batch_rows) == (["begun", "computes"], 1)
     np.testing.assert_array_equal(outputs["y"], TABLE[x["x"]])
-    with pytest.raises(InferenceFailed):
+    with pytest.raises(InvalidInput):
         await model.infer_isolated([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)
 
 

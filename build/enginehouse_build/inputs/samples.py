@@ -132,5 +132,7 @@ def _made_up(
     if spec.dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(np.bool_)
     if spec.dtype.kind in "iu":
-        return generator.integers(0, 256 if spec.dtype == np.uint8 else 2, shape).astype(spec.dtype)
+        high = 256 if spec.dtype == np.uint8 else 2
+        high = min(high, spec.domain.high) if spec.domain else high
+        return generator.integers(0, high, shape).astype(spec.dtype)
     return generator.standard_normal(shape).astype(spec.dtype)

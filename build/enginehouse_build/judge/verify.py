@@ -10,7 +10,7 @@ import numpy as np
 
 from enginehouse.contract import parity, tensor_file
 from enginehouse.contract.bundle import Bundle
-from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, ParityFailed
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
 from enginehouse.contract.parity import Limits
 from enginehouse.engines import Engine, load_engine
@@ -54,14 +54,14 @@ def verify(
         except EngineUnavailable as error:
             absent.append(str(error))
             continue
-        except (ParityFailed, InferenceFailed) as error:
+        except (ParityFailed, InferenceFailed, InvalidInput) as error:
             return Verified("failed", worst, None, (), str(error))
         try:
             figures = _measured(kind, engine, reference, source, limits, max_drop)
             worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
             parity.gate(name, limits, figures)
             passed[kind] = engine.precision
-        except (ParityFailed, InferenceFailed) as error:
+        except (ParityFailed, InferenceFailed, InvalidInput) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)
             return Verified("failed", figures_or_none, engine.precision, (), reason)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from enginehouse.contract.errors import ExportFailed, InvalidInput, ParityFailed
 from enginehouse.contract.parity import LIMITS, compare
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.inputs.samples import take
+from enginehouse_build.reference.domains import domains_of
 
 Run: TypeAlias = Callable[[Tensors], dict[str, np.ndarray]]
 
@@ -127,8 +129,12 @@ def check_batch(signature: Signature) -> None:
 
 
 def signature_of(proto: onnx.ModelProto, batched: bool) -> Signature:
-    """Names, dtypes and shapes as the file has them. Raises ExportFailed for what is no tensor that can be served."""
-    inputs = inputs_of(proto)
+    """Names, dtypes, shapes and domains as the file has them.
+
+    Raises ExportFailed for what is no tensor that can be served.
+    """
+    domains = domains_of(proto)
+    inputs = tuple(replace(spec, domain=domains.get(spec.name)) for spec in inputs_of(proto))
     outputs = tuple(_spec("output", value, _maker(proto, value.name)) for value in proto.graph.output)
     if not inputs or not outputs:
         raise ExportFailed(

@@ -22,6 +22,7 @@ from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.manifest import Axis
+from enginehouse.contract.signature_record import with_free_dims
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
@@ -109,7 +110,9 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
 
     real, asked_with = _real_samples(recipe, given.samples if given else None)
     axes = _axes(signature, core, real)
-    rows = sampling.made_up(signature, axes) if real is None else sampling.checked(real, signature, asked_with)
+    # Samples have to pass the same door as requests.
+    door = with_free_dims(signature, axes, core.ranges)
+    rows = sampling.made_up(signature, axes) if real is None else sampling.checked(real, door, asked_with)
     exported = plain_session(model, recipe.threads)
     if signature.batched:
         prove_dynamic(exported, run, rows)
@@ -118,7 +121,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / REQUESTS, requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
-    calibration = _calibration(recipe, given.calibration if given else None, real, signature)
+    calibration = _calibration(recipe, given.calibration if given else None, real, door)
     if calibration is not None:
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
     labels = sampling.read_labels(recipe.labels) if recipe.labels else given.labels if given else None

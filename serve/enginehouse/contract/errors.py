@@ -50,7 +50,11 @@ class RequestError(EnginehouseError):
 
 
 class InvalidInput(RequestError):
-    """Names, dtypes, shapes or the encoding of a request do not fit the model's signature."""
+    """The request does not fit the model: its encoding, names, dtypes, shapes or values.
+
+    Found at the door by the signature, or else by the engine, whose message it then has. No other engine is asked: one
+    that is less strict would answer with something.
+    """
 
 
 class ModelNotFound(RequestError):
@@ -143,7 +147,10 @@ class ReplicaLost(EngineUnavailable):
 
 
 class InferenceFailed(EngineError):
-    """The engine raised while it ran a batch that had passed the signature check."""
+    """The engine failed on a batch that had passed the signature check, and did not blame it on the request.
+
+    What it blames on the request is InvalidInput (see `enginehouse.engines.refusals`).
+    """
 
 
 class BundleError(EnginehouseError):

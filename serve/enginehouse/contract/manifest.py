@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from enginehouse.contract.errors import ArtifactMissing, ManifestInvalid
 from enginehouse.contract.latency import LatencyTable
-from enginehouse.contract.tensors import DTYPES, Signature, Tensors, TensorSpec, datatype
+
+# Part of the manifest, and imported from here.
+from enginehouse.contract.signature_record import Axis as Axis
+from enginehouse.contract.signature_record import Record, with_free_dims
+from enginehouse.contract.signature_record import SignatureRecord as SignatureRecord
+from enginehouse.contract.signature_record import TensorRecord as TensorRecord
+from enginehouse.contract.tensors import DTYPES, Signature, Tensors
 
 Format: TypeAlias = Literal["onnx", "openvino", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
@@ -39,51 +45,7 @@ ACCELERATOR_OF: Mapping[EngineKind, Accelerator] = {
 }
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorRecord(_Record):
-    """A TensorSpec as JSON: the protocol's datatype, and -1 for a free dimension."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> TensorRecord:
-        shape = tuple(-1 if dim is None else dim for dim in spec.shape)
-        return cls(name=spec.name, datatype=datatype(spec.dtype), shape=shape)
-
-    def spec(self) -> TensorSpec:
-        shape = tuple(None if dim == -1 else dim for dim in self.shape)
-        return TensorSpec(self.name, DTYPES[self.datatype], shape)
-
-
-class SignatureRecord(_Record):
-    """A Signature as JSON."""
-
-    inputs: tuple[TensorRecord, ...]
-    outputs: tuple[TensorRecord, ...]
-    batched: bool = True
-
-    @classmethod
-    def of(cls, signature: Signature) -> SignatureRecord:
-        return cls(
-            inputs=tuple(TensorRecord.of(spec) for spec in signature.inputs),
-            outputs=tuple(TensorRecord.of(spec) for spec in signature.outputs),
-            batched=signature.batched,
-        )
-
-    def signature(self) -> Signature:
-        return Signature(
-            tuple(record.spec() for record in self.inputs),
-            tuple(record.spec() for record in self.outputs),
-            self.batched,
-        )
-
-
-class File(_Record):
+class File(Record):
     """One file of an artifact; `path` is relative to the bundle."""
 
     path: str
@@ -91,7 +53,7 @@ class File(_Record):
     bytes: int
 
 
-class MetricRecord(_Record):
+class MetricRecord(Record):
     """A task metric (larger is better) on the labelled samples: of the reference, and of the artifact."""
 
     name: str
@@ -106,7 +68,7 @@ class MetricRecord(_Record):
         return self.reference - self.value
 
 
-class Parity(_Record):
+class Parity(Record):
     """How far an artifact is from the fp32 reference, worst case over all checked rows and outputs.
 
     `relative_l2` = |a - r| / |r| over a whole batch; `worst_row` = the same for the worst single row;
@@ -130,7 +92,7 @@ class Parity(_Record):
     explanation: str = ""
 
 
-class Artifact(_Record):
+class Artifact(Record):
     """One file set of one format in one precision. Only `ready` and `unverified` ones are served.
 
     The others say why not in `reason`. `requires` is the engine key: what the process that loads it must match exactly
@@ -166,21 +128,7 @@ class Artifact(_Record):
         return "int8" if self.precision == "int8" else "full"
 
 
-class Axis(_Record):
-    """A free dimension other than the batch: its name, the range that engines are built for, and where it is.
-
-    `dims` are (input, dimension) pairs that always have the same extent. `opt` is the extent that TensorRT tunes for
-    and that warm-up uses. The first axis of a manifest is the cost axis: the one that latency is measured along.
-    """
-
-    name: str
-    min: int = Field(ge=1)
-    opt: int = Field(ge=1)
-    max: int = Field(ge=1)
-    dims: tuple[tuple[str, int], ...] = Field(min_length=1)
-
-
-class Step(_Record):
+class Step(Record):
     """One step of the build, in the order they ran: how it ended, what it took, and where its log is in the bundle.
 
     `died`: its process crashed, hung or outgrew its bounds, which need not happen again.
@@ -195,7 +143,7 @@ class Step(_Record):
     died: bool = False
 
 
-class Chosen(_Record):
+class Chosen(Record):
     """The artifact that the latency table calls best within one numerics class, on the machine that built it."""
 
     numerics: NumericsClass
@@ -206,7 +154,7 @@ class Chosen(_Record):
     reasons: tuple[str, ...] = ()
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything known about one model version.
 
     `key` is the content hash of what it was built from (source, samples, recipe, versions, hardware): a build with the
@@ -247,6 +195,10 @@ class Manifest(_Record):
             if record.datatype not in DTYPES:
                 raise ManifestInvalid(path, f"tensor {record.name!r} has unknown datatype {record.datatype!r}")
         return manifest
+
+    def request_signature(self) -> Signature:
+        """The signature that requests are checked against: that of the graph, and what `axes` say of its dimensions."""
+        return with_free_dims(self.signature.signature(), self.axes, self.recipe.get("axes", ()))
 
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`, or ArtifactMissing listing what there is."""

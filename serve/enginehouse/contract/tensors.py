@@ -63,12 +63,68 @@ def datatype(dtype: np.dtype) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """The whole numbers that an input may hold because they index a table: from `low` up to, not including, `high`."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high - 1}"
+
+    def check(self, name: str, array: np.ndarray) -> None:
+        """Raises InvalidInput with the first value of input `name` that is outside, and where it is."""
+        # Two passes without a copy: most requests are right, and only one that is not is looked at more closely.
+        if not array.size or (
+            np.maximum.reduce(array, axis=None) < self.high and np.minimum.reduce(array, axis=None) >= self.low
+        ):
+            return
+        where = tuple(np.argwhere((array < self.low) | (array >= self.high))[0].tolist())
+        raise InvalidInput(
+            f"input {name!r} has the value {array[where]} at {list(where)}; the model looks it up in a table that "
+            f"takes {self}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FreeDim:
+    """A free dimension by its name: the (input, dimension) pairs that have one extent in each request.
+
+    `range` is the smallest and the largest extent that was declared for it, None where none was.
+    """
+
+    name: str
+    dims: tuple[tuple[str, int], ...]
+    range: tuple[int, int] | None = None
+
+    def check(self, inputs: Tensors) -> None:
+        """Raises InvalidInput for different extents, naming both inputs, and for one that is out of range."""
+        first, dim = self.dims[0]
+        extent = inputs[first].shape[dim]
+        for name, other in self.dims:
+            if inputs[name].shape[other] != extent:
+                raise InvalidInput(
+                    f"inputs disagree on the dimension {self.name!r}: it is {extent} in {first!r} (dimension {dim}) "
+                    f"and {inputs[name].shape[other]} in {name!r} (dimension {other})"
+                )
+        if self.range is not None and not self.range[0] <= extent <= self.range[1]:
+            raise InvalidInput(
+                f"dimension {self.name!r} is {extent} (dimension {dim} of input {first!r}); "
+                f"the model takes {self.range[0]} to {self.range[1]}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output. In `shape`, None is a free dimension; in a batched model dim 0 is the batch."""
+    """One input or output. In `shape`, None is a free dimension; in a batched model dim 0 is the batch.
+
+    `domain` is what an input of whole numbers may hold, None where the model takes any.
+    """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | None, ...]
+    domain: Domain | None = None
 
     def __str__(self) -> str:
         dims = ",".join("*" if dim is None else str(dim) for dim in self.shape)
@@ -87,14 +143,19 @@ class Signature:
     """Names, dtypes and shapes of a model's inputs and outputs.
 
     With `batched`, dim 0 of every tensor is the batch; without, a request is one row and is never merged with others.
+    `free` are the other free dimensions of which something has to hold: one extent in several places, or a range.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool = True
+    free: tuple[FreeDim, ...] = ()
 
     def check(self, inputs: Tensors) -> int:
-        """Number of rows in `inputs`, or InvalidInput naming the tensor at fault and what was expected."""
+        """Number of rows in `inputs`, or InvalidInput naming the tensor at fault and what was expected.
+
+        On the path of every request, in each face and once more in the engine.
+        """
         if inputs.keys() != {spec.name for spec in self.inputs}:
             raise InvalidInput(_names_at_fault(inputs, self.inputs))
         rows = 1
@@ -102,6 +163,8 @@ class Signature:
         for spec in self.inputs:
             array = inputs[spec.name]
             _check_tensor(array, spec)
+            if spec.domain is not None:
+                spec.domain.check(spec.name, array)
             if self.batched:
                 if first is None:
                     first, rows = spec, array.shape[0]
@@ -112,7 +175,15 @@ class Signature:
                     )
         if rows < 1:
             raise InvalidInput(f"input {self.inputs[0].name!r} has 0 rows; send at least 1")
+        for free in self.free:
+            free.check(inputs)
         return rows
+
+    def check_values(self, inputs: Tensors) -> None:
+        """The part of `check` that looks at elements, for inputs that have passed the others. Raises InvalidInput."""
+        for spec in self.inputs:
+            if spec.domain is not None:
+                spec.domain.check(spec.name, inputs[spec.name])
 
 
 def _names_at_fault(inputs: Tensors, specs: Sequence[TensorSpec]) -> str:

@@ -89,7 +89,7 @@ def load_engine(
     options = EngineOptions(
         files=bundle.verified_files(artifact),
         artifact=artifact,
-        signature=manifest.signature.signature(),
+        signature=manifest.request_signature(),
         max_rows=manifest.max_batch,
         threads=threads,
         concurrency=concurrency,

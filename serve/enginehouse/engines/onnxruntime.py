@@ -15,10 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import EngineUnavailable, InvalidInput
+from enginehouse.contract.manifest import EngineKind
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.hardware import int8_products, probe_gpus
+from enginehouse.engines.refusals import told
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
@@ -42,7 +44,7 @@ _COMPUTE = frozenset(
 class _OnnxRuntime:
     """What both providers share: one session, run by name, outputs copied out."""
 
-    kind: str
+    kind: EngineKind
     precision: str
 
     def __init__(self, options: EngineOptions, providers: Sequence[Any], settings: Mapping[str, str]) -> None:
@@ -67,7 +69,7 @@ class _OnnxRuntime:
                 answers = session.run(self._outputs, feed)
         except Exception as error:
             # The binding raises a class of its own for each status, none of them public.
-            raise InferenceFailed(f"{self.kind}: {error}") from error
+            raise told(self.kind, str(error)) from error
         return {name: _owned(answer) for name, answer in zip(self._outputs, answers, strict=True)}
 
     def close(self) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
-from enginehouse.contract.manifest import Artifact, Precision
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.manifest import Artifact, EngineKind, Precision
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.hardware import int8_products, probe_cpu
+from enginehouse.engines.refusals import told
 from enginehouse.engines.slots import Slots
 
-_KIND = "openvino-cpu"
+_KIND: EngineKind = "openvino-cpu"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INT32 = np.iinfo(np.int32)
 _UNTOUCHED = 0xA5
@@ -76,10 +77,11 @@ class OpenVinoCpu:
                 # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
                 answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
             except Exception as error:
-                raise InferenceFailed(f"{_KIND}: {error}") from error
+                raise told(_KIND, str(error)) from error
             if any(_is_marked(answers[port], is_free) for port, is_free in self._marked.items()):
                 shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in inputs.items())
-                raise InferenceFailed(f"{_KIND}: the model cannot run with shapes {shapes}")
+                # Why it gave up is not known. Models that have been warmed up do so over what is in a request.
+                raise InvalidInput(f"{_KIND}: the model cannot run with shapes {shapes}")
             return {
                 spec.name: _array(answers[port], spec.dtype)
                 for spec, port in zip(self.signature.outputs, self._ports, strict=True)

@@ -16,6 +16,7 @@ What is told apart, by how an attempt ends:
 
 - *Lost* with its replica (ReplicaLost): the request may have killed it, so from now on it is sent isolated. When it
   is lost once more, isolated in the engine and not in the same event, it is at fault and is not sent again.
+- *Refused* for what is in it (InvalidInput): failed at once. Another engine may be less strict and answer something.
 - *Failed* in the engine (InferenceFailed): the request is at fault, unless this backend fails others as well. Then
   another one is asked; what fails there too fails.
 - *Full* (Overloaded): another replica or backend may answer. When none does, a request that stated its deadline is

@@ -50,7 +50,7 @@ class RemoteVersions:
             before = known.get(config.id)
             if before is None:
                 manifest = Manifest.model_validate_json(entry["manifest"])
-                versions.append(ModelVersion(config, manifest, manifest.signature.signature()))
+                versions.append(ModelVersion(config, manifest, manifest.request_signature()))
             elif before.config == config:
                 versions.append(before)
             else:

@@ -195,7 +195,7 @@ class LiveVersions:
             del self._reads[key]
             try:
                 manifest = read.manifest.result()
-                coming = ModelVersion(model, manifest, manifest.signature.signature())
+                coming = ModelVersion(model, manifest, manifest.request_signature())
             except Exception as error:
                 # Whatever a filesystem raises: the model's status says so, the others are not held up.
                 self._unreadable[model.key] = f"{type(error).__name__}: {error}"

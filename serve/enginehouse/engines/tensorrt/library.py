@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from enginehouse.contract.errors import EngineUnavailable
+from enginehouse.contract.manifest import EngineKind
 from enginehouse.engines.hardware import probe_gpus
 from enginehouse.engines.tensorrt.key import NodeFacts
 
-KIND = "tensorrt"
+KIND: EngineKind = "tensorrt"
 RTX = "tensorrt-rtx"
 #: Flavour (the distribution's name) -> the extra that installs it. The first one is preferred.
 FLAVOURS: Mapping[str, str] = {"tensorrt": "trt", RTX: "trt-rtx"}

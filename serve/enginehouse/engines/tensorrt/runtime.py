@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import EngineUnavailable, InvalidInput
 from enginehouse.contract.tensors import DTYPES, Signature, Tensors
 from enginehouse.engines import EngineOptions
+from enginehouse.engines.refusals import told
 from enginehouse.engines.slots import Slots
 from enginehouse.engines.tensorrt.device import Buffer, DeviceError, cuda, stream
 from enginehouse.engines.tensorrt.library import KIND, library, listener, readable
@@ -75,7 +76,7 @@ class TensorRT:
             try:
                 return worker.run(inputs)
             except DeviceError as error:
-                raise InferenceFailed(f"{KIND}: {error}") from None
+                raise told(KIND, str(error)) from None
 
     def close(self) -> None:
         """Free the workers that are idle now and the others when their `infer` returns."""

@@ -72,7 +72,10 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
         )
     text, tail = view[:json_length], view[json_length:]
     if tail and (form := forms.find(text, len(tail), signature)):
-        return InferRequest(form.inputs(tail), *form.fields)
+        inputs = form.inputs(tail)
+        # Names, dtypes and shapes are those of the earlier request; the values are new.
+        signature.check_values(inputs)
+        return InferRequest(inputs, *form.fields)
     document = _document(text)
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):

@@ -11,7 +11,7 @@ import orjson
 from enginehouse.contract.elements import to_bytes, to_json
 from enginehouse.contract.errors import InferenceFailed
 from enginehouse.contract.manifest import TensorRecord
-from enginehouse.contract.tensors import Signature, datatype
+from enginehouse.contract.tensors import Signature, TensorSpec, datatype
 from enginehouse.faces.oip.request import InferRequest
 
 #: Extensions of the protocol that this package implements; others are not advertised.
@@ -63,14 +63,36 @@ def encode_response(
 
 
 def model_metadata(name: str, versions: Sequence[str], platform: str, signature: Signature) -> dict[str, Any]:
-    """The document of `GET /v2/models/{name}`; -1 stands for a free dimension."""
-    return {
+    """The document of `GET /v2/models/{name}`; -1 stands for a free dimension.
+
+    What the protocol has no place for is in `parameters`, as elsewhere in it: of an input, `dimension_1` is the name of
+    its free dimension 1, `min_value` and `max_value` are the ends of its domain; of the model, `NAME_min` and
+    `NAME_max` are the extents that the dimension NAME may have.
+    """
+    document = {
         "name": name,
         "versions": list(versions),
         "platform": platform,
-        "inputs": [TensorRecord.of(spec).model_dump(mode="json") for spec in signature.inputs],
-        "outputs": [TensorRecord.of(spec).model_dump(mode="json") for spec in signature.outputs],
+        "inputs": [_described(spec, signature) for spec in signature.inputs],
+        "outputs": [_described(spec, signature) for spec in signature.outputs],
     }
+    ranges = {
+        f"{free.name}_{end}": extent
+        for free in signature.free
+        if free.range is not None
+        for end, extent in zip(("min", "max"), free.range, strict=True)
+    }
+    return document | {"parameters": ranges} if ranges else document
+
+
+def _described(spec: TensorSpec, signature: Signature) -> dict[str, Any]:
+    record = TensorRecord.of(spec).model_dump(mode="json", exclude={"domain"})
+    parameters: dict[str, str | int] = {
+        f"dimension_{dim}": free.name for free in signature.free for name, dim in free.dims if name == spec.name
+    }
+    if spec.domain is not None:
+        parameters |= {"min_value": spec.domain.low, "max_value": spec.domain.high - 1}
+    return record | {"parameters": parameters} if parameters else record
 
 
 def server_metadata(version: str) -> dict[str, Any]:

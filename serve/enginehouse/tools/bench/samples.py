@@ -47,7 +47,7 @@ def read(path: Path, manifest: Manifest) -> Samples:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"{path}: not a readable .npz of plain arrays: {error}") from None
-    signature = manifest.signature.signature()
+    signature = manifest.request_signature()
     try:
         signature.check(arrays)
     except InvalidInput as error:

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ConfigError, ModelNotFound
-from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Manifest, Parity
+from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Manifest, Parity
 from enginehouse.contract.store import Store
+from enginehouse.contract.tensors import Signature
 from enginehouse.tools.cli.console import out
 
 _COLOURS = {"ready": "green", "unverified": "yellow", "failed": "red", "unavailable": "yellow"}
@@ -76,7 +77,7 @@ def show(console: Console, manifest: Manifest) -> None:
 
 
 def _show_facts(console: Console, manifest: Manifest) -> None:
-    signature = manifest.signature.signature()
+    signature = manifest.request_signature()
     batch = f"up to {manifest.max_batch} rows" if signature.batched else "none"
     facts = {
         "inputs": "\n".join(str(spec) for spec in signature.inputs),
@@ -85,7 +86,8 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
         "parity": "\n".join(
             f"{artifact.name}: {_figures(artifact.parity)}" for artifact in manifest.artifacts if artifact.parity
         ),
-        "axes": "\n".join(f"{axis.name}: {axis.min} to {axis.max}, usually {axis.opt}" for axis in manifest.axes),
+        "axes": "\n".join(_axis(axis, signature) for axis in manifest.axes),
+        "values": "\n".join(f"{spec.name}: {spec.domain}" for spec in signature.inputs if spec.domain),
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
         "remarks": "\n".join(manifest.remarks),
@@ -103,6 +105,17 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
             grid.add_row(f"[bold]{name}[/]", escape(text))
     console.print()
     console.print(grid)
+
+
+def _axis(axis: Axis, signature: Signature) -> str:
+    """Which extents are answered and which one is usual, and where the inputs must agree on it."""
+    free = next((free for free in signature.free if free.name == axis.name), None)
+    if free is None or free.range is None:
+        text = f"{axis.name}: any, {axis.opt} in the samples"
+    else:
+        text = f"{axis.name}: {axis.min} to {axis.max}, usually {axis.opt}"
+    inputs = ", ".join(dict.fromkeys(name for name, _ in axis.dims))
+    return f"{text}, the same in {inputs}" if len(axis.dims) > 1 else text
 
 
 def _find(text: str) -> Manifest:

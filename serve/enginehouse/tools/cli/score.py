@@ -36,7 +36,7 @@ def score(
         config = catalog.find(model)
         if config is None:
             raise ConfigError(f"model {model!r} is not served; served: {', '.join(m.id for m in catalog.models)}")
-        signature = Store(catalog.store).manifest(model, config.version).signature.signature()
+        signature = Store(catalog.store).manifest(model, config.version).request_signature()
         say(f"scoring {source} with {config.id}")
         started = time.monotonic()
         scored = job.score(

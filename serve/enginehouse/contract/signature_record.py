@@ -1,0 +1,97 @@
+"""A signature as the manifest has it: tensors, and the axes along which they may be longer or shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from enginehouse.contract.tensors import DTYPES, Domain, FreeDim, Signature, TensorSpec, datatype
+
+
+class Record(BaseModel):
+    """A part of the manifest: never changed, and refused when it has a field that this release does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorRecord(Record):
+    """A TensorSpec as JSON: the protocol's datatype, and -1 for a free dimension.
+
+    `domain` is the lowest value that an input may hold, and the first one beyond the highest.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    domain: tuple[int, int] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As for artifacts: the release before refuses the field, and one that cannot check it should not answer.
+        fields: dict[str, Any] = serialize(self)
+        if self.domain is None:
+            fields.pop("domain", None)
+        return fields
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorRecord:
+        shape = tuple(-1 if dim is None else dim for dim in spec.shape)
+        domain = (spec.domain.low, spec.domain.high) if spec.domain else None
+        return cls(name=spec.name, datatype=datatype(spec.dtype), shape=shape, domain=domain)
+
+    def spec(self) -> TensorSpec:
+        shape = tuple(None if dim == -1 else dim for dim in self.shape)
+        return TensorSpec(self.name, DTYPES[self.datatype], shape, Domain(*self.domain) if self.domain else None)
+
+
+class SignatureRecord(Record):
+    """A Signature as JSON, without its free dimensions, which the manifest has as `axes`."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    batched: bool = True
+
+    @classmethod
+    def of(cls, signature: Signature) -> SignatureRecord:
+        return cls(
+            inputs=tuple(TensorRecord.of(spec) for spec in signature.inputs),
+            outputs=tuple(TensorRecord.of(spec) for spec in signature.outputs),
+            batched=signature.batched,
+        )
+
+    def signature(self) -> Signature:
+        return Signature(
+            tuple(record.spec() for record in self.inputs),
+            tuple(record.spec() for record in self.outputs),
+            self.batched,
+        )
+
+
+class Axis(Record):
+    """A free dimension other than the batch: its name, the range that engines are built for, and where it is.
+
+    `dims` are (input, dimension) pairs that always have the same extent. `opt` is the extent that TensorRT tunes for
+    and that warm-up uses. The first axis of a manifest is the cost axis: the one that latency is measured along.
+    """
+
+    name: str
+    min: int = Field(ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=1)
+    dims: tuple[tuple[str, int], ...] = Field(min_length=1)
+
+
+def with_free_dims(signature: Signature, axes: Sequence[Axis], declared: Container[str] = ()) -> Signature:
+    """`signature` with what `axes` say that has to hold in a request.
+
+    An axis of one extent has that from the samples, which forbid no other, unless it is among the `declared` names.
+    """
+    free = []
+    for axis in axes:
+        is_declared = axis.min < axis.max or axis.name in declared
+        if is_declared or len(axis.dims) > 1:
+            free.append(FreeDim(axis.name, axis.dims, (axis.min, axis.max) if is_declared else None))
+    return replace(signature, free=tuple(free))
