@@ -16,7 +16,7 @@ from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.parity import compare
 from enginehouse.contract.tensors import TensorSpec
 from enginehouse_build.reference.adopt import Adopted, adopt
-from enginehouse_build.reference.onnx import prove_dynamic
+from enginehouse_build.reference.proof import prove_dynamic
 
 from .awkward import SERVED
 from .graphs import Awkward, Inputs, f32, floats, model, node, save, weights
