@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.parity import LIMITS, first_difference
 from enginehouse.contract.tensors import Tensors
@@ -26,9 +26,12 @@ _FAR = 64
 _IN_COMPANY = 3
 #: About what rounding makes of the values inside a deep network, relative to them.
 _ROUNDING = 1e-5
+#: How many times as many values as were seen to change may be undecided.
+_EITHER_WAY = 4
 _WHY = (
-    "requests of strangers share a batch, so no row may depend on who else is in it; batch statistics, one scale for the "
-    "whole tensor (dynamic quantization, normalisation) and a dim 0 that is time are the usual causes: --no-batch helps"
+    "requests of strangers share a batch, so no row may depend on who else is in it; batch statistics, one scale for "
+    "the whole tensor (dynamic quantization, normalisation) and a dim 0 that is time are the usual causes: "
+    "--no-batch helps"
 )
 
 
@@ -41,7 +44,7 @@ def prove_dynamic(
     range was promised, and says nothing for others. Raises ExportFailed when the batch is not free after all, or a
     row's answer depends on its neighbours, with the output and the row.
     """
-    rows = _picked(samples)
+    rows = picked(samples)
     alone: list[Tensors] = []
     for count in PROOF_ROWS:
         batch = joined(rows[:count])
@@ -83,6 +86,18 @@ def prove_company(run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], o
         _alike(within, [alone[row] for row in chosen], [rows[row] for row in chosen], original, what)
 
 
+def asked(run: Ask, request: Tensors) -> Tensors:
+    """What `run` answers. Raises BuildError with the shapes that it refuses."""
+    try:
+        return run(request)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in request.items())
+        raise BuildError(
+            f"the reference does not answer a request of the shapes {shapes}: {reason(error)}; give samples that it "
+            "takes with --samples FILE.npz, and ranges within what it takes with --axis NAME=MIN:OPT:MAX"
+        ) from error
+
+
 def joined(rows: Sequence[Tensors]) -> dict[str, np.ndarray]:
     """Requests or answers as one, along dim 0."""
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -102,7 +117,9 @@ def undecided(reference: Ask, rows: Sequence[Tensors], answers: Sequence[Tensors
         for name, array in want.items():
             if array.dtype.kind in "iub" and array.size and moved[name].shape == array.shape:
                 share = float(np.mean(moved[name] != array))
-                shares[name] = min(max(share, shares.get(name, 0.0)), LIMITS["fp32"].differing)
+                # What rounding decides falls either way: another computation may differ where none of these did.
+                share = min(_EITHER_WAY * share, LIMITS["fp32"].differing)
+                shares[name] = max(share, shares.get(name, 0.0))
     return shares
 
 
@@ -177,8 +194,8 @@ def _takes(run: Ask, row: Tensors) -> bool:
     return True
 
 
-def _picked(samples: Tensors) -> list[Tensors]:
-    """Five rows, the first two, the largest, the smallest and the last first among them."""
+def picked(samples: Tensors) -> list[Tensors]:
+    """The five rows that proofs ask for: the first two, the largest, the smallest, the last, then what there is."""
     count = min(len(array) for array in samples.values())
     size = np.zeros(count)
     for array in samples.values():

@@ -32,8 +32,9 @@ from enginehouse_build.inputs.postprocess import of as postprocess_of
 from enginehouse_build.inputs.preprocess import Preprocess
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference.adopt import adopt
-from enginehouse_build.reference.onnx import finish, plain_session, reason
-from enginehouse_build.reference.proof import prove_dynamic
+from enginehouse_build.reference.onnx import finish, plain_session
+from enginehouse_build.reference.proof import asked, prove_dynamic
+from enginehouse_build.reference.scores import prove_scores
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -114,8 +115,9 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     exported = plain_session(model, recipe.threads)
     if signature.batched:
         prove_dynamic(exported, run, rows, axes, core.ranges)
+        prove_scores(onnx_format.load(model), rows, folder, recipe.threads)
     requests = sampling.requests(rows, signature, max_rows, axes)
-    answers = [_asked(run, request) for request in requests]
+    answers = [asked(run, request) for request in requests]
     tensor_file.write(folder / REQUESTS, requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
@@ -141,17 +143,6 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         metric=metric,
         depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
     )
-
-
-def _asked(run: Run, request: Tensors) -> Mapping[str, np.ndarray]:
-    try:
-        return run(request)
-    except Exception as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in request.items())
-        raise BuildError(
-            f"the reference does not answer a request of the shapes {shapes}: {reason(error)}; give samples that it "
-            "takes with --samples FILE.npz, and ranges within what it takes with --axis NAME=MIN:OPT:MAX"
-        ) from error
 
 
 def in_batches(run: Run, rows: Tensors, max_rows: int | None) -> Mapping[str, np.ndarray]:

@@ -19,6 +19,7 @@ from enginehouse_build.reference.adopt.shapes import Dim, Shapes, dims, infer, i
 from enginehouse_build.reference.adopt.trial import agree, answers, attempt, load_proto
 from enginehouse_build.reference.onnx import PROOF_ROWS, Run
 from enginehouse_build.reference.proof import joined, prove_company
+from enginehouse_build.reference.scores import prove_scores
 
 _PREFIX = "enginehouse/batch"
 #: Outputs that differ by less than this between rows cannot show that rows are kept apart.
@@ -45,6 +46,7 @@ def make_dynamic(proto: onnx.ModelProto, signature: Signature, original: Run, fo
         _prove(run, rows, alone)
         prove_company(run, rows, alone, original, joined(rows))
     del run
+    prove_scores(freed, joined(trials[0][0]), folder)
     for rows, alone in trials[:1]:
         if not _telling(alone):
             _prove_inside(proto, freed, rows[:2], folder)
