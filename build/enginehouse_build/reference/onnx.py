@@ -61,7 +61,7 @@ def plain_session(path: Path, threads: int = 0) -> Run:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong, out of an exporter's or runtime's long message: at most about 400 characters, its end among them."""
+    """What is wrong, out of an exporter's or runtime's long message: about 400 characters at most, both ends kept."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = _WHERE_IN_RUNTIME.sub(" ", text)
     _, marker, summary = text.partition("## Exception summary")
