@@ -58,6 +58,45 @@ class Embedding(nn.Module):
         return self.table(words) * 2
 
 
+class Drops(Net):
+    def mix(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x.flatten(1), 0.3, training=True)
+
+
+class Noisy(Net):
+    def mix(self, x: Tensor) -> Tensor:
+        return x.flatten(1) + torch.randn_like(x).flatten(1)
+
+
+class Counts(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def mix(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x.flatten(1) * self.calls
+
+
+class BatchStatistics(Net):
+    def mix(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x.flatten(1), None, None, training=True)
+
+
+class AtRest(Net):
+    """Everything of the kind that does no harm in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.batch = nn.Dropout(0.5), nn.BatchNorm1d(2)
+        self.instance = nn.InstanceNorm1d(2)
+
+    def mix(self, x: Tensor) -> Tensor:
+        x = self.instance(self.batch(self.drop(x)))
+        heads = x.unsqueeze(1)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads).flatten(1)
+
+
 EXAMPLE = torch.zeros(1, 2, 3)
 
 
@@ -108,3 +147,23 @@ def pictures() -> ModelSource:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
     return ModelSource(network, {"image": torch.zeros(2, 3, 8, 8)}, preprocess="imagenet", postprocess="topk:2")
+
+
+def drops() -> tuple[nn.Module, Tensor]:
+    return Drops(), EXAMPLE
+
+
+def noisy() -> tuple[nn.Module, Tensor]:
+    return Noisy(), EXAMPLE
+
+
+def counts() -> tuple[nn.Module, Tensor]:
+    return Counts(), EXAMPLE
+
+
+def batch_statistics() -> tuple[nn.Module, Tensor]:
+    return BatchStatistics(), EXAMPLE.expand(2, 2, 3)
+
+
+def at_rest() -> tuple[nn.Module, Tensor]:
+    return AtRest(), EXAMPLE

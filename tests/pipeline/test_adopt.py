@@ -16,7 +16,7 @@ from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.parity import compare
 from enginehouse.contract.tensors import TensorSpec
 from enginehouse_build.reference.adopt import Adopted, adopt
-from enginehouse_build.reference.onnx import prove_dynamic
+from enginehouse_build.reference.proof import prove_dynamic
 
 from .awkward import SERVED
 from .graphs import Awkward, Inputs, f32, floats, model, node, save, weights
@@ -223,3 +223,70 @@ def test_dropout_for_inference_is_fine(tmp_path: Path) -> None:
     constants = {"training": np.array(False), "w": weights(4, 2)}
     proto = model(nodes, {"x": (f32, ["n", 4])}, {"y": (f32, ["n", 2])}, constants)
     assert adopt(save(tmp_path / "d.onnx", proto), tmp_path / "adopted.onnx", batched=True).remarks == ()
+
+
+def weights_in_a_branch(folder: Path) -> Path:
+    """An If between two products, whose weights are in a file beside the model, as is the value of a Constant."""
+    result = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])]
+    branches = []
+    for at in (0, 1):
+        branch = helper.make_graph([node("MatMul", ["h", f"w{at}"], ["y"])], f"b{at}", [], result)
+        branch.initializer.append(onnx.numpy_helper.from_array(weights(4, 2, seed=at), f"w{at}"))
+        branches.append(branch)
+    nodes = [
+        node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(weights(4), "c_value")),
+        node("Add", ["x", "c"], ["h"]),
+        node("If", ["on"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    proto = model(nodes, {"x": (f32, ["n", 4])}, {"y": (f32, ["n", 2])}, {"on": np.array(True)})
+    data = b""
+    inside = [attribute.g.initializer[0] for attribute in proto.graph.node[2].attribute]
+    for tensor in [*inside, proto.graph.node[0].attribute[0].t]:
+        onnx.external_data_helper.set_external_data(tensor, "w.bin", offset=len(data), length=len(tensor.raw_data))
+        data += tensor.raw_data
+        tensor.ClearField("raw_data")
+    (folder / "w.bin").write_bytes(data)
+    return save(folder / "branch.onnx", proto)
+
+
+def test_weights_beside_the_file_are_found_in_branches_and_constants(tmp_path: Path) -> None:
+    path = weights_in_a_branch(tmp_path)
+    assert adopt(path, tmp_path / "adopted.onnx", batched=True).remarks == ("3 external weights taken into the file",)
+    inputs = floats(x=[-1, 4])(3, 1)
+    want = Runtime(path)(inputs)
+    (tmp_path / "w.bin").unlink()
+    assert_same(Runtime(tmp_path / "adopted.onnx")(inputs), want)
+
+
+@pytest.mark.parametrize("kind", ["SimplifiedLayerNormalization", "GroupNormalization"])
+def test_operator_that_only_the_runtime_knows_is_served(kind: str, tmp_path: Path) -> None:
+    # The one is ONNX Runtime's own in ONNX's domain, the other is deprecated in the opset that brought it.
+    groups = {"num_groups": 2} if kind == "GroupNormalization" else {}
+    inputs = ["x", "s", "b"] if groups else ["x", "s"]
+    constants = {"s": np.ones(2 if groups else 4, f32), "b": np.zeros(2, f32)}
+    shapes = {"x": (f32, ["n", 4])}, {"y": (f32, ["n", 4])}
+    if groups:
+        shapes = {"x": (f32, ["n", 4, 3])}, {"y": (f32, ["n", 4, 3])}
+    proto = model([node(kind, inputs, ["y"], **groups)], *shapes, constants, opset=18)
+    path = save(tmp_path / "own.onnx", proto)
+    adopted = adopt(path, tmp_path / "adopted.onnx", batched=True)
+    assert adopted.signature.batched
+    assert "the checker of ONNX objects to the file" in adopted.remarks[-1]
+    fresh = floats(x=[-1, 4, 3] if groups else [-1, 4])(3, 1)
+    assert_same(Runtime(tmp_path / "adopted.onnx")(fresh), Runtime(path).row_by_row(fresh))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "way_out"),
+    [
+        ({"opset": 99}, "Current official support .* written in opset 99: export the model with opset 20"),
+        ({"ir_version": 99}, "Unsupported model IR version: 99.* version 99: save it with ir_version 10"),
+    ],
+)
+def test_file_newer_than_the_runtime_is_refused_with_the_way_out(
+    numbers: dict[str, int], way_out: str, tmp_path: Path
+) -> None:
+    proto = model([node("Relu", ["x"], ["y"])], {"x": (f32, ["n", 4])}, {"y": (f32, ["n", 4])}, **numbers)
+    with pytest.raises(ExportFailed, match=way_out) as caught:
+        adopt(save(tmp_path / "new.onnx", proto), tmp_path / "adopted.onnx", batched=True)
+    assert "onnxruntime_src" not in str(caught.value)

@@ -66,6 +66,24 @@ def test_model_that_mixes_rows_is_refused(tmp_path: Path) -> None:
         reference_of(tmp_path, "mixes_rows")
 
 
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("drops", r"drops values at random \(native_dropout, .*modules.py line \d+ in forward\).*self.training"),
+        ("noisy", r"draws random numbers \(randn_like, .*modules.py line \d+ in forward\)"),
+        ("counts", r"changes its buffer 'calls' in forward, .*modules.py line \d+ in forward: .*keeps no state"),
+        ("batch_statistics", r"the statistics of the batch \(.*modules.py line \d+ in forward\).*--no-batch"),
+    ],
+)
+def test_what_keeps_a_module_from_answering_alike_is_named_by_line(tmp_path: Path, factory: str, message: str) -> None:
+    with pytest.raises(ExportFailed, match=message):
+        reference_of(tmp_path, factory)
+
+
+def test_what_rests_in_eval_mode_is_no_fault(tmp_path: Path) -> None:
+    assert reference_of(tmp_path, "at_rest").signature.batched
+
+
 def test_samples_must_fit_the_signature(tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", x=np.zeros((4, 2, 5), np.float32))
     with pytest.raises(BuildError, match=r"wrong.npz: input 'x' has shape \[4, 2, 5\]; the model wants \[\*, 2, 3\]"):
@@ -143,7 +161,7 @@ def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
         ("nothing.py:factory", "no such file"),
         ("no_such_package.models:factory", "cannot import 'no_such_package.models'"),
         ("weights.pt", "give package.module:function, path/to/file.py:function or FILE.onnx"),
-        (f"{MODULES}:missing", "has no function 'missing'; it has baked, data_dependent"),
+        (f"{MODULES}:missing", "has no function 'missing'; it has at_rest, baked"),
         (f"{MODULES}:not_a_model", "the factory returned str"),
         (f"{MODULES}:raises", "the factory raised FileNotFoundError: weights.pt"),
         (f"{MODULES}:wrong_example", "the module fails on its example inputs (x)"),

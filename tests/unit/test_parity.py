@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from enginehouse.contract.errors import ParityFailed
 from enginehouse.contract.manifest import MetricRecord, Parity
-from enginehouse.contract.parity import LIMITS, Comparison, compare, gate
+from enginehouse.contract.parity import LIMITS, Comparison, compare, first_difference, gate
 
 WANT = np.array([[3.0, 4.0], [0.0, 5.0]])
 
@@ -115,3 +117,25 @@ def test_the_worst_of_all_requests_counts() -> None:
 def test_bits_cut_from_whole_numbers_are_seen_at_any_magnitude() -> None:
     ids = np.array([2**40 + 1, 3], dtype=np.int64)
     assert compare({"y": ids & 0xFFFFFFFF}, {"y": ids}).differing == 0.5
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "fault"),
+    [
+        ([[1, 2], [3, 4]], [[1, 2], [3, 4]], None),
+        ([[1, 2], [3, 5]], [[1, 2], [3, 4]], "in 1 of 2 rows and 25.0% of its values, first in row 1: 5 instead of 4"),
+        ([["a"], ["b"]], [["a"], ["c"]], "first in row 1: b instead of c"),
+        ([[1.0], [np.nan]], [[1.0], [np.nan]], None),
+        ([[1.0], [np.nan]], [[1.0], [2.0]], "first in row 1: nan instead of 2.0 .* not finite on one side"),
+        ([[np.inf], [1.0]], [[-np.inf], [1.0]], "first in row 0: inf instead of -inf"),
+        # Far below the limit of the whole, which a large row decides.
+        ([[1e6, 1e6], [1.0, 1e4]], [[1e6, 1e6], [1.0, 1.01e4]], "most in row 1"),
+        ([[1.0], [1e-9]], [[1.0], [2e-9]], None),
+        ([[1.0]], [[1]], r"has shape \[1, 1\] \(float64\) instead of \[1, 1\] \(int64\)"),
+        ([[1, 2]], [[1], [2]], "has shape"),
+    ],
+)
+def test_two_answers_are_the_same_in_every_row_or_the_first_is_named(got: list, want: list, fault: str | None) -> None:
+    arrays = [np.array(each, object if isinstance(each[0][0], str) else None) for each in (got, want)]
+    found = first_difference({"y": arrays[0]}, {"y": arrays[1]}, 1e-4, 1e-4)
+    assert (found is None) if fault is None else re.search(fault, str(found)), found

@@ -19,6 +19,7 @@ from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
+from enginehouse_build.reference.module_faults import refuse_unservable
 from enginehouse_build.reference.onnx import PROOF_ROWS, finish, reason
 
 #: 17 silently becomes 18; from 23 on the exporter emits `Attention`, which TensorRT-RTX cannot build in fp32.
@@ -32,7 +33,8 @@ def export(
 ) -> Signature:
     """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`, and so are its axes.
 
-    Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in.
+    Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in, the buffer
+    that the module changes, or the line at which it draws random numbers or mixes the rows of a batch.
     """
     examples = tuple(model.inputs.values())
     if batched:
@@ -52,6 +54,8 @@ def export(
             )
             if program is None:
                 raise ExportFailed("torch's exporter returned nothing")
+            if program.exported_program is not None:
+                refuse_unservable(program.exported_program, batched)
             # Passing the file to `export` itself writes weights to a second file even for small models.
             program.save(path, external_data=False)
             proto = onnxscript.optimizer.optimize(onnx.load(path))

@@ -33,7 +33,9 @@ from enginehouse_build.inputs.postprocess import of as postprocess_of
 from enginehouse_build.inputs.preprocess import Preprocess
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference.adopt import adopt
-from enginehouse_build.reference.onnx import finish, plain_session, prove_dynamic
+from enginehouse_build.reference.onnx import finish, plain_session
+from enginehouse_build.reference.proof import asked, prove_dynamic
+from enginehouse_build.reference.scores import prove_scores
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -115,9 +117,10 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     rows = sampling.made_up(signature, axes) if real is None else sampling.checked(real, door, asked_with)
     exported = plain_session(model, recipe.threads)
     if signature.batched:
-        prove_dynamic(exported, run, rows)
+        prove_dynamic(exported, run, rows, axes, core.ranges)
+        prove_scores(onnx_format.load(model), rows, folder, recipe.threads)
     requests = sampling.requests(rows, signature, max_rows, axes)
-    answers = [run(request) for request in requests]
+    answers = [asked(run, request) for request in requests]
     tensor_file.write(folder / REQUESTS, requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
@@ -246,6 +249,12 @@ def _axes(signature: Signature, core: _Core, real: Mapping[str, np.ndarray] | No
             extents = core.ranges[name]
             axes.append(Axis(name=name, min=extents.min, opt=extents.opt, max=extents.max, dims=tuple(dims)))
         elif real is not None and (extent := _extent(real, dims)) is not None:
+            if not extent:
+                raise BuildError(
+                    f"the samples have no values along {name!r} (dimension {dims[0][1]} of input {dims[0][0]!r}): with "
+                    "an extent of 0 nothing that flows through it is compared; give samples of a later call, whose "
+                    "past is not empty"
+                )
             axes.append(Axis(name=name, min=extent, opt=extent, max=extent, dims=tuple(dims)))
     return tuple(axes)
 
@@ -276,7 +285,7 @@ def _doubts(
 def _extent(samples: Mapping[str, np.ndarray], dims: Sequence[tuple[str, int]]) -> int | None:
     name, dim = dims[0]
     array = samples.get(name)
-    return None if array is None or array.ndim <= dim else max(int(array.shape[dim]), 1)
+    return None if array is None or array.ndim <= dim else int(array.shape[dim])
 
 
 def _metric(

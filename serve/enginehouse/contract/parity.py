@@ -157,6 +157,66 @@ def compare(got: Tensors, want: Tensors) -> Figures:
     )
 
 
+def first_difference(
+    got: Tensors, want: Tensors, limit: float, per_row: float, undecided: Mapping[str, float] | None = None
+) -> str | None:
+    """In words, the first output and row in which `got` is another answer than `want`; None when there is none.
+
+    The comparison of proofs, which ask whether two answers are the same and not whether one is good enough: every row
+    of every output counts, whole numbers and text exactly, and what is not finite has to be so in the same places.
+    Floats may differ by `limit` (relative L2) in an output and by `per_row` in any row of it. `undecided` is the
+    share of whole numbers, by output, that rounding alone decides: as many may differ.
+    """
+    for name, array in want.items():
+        if fault := _difference(name, got, array, limit, per_row, (undecided or {}).get(name, 0.0)):
+            return f"output {name!r} {fault}"
+    return None
+
+
+def _difference(
+    name: str, got: Tensors, want: np.ndarray, limit: float, per_row: float, undecided: float
+) -> str | None:
+    answer = got.get(name)
+    if answer is None:
+        return f"is missing; there are {', '.join(got) or 'none'}"
+    if answer.shape != want.shape or answer.dtype.kind != want.dtype.kind:
+        there, wanted = (f"{list(array.shape)} ({array.dtype})" for array in (answer, want))
+        return f"has shape {there} instead of {wanted}"
+    if not want.size:
+        return None
+    rows = len(want) if want.ndim else 1
+    one, other = answer.reshape(rows, -1), want.reshape(rows, -1)
+    if want.dtype.kind not in "fc":
+        wrong = np.asarray(one != other, dtype=bool)
+        return _first(wrong, one, other, "") if wrong.mean() > undecided else None
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    special = ~(np.isfinite(one) & np.isfinite(other))
+    if (wrong := special & ~same).any():
+        return _first(wrong, one, other, ", and is not finite on one side only")
+    one, other = (np.where(special, 0, array).astype(np.float64) for array in (one, other))
+    errors, lengths = np.linalg.norm(one - other, axis=1), np.linalg.norm(other, axis=1)
+    norm = float(np.linalg.norm(lengths))
+    # A row near zero is measured on the others: cancellation leaves nothing of it but rounding.
+    distances = errors / np.maximum(np.maximum(lengths, 1e-2 * norm / rows**0.5), _TINY)
+    total = float(np.linalg.norm(errors)) / max(norm, _TINY)
+    row = int(np.argmax(distances))
+    if total <= limit and distances[row] <= per_row:
+        return None
+    return (
+        f"differs by {total:.2e} (relative L2, allowed {limit:.0e}), most in row {row}: by {distances[row]:.2e} "
+        f"(allowed {per_row:.0e})"
+    )
+
+
+def _first(wrong: np.ndarray, answer: np.ndarray, reference: np.ndarray, more: str) -> str:
+    row, at = (int(index) for index in np.argwhere(wrong)[0])
+    rows = int(wrong.any(axis=1).sum())
+    return (
+        f"differs in {rows} of {len(wrong)} rows and {wrong.mean():.1%} of its values, first in row {row}: "
+        f"{answer[row, at]!s} instead of {reference[row, at]!s} at place {at}{more}"
+    )
+
+
 def _compare_output(name: str, got: Tensors, want: np.ndarray) -> Figures:
     if name not in got:
         raise ParityFailed(f"output {name!r} is missing; there are {', '.join(got) or 'none'}")

@@ -9,14 +9,14 @@ from pathlib import Path
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_model
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.reference.adopt.batch import make_dynamic
-from enginehouse_build.reference.adopt.refusals import opset_of, refuse_unservable
+from enginehouse_build.reference.adopt.refusals import opset_of, outside_tensors, refuse_unknown, refuse_unservable
 from enginehouse_build.reference.adopt.shapes import dims, infer, is_tensor, name_free_dims, set_rank
-from enginehouse_build.reference.adopt.trial import agree, answer, load_proto
+from enginehouse_build.reference.adopt.trial import agree, answer, answers, load_proto
 from enginehouse_build.reference.onnx import (
     PROOF_ROWS,
     Run,
@@ -33,6 +33,9 @@ OLDEST_OPSET = 13
 #: All converters know it well, and no operator changed its meaning on the way there from 13.
 TARGET_OPSET = 17
 _IR_OF_TARGET = 8
+#: What everything reads that a file could be converted to: for messages.
+_EASY_OPSET = 20
+_EASY_IR = 10
 #: From this version of the file format on, weights need not be listed among the inputs.
 _IR_WEIGHTS_APART = 4
 #: protobuf's limit for one message.
@@ -61,11 +64,11 @@ def adopt(source: Path, path: Path, *, batched: bool) -> Adopted:
     naming the node or tensor.
     """
     proto, remarks = _read(source)
-    original = plain_session(source)
+    original = _loaded(source, proto)
     name_free_dims(proto.graph)
     proto = _with_outputs(proto, original)
     # Only now: it wants a shape for every output, and names neither the node nor the way out of what was refused above.
-    _check(proto, source)
+    remarks += _checked(proto)
     proto, changes = _modern(proto, original, path.parent)
     remarks += changes
     signature = signature_of(proto, batched)
@@ -95,7 +98,7 @@ def _read(source: Path) -> tuple[onnx.ModelProto, list[str]]:
         size = source.stat().st_size
         if size <= _LARGEST:
             proto = onnx.load(source, load_external_data=False)
-            outside = [weight for weight in proto.graph.initializer if uses_external_data(weight)]
+            outside = outside_tensors(proto)
             size += sum(_bytes(weight) for weight in outside)
         if size > _LARGEST:
             raise ExportFailed(
@@ -121,11 +124,27 @@ def _read(source: Path) -> tuple[onnx.ModelProto, list[str]]:
     return proto, remarks
 
 
-def _check(proto: onnx.ModelProto, source: Path) -> None:
+def _loaded(source: Path, proto: onnx.ModelProto) -> Run:
+    """The file in ONNX Runtime. Raises ExportFailed naming the cause where the file shows it, and the way out."""
+    try:
+        return plain_session(source)
+    except ExportFailed as error:
+        refuse_unknown(proto)
+        way_out = "onnx.checker.check_model(PATH, full_check=True) may name the node"
+        if opset_of(proto) > _EASY_OPSET:
+            way_out = f"it is written in opset {opset_of(proto)}: export the model with opset {_EASY_OPSET}"
+        elif proto.ir_version > _EASY_IR:
+            way_out = f"its file format is version {proto.ir_version}: save it with ir_version {_EASY_IR}"
+        raise ExportFailed(f"{error}; {way_out}") from None
+
+
+def _checked(proto: onnx.ModelProto) -> list[str]:
+    """A remark where the checker of ONNX finds a fault in a file that ONNX Runtime, the reference, has loaded."""
     try:
         onnx.checker.check_model(proto)
     except Exception as error:
-        raise ExportFailed(f"{source} is not a valid ONNX model: {reason(error)}") from error
+        return [f"the checker of ONNX objects to the file, which ONNX Runtime loads all the same: {reason(error)}"]
+    return []
 
 
 def _bytes(weight: onnx.TensorProto) -> int:
@@ -159,10 +178,10 @@ def _modern(proto: onnx.ModelProto, original: Run, folder: Path) -> tuple[onnx.M
         if opset < OLDEST_OPSET:
             modern = onnx.version_converter.convert_version(modern, TARGET_OPSET)
             modern.ir_version = max(modern.ir_version, _IR_OF_TARGET)
-        requests, answers = answer(original, inputs_of(proto), 2, 2)
         run = load_proto(modern, folder)
-        for request, want in zip(requests, answers, strict=True):
-            agree(run(request), want, "made-up inputs")
+        for requests, wanted in answers(original, inputs_of(proto), 2, 3):
+            for request, want in zip(requests, wanted, strict=True):
+                agree(run(request), want, "made-up inputs")
     except Exception as error:
         return proto, [f"not {what}, because that failed: {reason(error)}"]
     return modern, [f"{what}: agrees with the original"]

@@ -1,7 +1,7 @@
 """A model exported for one row, made to take any number of rows, and proven to answer each row as before.
 
 The rewriting only guesses where the 1 of the batch was baked in; what decides is the proof: the rewritten model on
-1, 2 and 5 rows against the original, row by row.
+1, 2 and 5 rows and in other company against the original, row by row, at two extents of what is free besides.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.reference.adopt.refusals import constants_of
 from enginehouse_build.reference.adopt.shapes import Dim, Shapes, dims, infer, is_tensor, shapes_of
-from enginehouse_build.reference.adopt.trial import agree, answer, attempt, joined, load_proto
+from enginehouse_build.reference.adopt.trial import agree, answers, attempt, load_proto
 from enginehouse_build.reference.onnx import PROOF_ROWS, Run
+from enginehouse_build.reference.proof import joined, prove_company
+from enginehouse_build.reference.scores import prove_scores
 
 _PREFIX = "enginehouse/batch"
 #: Outputs that differ by less than this between rows cannot show that rows are kept apart.
@@ -33,15 +35,21 @@ def make_dynamic(proto: onnx.ModelProto, signature: Signature, original: Run, fo
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] not in (1, None):
             raise ExportFailed(f"input {spec.name!r} has the shape {list(spec.shape)}: its dim 0 is no batch of 1")
-    rows, answers = answer(original, signature.inputs, 1, max(PROOF_ROWS))
-    for name, array in answers[0].items():
+    trials = list(answers(original, signature.inputs, 1, max(PROOF_ROWS)))
+    for name, array in trials[0][1][0].items():
         if array.ndim == 0 or len(array) != 1:
             raise ExportFailed(f"output {name!r} has the shape {list(array.shape)} for one row: its dim 0 is no batch")
     symbol = _symbol(proto)
     freed = _rewrite(proto, symbol)
-    _prove(load_proto(freed, folder), rows, answers)
-    if not _telling(answers):
-        _prove_inside(proto, freed, rows[:2], folder)
+    run = load_proto(freed, folder)
+    for rows, alone in trials:
+        _prove(run, rows, alone)
+        prove_company(run, rows, alone, original, joined(rows))
+    del run
+    prove_scores(freed, joined(trials[0][0]), folder)
+    for rows, alone in trials[:1]:
+        if not _telling(alone):
+            _prove_inside(proto, freed, rows[:2], folder)
     # The proof has shown that all other dimensions are what they were.
     for output, was in zip(freed.graph.output, proto.graph.output, strict=True):
         output.CopyFrom(was)
@@ -202,7 +210,8 @@ def _prove_inside(proto: onnx.ModelProto, freed: onnx.ModelProto, rows: list[Ten
     del before
     got = attempt(load_proto(_laid_open(freed, proto), folder), joined(rows), what)
     for name, array in want.items():
-        if got[name].shape == array.shape:
+        # Whole numbers inside are places and sizes, which count through all rows where the batch is flattened.
+        if got[name].shape == array.shape and array.dtype.kind == "f":
             agree({name: got[name]}, {name: array}, what)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import uses_external_data
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse_build.reference.onnx import label
@@ -30,6 +31,39 @@ def refuse_unservable(proto: onnx.ModelProto) -> None:
             reason = None if (node.domain, node.op_type) in functions else _fault(node, constants, opset)
             if reason:
                 raise ExportFailed(f"{label(node)} {reason}")
+
+
+def refuse_unknown(proto: onnx.ModelProto) -> None:
+    """Raises ExportFailed naming the first node that ONNX does not know: why the runtime did not load the file.
+
+    Asked only then, because the runtime has some operators in ONNX's domain that ONNX itself has not.
+    """
+    opset = opset_of(proto)
+    functions = {(function.domain, function.name) for function in proto.functions}
+    for body in (proto.graph, *proto.functions):
+        for node, _ in walk(body, {}):
+            if node.domain not in ("", "ai.onnx") or (node.domain, node.op_type) in functions:
+                continue
+            if not onnx.defs.has(node.op_type, max_inclusive_version=opset):
+                raise ExportFailed(
+                    f"{label(node)} is no operator of ONNX opset {opset}, and ONNX Runtime has none of its own; export "
+                    "the model with an opset that has it, or write it with other operators"
+                )
+
+
+def outside_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every tensor whose values are in another file: initializers and Constant nodes, branches and loops included."""
+    found: list[onnx.TensorProto] = []
+    bodies: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while bodies:
+        body = bodies.pop()
+        tensors = list(getattr(body, "initializer", ()))
+        for node in body.node:
+            for attribute in node.attribute:
+                tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+                bodies += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        found += [tensor for tensor in tensors if uses_external_data(tensor)]
+    return found
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -77,8 +111,6 @@ def _fault(node: onnx.NodeProto, constants: Mapping[str, np.ndarray], opset: int
             f"is a custom operator: neither ONNX nor ONNX Runtime knows the domain {domain!r}; "
             "write it with standard operators, or define it as a function in the ONNX file"
         )
-    if domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, max_inclusive_version=opset):
-        return f"is no operator of ONNX opset {opset}"
     if node.op_type in _RANDOM:
         return (
             "draws random numbers, so its answers cannot be reproduced and no artifact verified; "

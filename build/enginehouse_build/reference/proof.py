@@ -1,0 +1,253 @@
+"""Proofs that a model's batch is free and its rows are independent: each row alone, and in several companies.
+
+A proof compares every row of every output by `parity.first_difference`. That a model answers row 0 alike proves
+nothing: a causal model whose time axis was taken for the batch does so too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from enginehouse.contract.errors import BuildError, ExportFailed
+from enginehouse.contract.manifest import Axis
+from enginehouse.contract.parity import LIMITS, first_difference
+from enginehouse.contract.tensors import Tensors
+from enginehouse_build.inputs.samples import resized, sizes, take
+from enginehouse_build.reference.onnx import CAUSES, PROOF_ROWS, reason
+
+Ask: TypeAlias = Callable[[Tensors], Tensors]
+
+#: How far the made-up rows are from the real ones, in the largest of their values.
+_FAR = 64
+#: Rows that are asked in each company of made-up ones.
+_IN_COMPANY = 3
+#: About what rounding makes of the values inside a deep network, relative to them.
+_ROUNDING = 1e-5
+#: How many times as many values as were seen to change may be undecided.
+_EITHER_WAY = 4
+_WHY = (
+    "requests of strangers share a batch, so no row may depend on who else is in it; batch statistics, one scale for "
+    "the whole tensor (dynamic quantization, normalisation) and a dim 0 that is time are the usual causes: "
+    "--no-batch helps"
+)
+
+
+def prove_dynamic(
+    run: Ask, reference: Ask, samples: Tensors, axes: Sequence[Axis] = (), declared: Mapping[str, object] | None = None
+) -> None:
+    """Run the model on 1, 2 and 5 rows and compare with the reference, then each row alone with itself in company.
+
+    The same at several extents of each of `axes`; what fails to run there is refused for the `declared` ones, whose
+    range was promised, and says nothing for others. Raises ExportFailed when the batch is not free after all, or a
+    row's answer depends on its neighbours, with the output and the row.
+    """
+    rows = picked(samples)
+    alone: list[Tensors] = []
+    for count in PROOF_ROWS:
+        batch = joined(rows[:count])
+        try:
+            got = run(batch)
+        except Exception as error:
+            raise ExportFailed(
+                f"the model does not run with {count} rows of the samples: {reason(error)}; either they are not what "
+                f"it takes, or its batch is not dynamic; usual causes of that: {CAUSES}"
+            ) from error
+        _has_rows(got, count)
+        _like_reference(got, batch, reference, f"with {count} rows the exported model")
+        alone = alone or [got, *(run(row) for row in rows[1:])]
+    _alike(got, alone, rows, run, "beside other samples")
+    prove_company(run, rows, alone, run, samples)
+    for axis in axes:
+        _prove_extents(run, reference, rows[:2], axis, axis.name in (declared or {}))
+
+
+def prove_company(run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], original: Ask, samples: Tensors) -> None:
+    """Ask `run` for `rows` in another order, between made-up rows, and compare with what they are answered `alone`.
+
+    Raises ExportFailed naming company, output and row. Company that `original` itself does not take proves nothing.
+    """
+    order = list(reversed(range(len(rows))))
+    for at, (what, front, back) in enumerate(_companies(rows[0], samples)):
+        chosen = [order[(at + step) % len(order)] for step in range(min(_IN_COMPANY, len(order)))]
+        batch = joined([front, *(rows[row] for row in chosen), back])
+        try:
+            got = run(batch)
+        except Exception as error:
+            if not (_takes(original, front) and _takes(original, back)):
+                continue
+            raise ExportFailed(
+                f"rows that the model answers alone fail together, {what}: {reason(error)}; {_WHY}"
+            ) from error
+        _has_rows(got, len(chosen) + 2)
+        within = {name: array[1:-1] for name, array in got.items()}
+        _alike(within, [alone[row] for row in chosen], [rows[row] for row in chosen], original, what)
+
+
+def asked(run: Ask, request: Tensors) -> Tensors:
+    """What `run` answers. Raises BuildError with the shapes that it refuses."""
+    try:
+        return run(request)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in request.items())
+        raise BuildError(
+            f"the reference does not answer a request of the shapes {shapes}: {reason(error)}; give samples that it "
+            "takes with --samples FILE.npz, and ranges within what it takes with --axis NAME=MIN:OPT:MAX"
+        ) from error
+
+
+def joined(rows: Sequence[Tensors]) -> dict[str, np.ndarray]:
+    """Requests or answers as one, along dim 0."""
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def undecided(reference: Ask, rows: Sequence[Tensors], answers: Sequence[Tensors]) -> dict[str, float]:
+    """By output, the share of whole numbers that moving the inputs by no more than rounding changes.
+
+    In a class map of a million pixels some scores are equal to rounding, and no two computations agree on these. Never
+    more than the gate of fp32 allows.
+    """
+    want = joined(answers)
+    shares: dict[str, float] = {}
+    for seed in (0, 1):
+        generator = np.random.default_rng(seed)
+        moved = joined([reference(_moved(row, generator)) for row in rows])
+        for name, array in want.items():
+            if array.dtype.kind in "iub" and array.size and moved[name].shape == array.shape:
+                share = float(np.mean(moved[name] != array))
+                # What rounding decides falls either way: another computation may differ where none of these did.
+                share = min(_EITHER_WAY * share, LIMITS["fp32"].differing)
+                shares[name] = max(share, shares.get(name, 0.0))
+    return shares
+
+
+def _alike(got: Tensors, alone: Sequence[Tensors], rows: Sequence[Tensors], original: Ask, what: str) -> None:
+    limit, want = LIMITS["fp32"].relative_l2, joined(alone)
+    if first_difference(got, want, limit, limit) is None:
+        return
+    fault = first_difference(got, want, limit, limit, undecided(original, rows, alone))
+    if fault is not None:
+        raise ExportFailed(f"a row that shares its batch is answered otherwise than alone: {what}, {fault}; {_WHY}")
+
+
+def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str) -> None:
+    want, limits = reference(batch), LIMITS["fp32"]
+    if first_difference(got, want, limits.relative_l2, limits.worst_row) is not None:
+        by_rounding = undecided(reference, [batch], [want])
+        fault = first_difference(got, want, limits.relative_l2, limits.worst_row, by_rounding)
+        if fault is not None:
+            raise ExportFailed(
+                f"{what} differs from the reference: {fault}; a model must answer each row on its own, always alike"
+            )
+    for name, array in got.items():
+        if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
+            raise ExportFailed(
+                f"{what}: output {name!r} has no finite value to compare in {array.size}; are the samples right?"
+            )
+
+
+def _prove_extents(run: Ask, reference: Ask, rows: Sequence[Tensors], axis: Axis, declared: bool) -> None:
+    for size in sizes(axis) if declared else _near(axis.opt):
+        what = f"at {axis.name} = {size}"
+        sized = [resized(row, axis, size) for row in rows]
+        try:
+            alone = [run(row) for row in sized]
+        except Exception as error:
+            if declared:
+                raise ExportFailed(
+                    f"the model does not run {what}, which its range allows: {reason(error)}; narrow the range, or, "
+                    "where this extent follows from that of another dimension (a mask as long as past and new tokens "
+                    "together), give neither a range: then both stay as they are in the samples"
+                ) from error
+            continue
+        batch = joined(sized)
+        try:
+            got = run(batch)
+        except Exception as error:
+            raise ExportFailed(f"{what} the model takes one row and not {len(rows)}: {reason(error)}") from error
+        _has_rows(got, len(rows))
+        _alike(got, alone, sized, run, what)
+        _like_reference(got, batch, reference, f"{what} the exported model")
+
+
+def _near(extent: int) -> list[int]:
+    """Extents that nobody declared: one more and a half (odd where `extent` is even), and about twice as much."""
+    return sorted({extent + 1, max(extent // 2, 1), 2 * extent + 1} - {extent})
+
+
+def _has_rows(got: Tensors, rows: int) -> None:
+    for name, array in got.items():
+        if array.ndim == 0 or array.shape[0] != rows:
+            raise ExportFailed(
+                f"output {name!r} has shape {list(array.shape)} for {rows} rows: dim 0 must be the batch "
+                "(build with --no-batch if the model has none)"
+            )
+
+
+def _takes(run: Ask, row: Tensors) -> bool:
+    try:
+        run(row)
+    except Exception:
+        return False
+    return True
+
+
+def picked(samples: Tensors) -> list[Tensors]:
+    """The five rows that proofs ask for: the first two, the largest, the smallest, the last, then what there is."""
+    count = min(len(array) for array in samples.values())
+    size = np.zeros(count)
+    for array in samples.values():
+        if array.dtype.kind == "f":
+            size += np.nan_to_num(np.abs(array[:count].astype(np.float64))).reshape(count, -1).sum(axis=1)
+    wanted = [0, 1 % count, int(size.argmax()), int(size.argmin()), count - 1, *range(count)]
+    chosen = list(dict.fromkeys(wanted))
+    return [take(samples, chosen[at % len(chosen)], 1) for at in range(max(PROOF_ROWS))]
+
+
+def _companies(row: Tensors, samples: Tensors) -> Iterator[tuple[str, Tensors, Tensors]]:
+    """What the company is, and the rows of it before and after those that are asked for."""
+    for what, side in (("beside rows of large values", 1), ("beside rows of large negative values", -1)):
+        far = {name: _far(array, samples[name], side) for name, array in row.items()}
+        yield what, far, far
+    strangers = []
+    for seed in (0, 1):
+        generator = np.random.default_rng(seed)
+        strangers.append({name: generator.choice(samples[name].ravel(), array.shape) for name, array in row.items()})
+    nothing = {name: _scaled(array, 0) for name, array in strangers[1].items()}
+    yield "beside rows made of the samples' values", _loud(strangers[0]), nothing
+
+
+def _far(array: np.ndarray, among: np.ndarray, side: int) -> np.ndarray:
+    if not among.size:
+        return array
+    if among.dtype.kind != "f":
+        values = among.ravel()
+        extreme = (
+            (max if side > 0 else min)(values) if among.dtype.hasobject else values.max() if side > 0 else values.min()
+        )
+        return np.full(array.shape, extreme, dtype=among.dtype)
+    largest = float(np.abs(among[np.isfinite(among)]).max(initial=0)) or 1.0
+    return _scaled(np.abs(np.nan_to_num(array.astype(np.float64))) + largest, side * _FAR).astype(among.dtype)
+
+
+def _loud(row: Tensors) -> dict[str, np.ndarray]:
+    return {name: _scaled(array, _FAR / 8) for name, array in row.items()}
+
+
+def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    most = float(np.finfo(array.dtype).max) / 4
+    scaled: np.ndarray = np.clip(np.nan_to_num(array.astype(np.float64)) * factor, -most, most).astype(array.dtype)
+    return scaled
+
+
+def _moved(row: Tensors, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        name: (array * (1 + _ROUNDING * generator.standard_normal(array.shape))).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in row.items()
+    }
