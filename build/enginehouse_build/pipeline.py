@@ -217,6 +217,7 @@ class _Build:
             "reason": judged.reason,
             "parity": judged.parity,
             "effective_precision": judged.effective_precision,
+            "remarks": artifact.remarks + judged.remarks,
         }
         return artifact.model_copy(update=update), judged.kinds
 

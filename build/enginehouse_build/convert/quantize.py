@@ -50,7 +50,8 @@ _PERCENTILE = {"CalibPercentile": 99.999, "CalibStridedMinMax": 1}
 def quantize_for_onnxruntime(source: Path, target: Path, calibration: Calibration) -> str:
     """Write the `u8` kind of the ONNX file `source` to `target`; returns a remark for its reader, or "".
 
-    Raises ConversionFailed, also for a model without layers to quantize, and EngineUnavailable without ONNX Runtime.
+    Raises ConversionFailed, also for a model without layers to quantize or of which none was quantized, and
+    EngineUnavailable without ONNX Runtime.
     """
     return _quantize(source, target, calibration, symmetric=False)
 
@@ -94,9 +95,20 @@ def _quantize(source: Path, target: Path, calibration: Calibration, *, symmetric
         except Exception as error:
             raise ConversionFailed(f"ONNX Runtime cannot quantize the model: {reason(error)}") from error
     heavy = [node for node in graph.node if node.op_type in (*_LAYERS, *_RECURRENT) and not _is_processing(node)]
-    names = {node.name for node in layers}
-    left = [node.op_type for node in heavy if node.name not in names]
+    done = _in_int8(onnx.load(target).graph)
+    if not done:
+        raise ConversionFailed(
+            f"nothing was quantized: the quantizer left all of {tally(node.op_type for node in layers)} as they are "
+            "(it knows fp32 and fp16 only)"
+        )
+    left = [node.op_type for node in heavy if node.name not in done]
     return f"{len(left)} of {len(heavy)} layers stay in fp32: {tally(left)}" if left else ""
+
+
+def _in_int8(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes whose activation and weights are both quantized in `graph`, whatever was asked for."""
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return {node.name for node in graph.node if len(node.input) > 1 and rounded.issuperset(node.input[:2])}
 
 
 def _static(

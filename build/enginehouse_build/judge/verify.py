@@ -16,18 +16,23 @@ from enginehouse.contract.parity import Limits
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge import conditioning
+from enginehouse_build.judge.absence import missing
 from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready."""
+    """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
+
+    `remarks` are what else was noticed.
+    """
 
     status: Literal["ready", "unverified", "failed"]
     parity: Parity | None
     effective_precision: str | None
     kinds: tuple[EngineKind, ...]
     reason: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def verify(
@@ -42,17 +47,21 @@ def verify(
 ) -> Verified:
     """Judge the artifact called `name`, with the requests, answers and labels of the reference in `source`.
 
-    An artifact that no engine here can run is `unverified`, for its first load elsewhere to verify.
+    An artifact whose engines are not on this machine is `unverified`, for its first load elsewhere to verify. One that
+    an engine which is here refuses is `failed`, unless another engine of its format passes; then it is remarked.
     """
     artifact = bundle.manifest.artifact(name)
     worst: Parity | None = None
     passed: dict[EngineKind, str] = {}
     absent: list[str] = []
+    refused: list[str] = []
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
         except EngineUnavailable as error:
-            absent.append(str(error))
+            # Where the build keeps the file while it works is no part of the reason.
+            reason = str(error).replace(f"{bundle.path}/", "")
+            (absent if missing(kind) else refused).append(reason)
             continue
         except (ParityFailed, InferenceFailed) as error:
             return Verified("failed", worst, None, (), str(error))
@@ -66,10 +75,13 @@ def verify(
             return Verified("failed", figures_or_none, engine.precision, (), reason)
         finally:
             engine.close()
+    if worst is None and refused:
+        return Verified("failed", None, None, (), "; ".join(refused))
     if worst is None:
         return Verified("unverified", None, None, (), f"to be verified where it is first loaded: {'; '.join(absent)}")
     # The first kind is the one for machines without a GPU; the precision is reported for that.
-    return Verified("ready", worst, next(iter(passed.values())), tuple(passed))
+    remarks = tuple(f"does not load: {reason}" for reason in refused)
+    return Verified("ready", worst, next(iter(passed.values())), tuple(passed), remarks=remarks)
 
 
 def _measured(
