@@ -13,6 +13,7 @@ from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, ParityFailed
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
 from enginehouse.contract.parity import Limits
+from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge import conditioning
@@ -24,7 +25,7 @@ from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUES
 class Verified:
     """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
 
-    `remarks` are what else was noticed.
+    `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared.
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -33,6 +34,7 @@ class Verified:
     kinds: tuple[EngineKind, ...]
     reason: str | None = None
     remarks: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
 
 
 def verify(
@@ -55,6 +57,7 @@ def verify(
     passed: dict[EngineKind, str] = {}
     absent: list[str] = []
     refused: list[str] = []
+    unproven: tuple[str, ...] = ()
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
@@ -66,9 +69,11 @@ def verify(
         except (ParityFailed, InferenceFailed) as error:
             return Verified("failed", worst, None, (), str(error))
         try:
-            figures = _measured(kind, engine, reference, source, limits, max_drop)
+            figures, slices = _measured(kind, engine, reference, source, limits, max_drop)
             worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
             parity.gate(name, limits, figures)
+            slices.gate(name, kind, limits)
+            unproven = slices.unproven()
             passed[kind] = engine.precision
         except (ParityFailed, InferenceFailed) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)
@@ -80,20 +85,27 @@ def verify(
     if worst is None:
         return Verified("unverified", None, None, (), f"to be verified where it is first loaded: {'; '.join(absent)}")
     # The first kind is the one for machines without a GPU; the precision is reported for that.
-    remarks = tuple(f"does not load: {reason}" for reason in refused)
-    return Verified("ready", worst, next(iter(passed.values())), tuple(passed), remarks=remarks)
+    remarks = [f"does not load: {reason}" for reason in refused]
+    if unproven:
+        outputs = ", ".join(repr(output) for output in unproven)
+        remarks.append(
+            f"nothing was compared in {outputs}: empty or one value all over, in every sample; give samples that the "
+            "model has something to say about"
+        )
+    return Verified("ready", worst, next(iter(passed.values())), tuple(passed), None, tuple(remarks), unproven)
 
 
 def _measured(
     kind: EngineKind, engine: Engine, reference: Reference, source: Path, limits: Limits, max_drop: float
-) -> Parity:
+) -> tuple[Parity, Slices]:
     pairs = zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
-    figures = parity.compare_all(kind, engine.infer, pairs, limits.relative_l2)
+    batched = reference.signature.batched
+    figures, slices = compare_slices(kind, engine.infer, pairs, limits.relative_l2, batched=batched)
     metric = reference.metric
     if metric is None:
-        return figures
+        return figures, slices
     labels = np.load(source / LABELS)
-    max_rows = reference.max_rows if reference.signature.batched else None
+    max_rows = reference.max_rows if batched else None
     outputs = in_batches(engine.infer, tensor_file.read(source / SAMPLES)[0], max_rows)
     record = MetricRecord(
         name=metric.name,
@@ -102,7 +114,7 @@ def _measured(
         max_drop=max_drop,
         rows=metric.rows,
     )
-    return figures.model_copy(update={"metric": record})
+    return figures.model_copy(update={"metric": record}), slices
 
 
 def _explained(

@@ -78,7 +78,8 @@ def why_not(contender: Contender, field: Sequence[Contender]) -> str:
     """Why `contender` does not stand beside the others of `field`, or "".
 
     A file that its engine computes in the precision of another file there is that file with worse weights. Which
-    precision an artifact really runs in is known of CPUs only: it is the first engine of its format that tells.
+    precision an artifact really runs in is known of CPUs only: it is the first engine of its format that tells. And
+    what was compared on nothing does not stand beside fp32, which is what it should have been compared with.
     """
     artifact = contender.artifact
     ran = artifact.effective_precision
@@ -86,6 +87,9 @@ def why_not(contender: Contender, field: Sequence[Contender]) -> str:
         own = [other for other in field if other.engine == contender.engine and other.artifact.precision == ran]
         if own:
             return f"runs in {ran} there, as {own[0].artifact.name} does"
+    if artifact.unproven and artifact.precision != "fp32":
+        fp32 = any(other.artifact.precision == "fp32" for other in field)
+        return f"was compared on nothing in {', '.join(map(repr, artifact.unproven))}" if fp32 else ""
     return ""
 
 

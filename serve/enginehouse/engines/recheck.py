@@ -8,7 +8,8 @@ from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import Artifact, EngineKind, Parity
-from enginehouse.contract.parity import compare_all, gate, limits_of
+from enginehouse.contract.parity import gate, limits_of
+from enginehouse.contract.slices import compare_slices
 from enginehouse.contract.tensors import Tensors
 
 #: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
@@ -31,8 +32,11 @@ def recheck(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundl
     requests, answers = (tensor_file.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
     limits = limits_of(artifact.precision, artifact.limit)
     try:
-        figures = compare_all(kind, infer, zip(requests, answers, strict=True), limits.relative_l2)
+        pairs = zip(requests, answers, strict=True)
+        batched = bundle.manifest.signature.batched
+        figures, slices = compare_slices(kind, infer, pairs, limits.relative_l2, batched=batched)
         gate(artifact.name, limits, figures)
+        slices.gate(artifact.name, kind, limits)
     except (ParityFailed, InferenceFailed, InvalidInput) as error:
         raise EngineUnavailable(kind, f"verified on loading: {error}") from None
     return figures
