@@ -212,7 +212,7 @@ class _Build:
             )  # fmt: skip
         except EnginehouseError as error:
             return artifact.model_copy(update={"status": "failed", "reason": str(error)}), ()
-        told = ("status", "reason", "parity", "effective_precision", "unproven")
+        told = ("status", "reason", "parity", "effective_precision", "unproven", "inputs_only")
         update = {name: getattr(judged, name) for name in told} | {"remarks": artifact.remarks + judged.remarks}
         return artifact.model_copy(update=update), judged.kinds
 

@@ -11,12 +11,20 @@ import numpy as np
 from enginehouse.contract import parity, tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, ParityFailed
-from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
+from enginehouse.contract.manifest import (
+    ENGINE_KINDS,
+    FORMAT_OF,
+    Artifact,
+    EngineKind,
+    InputBound,
+    MetricRecord,
+    Parity,
+)
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
-from enginehouse_build.judge import conditioning
+from enginehouse_build.judge import conditioning, probes
 from enginehouse_build.judge.absence import missing
 from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
 
@@ -25,7 +33,8 @@ from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUES
 class Verified:
     """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
 
-    `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared.
+    `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
+    `inputs_only` what inputs have to be (see `probes`).
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -35,6 +44,7 @@ class Verified:
     reason: str | None = None
     remarks: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
+    inputs_only: tuple[InputBound, ...] = ()
 
 
 def verify(
@@ -58,6 +68,7 @@ def verify(
     absent: list[str] = []
     refused: list[str] = []
     unproven: tuple[str, ...] = ()
+    bounds: dict[InputBound, EngineKind] = {}
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
@@ -74,6 +85,9 @@ def verify(
             parity.gate(name, limits, figures)
             slices.gate(name, kind, limits)
             unproven = slices.unproven()
+            (request, *_others) = tensor_file.read(source / REQUESTS)
+            found = probes.bounds(engine.infer, source / MODEL, request, limits, threads)
+            bounds |= dict.fromkeys(found, kind)
             passed[kind] = engine.precision
         except (ParityFailed, InferenceFailed) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)
@@ -92,7 +106,9 @@ def verify(
             f"nothing was compared in {outputs}: empty or one value all over, in every sample; give samples that the "
             "model has something to say about"
         )
-    return Verified("ready", worst, next(iter(passed.values())), tuple(passed), None, tuple(remarks), unproven)
+    remarks += [f"{kind}: {probes.BOUNDS[bound]}" for bound, kind in bounds.items()]
+    ran = next(iter(passed.values()))
+    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, tuple(bounds))
 
 
 def _measured(

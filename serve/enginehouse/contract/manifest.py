@@ -22,6 +22,8 @@ EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino
 Accelerator: TypeAlias = Literal["cpu", "gpu"]
 #: How a CPU adds up products of uint8 and int8: `saturating` ones are cut at 16 bits (x86-64 without VNNI or AMX).
 Int8Products: TypeAlias = Literal["exact", "saturating"]
+#: What inputs have to be for an artifact to answer as the reference: without NaN and infinities, or ids below 2^24.
+InputBound: TypeAlias = Literal["finite", "below-2^24"]
 
 ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
 #: The one format that each kind of engine loads, and the hardware that it needs.
@@ -131,7 +133,7 @@ class Parity(_Record):
 
 
 #: Fields of an artifact that the release before does not know.
-_LATE_FIELDS = frozenset({"int8_products", "unproven"})
+_LATE_FIELDS = frozenset({"int8_products", "unproven", "inputs_only"})
 
 
 class Artifact(_Record):
@@ -157,6 +159,7 @@ class Artifact(_Record):
     limit: float | None = None
     int8_products: Int8Products | None = None
     unproven: tuple[str, ...] = ()
+    inputs_only: tuple[InputBound, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
