@@ -74,8 +74,10 @@ def verify(
             engine = load_engine(kind, bundle, artifact, threads=threads)
         except EngineUnavailable as error:
             # Where the build keeps the file while it works is no part of the reason.
-            reason = str(error).replace(f"{bundle.path}/", "")
-            (absent if missing(kind) else refused).append(reason)
+            if missing(kind):
+                absent.append(str(error))
+            else:
+                refused.append(f"{kind} does not load it: {error.args[-1]}".replace(f"{bundle.path}/", ""))
             continue
         except (ParityFailed, InferenceFailed) as error:
             return Verified("failed", worst, None, (), str(error))
@@ -99,7 +101,7 @@ def verify(
     if worst is None:
         return Verified("unverified", None, None, (), f"to be verified where it is first loaded: {'; '.join(absent)}")
     # The first kind is the one for machines without a GPU; the precision is reported for that.
-    remarks = [f"does not load: {reason}" for reason in refused]
+    remarks = list(refused)
     if unproven:
         outputs = ", ".join(repr(output) for output in unproven)
         remarks.append(
