@@ -212,12 +212,8 @@ class _Build:
             )  # fmt: skip
         except EnginehouseError as error:
             return artifact.model_copy(update={"status": "failed", "reason": str(error)}), ()
-        update = {
-            "status": judged.status,
-            "reason": judged.reason,
-            "parity": judged.parity,
-            "effective_precision": judged.effective_precision,
-        }
+        told = ("status", "reason", "parity", "effective_precision", "unproven", "inputs_only")
+        update = {name: getattr(judged, name) for name in told} | {"remarks": artifact.remarks + judged.remarks}
         return artifact.model_copy(update=update), judged.kinds
 
     def _made_on_node(

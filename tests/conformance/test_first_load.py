@@ -12,11 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import DigestMismatch, EngineUnavailable
-from enginehouse.contract.manifest import Artifact, File, Int8Products, Manifest, SignatureRecord, Status
+from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.manifest import Artifact, EngineKind, File, Int8Products, Manifest, SignatureRecord, Status
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import load_engine, time_calls
 from enginehouse.engines.hardware import int8_products, probe_cpu
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS, recheck
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS, needs_recheck, recheck
 
 pytest.importorskip("onnxruntime")
 
@@ -34,6 +35,7 @@ def unverified(
     hardware: dict[str, str] | None = None,
     limit: float | None = None,
     int8_products: Int8Products | None = None,
+    answers: tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]] = (REQUESTS, ANSWERS),
 ) -> Bundle:
     """A bundle of y = x @ weight whose check requests were answered with WEIGHT."""
     graph = helper.make_graph(
@@ -45,8 +47,8 @@ def unverified(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
     (folder / "check").mkdir()
-    tensor_file.write(folder / CHECK_REQUESTS, REQUESTS)
-    tensor_file.write(folder / CHECK_ANSWERS, ANSWERS)
+    for path, tensors in zip((CHECK_REQUESTS, CHECK_ANSWERS), answers, strict=True):
+        tensor_file.write(folder / path, tensors)
     signature = Signature(
         (TensorSpec("x", np.dtype(np.float32), (None, 6)),), (TensorSpec("y", np.dtype(np.float32), (None, 4)),)
     )
@@ -72,6 +74,12 @@ def unverified(
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Bundle.open(folder)
+
+
+def many(weight: np.ndarray) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+    """Requests of many rows, and the answers of `weight` to them."""
+    asked = [{"x": RNG.standard_normal((8, 6), dtype=np.float32)} for _ in range(4)]
+    return asked, [{"y": request["x"] @ weight} for request in asked]
 
 
 def record(folder: Path, path: str) -> File:
@@ -128,6 +136,36 @@ def test_what_was_made_for_cpus_that_multiply_int8_otherwise_is_verified_again(t
             load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()
         else:
             with pytest.raises(EngineUnavailable, match=r"verified on loading: onnx-fp32 .* relative L2 1\.00e-02"):
+                load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+
+
+@pytest.mark.parametrize("ran", ["fp32", "fp16", "int8"])
+def test_what_only_a_cpu_has_verified_is_verified_again_on_a_gpu(tmp_path: Path, ran: str) -> None:
+    manifest = unverified(tmp_path, status="ready").manifest
+    judged = manifest.artifacts[0].model_copy(update={"effective_precision": ran})
+
+    def timed_on(*kinds: EngineKind) -> Manifest:
+        point = LatencyPoint(rows=1, median_ms=1.0, p90_ms=1.0, min_ms=1.0, count=9)
+        tables = [
+            LatencyTable(engine=kind, artifact=judged.name, threads=1, host="here", points=(point,)) for kind in kinds
+        ]
+        return manifest.model_copy(update={"latency": tuple(tables)})
+
+    assert needs_recheck("onnxruntime-cuda", timed_on("onnxruntime-cpu"), judged)
+    assert not needs_recheck("onnxruntime-cuda", timed_on("onnxruntime-cpu", "onnxruntime-cuda"), judged)
+    assert not needs_recheck("onnxruntime-cpu", timed_on("onnxruntime-cpu"), judged)
+
+
+def test_a_part_that_is_lost_beside_a_larger_one_is_refused_on_loading_too(tmp_path: Path) -> None:
+    scales = np.array([300, 300, 300, 0.2], np.float32)
+    for folder, lost in (("whole", 1.0), ("lost", 0.0)):
+        (tmp_path / folder).mkdir()
+        weight = WEIGHT * scales * np.array([1, 1, 1, lost], np.float32)
+        bundle = unverified(tmp_path / folder, weight, limit=0.02, answers=many(WEIGHT * scales))
+        if lost:
+            load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1).close()
+        else:
+            with pytest.raises(EngineUnavailable, match=r"verified on loading: .* loses parts .* index 3 of axis 1"):
                 load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
 
 

@@ -218,3 +218,42 @@ def test_the_yardstick_is_onnx_runtime_on_the_same_hardware() -> None:
     chosen = only(manifest(table("tensorrt-fp16", {1: 1.0}), table("openvino-bf16", {1: 1.5}), table(*ONNX), cuda))
     assert chosen.artifact == "tensorrt-fp16"
     assert "2 times as fast as fp32 ONNX Runtime (onnx-fp32 on onnxruntime-cuda: 2 ms for 1 row)" in why(chosen)
+
+
+def ran_in(given: Artifact, precision: str) -> Artifact:
+    return given.model_copy(update={"effective_precision": precision})
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize("spoilt", [("onnx-fp32",), ("openvino-bf16",), ("onnx-fp32", "openvino-bf16")])
+def test_an_invalid_measurement_puts_nothing_before_a_more_exact_artifact(
+    objective: Objective, spoilt: tuple[str, ...]
+) -> None:
+    near, far = artifact("onnx-fp32", 1e-7), artifact("openvino-bf16", 4e-3)
+    noisy = {name: "the medians of 10 rounds lie 183% apart" for name in spoilt}
+    tables = [
+        table(name, {1: ms}, spread=1.83 if name in noisy else 0.0, reason=noisy.get(name, ""))
+        for name, ms in (("onnx-fp32", 10.0), ("openvino-bf16", 4.0))
+    ]
+    chosen = only(manifest(*tables, artifacts=(near, far)), objective)
+    assert chosen.artifact == "onnx-fp32"
+    assert "which an INVALID measurement cannot tell from chance" in why(chosen)
+    assert all(
+        f"The latency table of {name} on {KIND[name.split('-')[0]]} is INVALID" in why(chosen) for name in spoilt
+    )
+
+
+@pytest.mark.parametrize(("name", "ran"), [("onnx-fp16", "fp32"), ("onnx-int8", "fp32"), ("openvino-bf16", "fp32")])
+def test_what_runs_in_another_precision_is_no_candidate_beside_the_artifact_of_that_one(name: str, ran: str) -> None:
+    exact = f"{name.split('-')[0]}-fp32"
+    posing = ran_in(artifact(name, 3e-4), ran)
+    described = manifest(table(name, {1: 1.0}), table(exact, {1: 10.0}), artifacts=(posing, artifact(exact, 1e-7)))
+    chosen = choose(described, "latency", None)[0]
+    assert chosen.artifact == exact
+    if name != "onnx-int8":
+        assert f"{name} on {KIND[name.split('-')[0]]} was not considered: it runs in fp32 there" in why(chosen)
+
+
+def test_what_runs_in_another_precision_is_chosen_where_there_is_nothing_else() -> None:
+    posing = ran_in(artifact("onnx-fp16", 3e-4), "fp32")
+    assert only(manifest(table("onnx-fp16", {1: 1.0}), artifacts=(posing,))).artifact == "onnx-fp16"

@@ -13,7 +13,7 @@ from enginehouse.contract.tensors import Tensors
 from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert import fp16, int8_lint, openvino, quantize, tensorrt
 from enginehouse_build.convert.tensorrt import Converted
-from enginehouse_build.reference.reference import CALIBRATION, MODEL, Reference
+from enginehouse_build.reference.reference import CALIBRATION, MODEL, REQUESTS, Reference
 
 #: How int8 is kept from saturating where this CPU's products would (`enginehouse.engines.hardware.int8_products`).
 _PRECISE: Mapping[Format, str] = {
@@ -46,7 +46,7 @@ def convert(
 
 def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source: Path) -> str:
     if precision == "fp16":
-        return fp16.to_fp16(onnx, model)
+        return fp16.to_fp16(onnx, model, tensor_file.read(source / REQUESTS))
     if precision == "int8":
         quantized = quantize.quantize_for_tensorrt if format == "tensorrt" else quantize.quantize_for_onnxruntime
         return quantized(onnx, model, _calibration(source))

@@ -6,6 +6,7 @@ intermediate outputs and If branches with contradicting types, the one in onnxru
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse.contract.errors import ConversionFailed
+from enginehouse.contract.tensors import Tensors
+from enginehouse_build.convert.ranges import Range, ranges
 from enginehouse_build.graph.graph import POSTPROCESS, captured, constants, element_types, name_nodes, subgraphs, tally
 from enginehouse_build.reference.onnx import reason
 
@@ -25,10 +28,22 @@ _WIDE = frozenset(
     {"CumSum", "Pow", "Range", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"}
     | {"ReduceSum", "ReduceSumSquare"}
 )
+#: They square their input inside, in fp16 on some engines (TensorRT warns of it) whatever ONNX says of them.
+_SQUARING = frozenset(
+    {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "LpPool"}
+    | {"MeanVarianceNormalization", "RMSNormalization"}
+)
+#: An activation this close to the end of fp16 on some requests may pass it on others.
+_HEADROOM = 2.0
+#: fp16 tells whole numbers apart up to here.
+_LARGEST_WHOLE = 2048.0
 
 
-def to_fp16(source: Path, target: Path) -> str:
+def to_fp16(source: Path, target: Path, requests: Sequence[Tensors] = ()) -> str:
     """Write the ONNX file `source` with its arithmetic in fp16 to `target`.
+
+    What makes or takes tensors that fp16 cannot hold on `requests` stays in fp32: values near its end, whole numbers
+    beyond 2048, and what a normalisation would square beyond it.
 
     Returns what its reader should know: operators that stay in fp32 and why a weight is not what it was, or "".
     Weights beyond fp16's range become its largest number. Raises ConversionFailed when no operator can be in fp16.
@@ -36,7 +51,7 @@ def to_fp16(source: Path, target: Path) -> str:
     try:
         proto = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
         name_nodes(proto)
-        remark = _Conversion(proto).run()
+        remark = _Conversion(proto, ranges(source, requests)).run()
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, target)
     except ConversionFailed:
@@ -53,13 +68,16 @@ class _Conversion:
     where a tensor is made as one and used as the other there is a Cast behind its producer.
     """
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto, seen: Mapping[str, Range]) -> None:
         self.graph = proto.graph
         self.opset = next(opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx"))
         self.types = element_types(proto.graph)
         self.weights = constants(proto.graph)
         self.types |= {name: tensor.data_type for name, tensor in self.weights.items()}
         self.cut: dict[str, float] = {}
+        squared = {node.input[0] for node in proto.graph.node if node.op_type in _SQUARING}
+        self.wide = {name: found for name, found in seen.items() if _is_wide(found)}
+        self.squared = {name for name in squared if name in seen and _overflows(seen[name].magnitude ** 2)}
 
     def run(self) -> str:
         graph = self.graph
@@ -69,7 +87,7 @@ class _Conversion:
         if not any(inputs or outputs for inputs, outputs in made_half.values()):
             raise ConversionFailed(
                 f"nothing to convert to fp16: none of the operators ({tally(node.op_type for node in body)}) computes "
-                "in fp32 where fp16 would do"
+                f"in fp32 where fp16 would do{self._about_wide('; ')}"
             )
         kept = [
             node.op_type
@@ -117,6 +135,10 @@ class _Conversion:
         if node.domain not in ("", "ai.onnx") or subgraphs(node) or node.op_type in _WIDE:
             return False
         if node.op_type not in ("Shape", "Size") and sizes.intersection(node.output):
+            return False
+        if any(name in self.wide for name in (*node.input, *node.output)):
+            return False
+        if node.op_type in _SQUARING and node.input[0] in self.squared:
             return False
         if node.name.startswith(POSTPROCESS) or (node.op_type == "ConstantOfShape" and not node.attribute):
             return False
@@ -183,10 +205,19 @@ class _Conversion:
             elif attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
                 attribute.t.CopyFrom(self._twin(node.name, attribute.t))
 
+    def _about_wide(self, joint: str) -> str:
+        if not self.wide:
+            return ""
+        name = max(self.wide, key=lambda name: self.wide[name].magnitude)
+        largest = f"{self.wide[name].magnitude:.1e} in {name!r}"
+        return f"{joint}{len(self.wide)} activations are too large for fp16 on the samples, the largest {largest}"
+
     def _remark(self, kept: list[str]) -> str:
         remarks = []
         if kept:
             remarks.append(f"{len(kept)} operators stay in fp32: {tally(kept)}")
+        if self.wide:
+            remarks.append(self._about_wide(""))
         if self.cut:
             name = max(self.cut, key=lambda name: self.cut[name])
             remarks.append(
@@ -194,6 +225,14 @@ class _Conversion:
                 f"the largest {self.cut[name]:.1e} in {name!r}"
             )
         return "; ".join(remarks)
+
+
+def _overflows(magnitude: float) -> bool:
+    return magnitude > LARGEST / _HEADROOM
+
+
+def _is_wide(found: Range) -> bool:
+    return _overflows(found.magnitude) or (found.is_whole and found.magnitude > _LARGEST_WHOLE)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

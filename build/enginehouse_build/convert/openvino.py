@@ -115,7 +115,10 @@ def _quantized(model: Any, calibration: Calibration) -> Any:
         lambda setting, seen, unseen: _answers(quantized(seen, setting), unseen),
         lambda unseen: _answers(model, unseen),
     )
-    return quantized(calibration, setting)
+    found = quantized(calibration, setting)
+    if not any(node.get_type_name() == "FakeQuantize" for node in found.get_ops()):
+        raise ConversionFailed("nothing was quantized: NNCF left all layers as they are")
+    return found
 
 
 def _answers(model: Any, requests: Calibration) -> Answers:

@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
 from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert.best_of import Answers, Calibration, best_of
 from enginehouse_build.convert.qdq import drop_unused, free_residuals, spare_others, unshare_weights, widen_constants
+from enginehouse_build.convert.ranges import Range, ranges
 from enginehouse_build.graph.graph import POSTPROCESS, PREPROCESS, constants, name_nodes, tally
 from enginehouse_build.reference.onnx import reason
 
@@ -32,6 +33,8 @@ _RECURRENT = ("GRU", "LSTM", "RNN")
 _ACTIVATIONS = ("Relu", "Clip")
 #: Between convolutions these stay in int8; each step through fp32 costs more than it (ResNet-18: 2.6x -> 3.0x).
 _BETWEEN = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Sigmoid"})
+#: A Concat has one scale for all of its inputs. One that is this much narrower than the widest is left 32 of 256 steps.
+_UNLIKE = 8.0
 #: The answer of a linear layer goes on in fp32: what follows is rarely int8, and its range is wide (ViT: relative L2
 #: 0.07 -> 0.03, and faster).
 _ASYMMETRIC = {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
@@ -50,7 +53,8 @@ _PERCENTILE = {"CalibPercentile": 99.999, "CalibStridedMinMax": 1}
 def quantize_for_onnxruntime(source: Path, target: Path, calibration: Calibration) -> str:
     """Write the `u8` kind of the ONNX file `source` to `target`; returns a remark for its reader, or "".
 
-    Raises ConversionFailed, also for a model without layers to quantize, and EngineUnavailable without ONNX Runtime.
+    Raises ConversionFailed, also for a model without layers to quantize or of which none was quantized, and
+    EngineUnavailable without ONNX Runtime.
     """
     return _quantize(source, target, calibration, symmetric=False)
 
@@ -77,7 +81,8 @@ def _quantize(source: Path, target: Path, calibration: Calibration, *, symmetric
         try:
             graph = _prepare(source, prepared).graph
             layers = _layers(graph)
-            chosen = layers + _between(graph, ("Add",) if symmetric else _BETWEEN)
+            apart = set() if symmetric else _unlike(graph, ranges(prepared, calibration))
+            chosen = layers + _between(graph, ("Add",) if symmetric else _BETWEEN, apart)
             if symmetric:
                 method = best_of(
                     _METHODS,
@@ -94,9 +99,20 @@ def _quantize(source: Path, target: Path, calibration: Calibration, *, symmetric
         except Exception as error:
             raise ConversionFailed(f"ONNX Runtime cannot quantize the model: {reason(error)}") from error
     heavy = [node for node in graph.node if node.op_type in (*_LAYERS, *_RECURRENT) and not _is_processing(node)]
-    names = {node.name for node in layers}
-    left = [node.op_type for node in heavy if node.name not in names]
+    done = _in_int8(onnx.load(target).graph)
+    if not done:
+        raise ConversionFailed(
+            f"nothing was quantized: the quantizer left all of {tally(node.op_type for node in layers)} as they are "
+            "(it knows fp32 and fp16 only)"
+        )
+    left = [node.op_type for node in heavy if node.name not in done]
     return f"{len(left)} of {len(heavy)} layers stay in fp32: {tally(left)}" if left else ""
+
+
+def _in_int8(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes whose activation and weights are both quantized in `graph`, whatever was asked for."""
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return {node.name for node in graph.node if len(node.input) > 1 and rounded.issuperset(node.input[:2])}
 
 
 def _static(
@@ -175,16 +191,27 @@ def _layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return found
 
 
-def _between(graph: onnx.GraphProto, kinds: Collection[str]) -> list[onnx.NodeProto]:
+def _unlike(graph: onnx.GraphProto, seen: Mapping[str, Range]) -> set[str]:
+    """Names of the Concats that join tensors of unlike ranges, as boxes in pixels and scores."""
+    found = set()
+    for node in graph.node:
+        widths = [seen[name].width for name in node.input if name in seen and seen[name].width > 0]
+        if node.op_type == "Concat" and widths and max(widths) > _UNLIKE * min(widths):
+            found.add(node.name)
+    return found
+
+
+def _between(graph: onnx.GraphProto, kinds: Collection[str], apart: Collection[str] = ()) -> list[onnx.NodeProto]:
     """The nodes of these kinds that only convolutions feed, directly or through others between convolutions.
 
+    The nodes called as those in `apart` are not, nor what only they feed.
     Elsewhere, as in the residual stream of a transformer, int8 costs accuracy and hardly saves time.
     """
     weights = constants(graph)
     convolved: set[str] = set()
     found = []
     for node in graph.node:
-        if _is_processing(node):
+        if _is_processing(node) or node.name in apart:
             continue
         # A Clip has its limits as further inputs; where a binary operator has a constant it is no step between layers.
         inputs = node.input[:1] if node.op_type == "Clip" else node.input

@@ -2,32 +2,26 @@
 
 By *latency*: the least median for one row. By *throughput*: the most rows/s over the measured rows whose median is
 within the bound. Models with a cost axis are compared at its `opt` size. Where nothing is within the bound, the one
-that is closest to it.
-
-Two artifacts cannot be told apart when they differ by no more than the rounds of either do: at least 3 % (two processes
-with the same artifact were seen 1 % apart), at most 10 % (where `profile` calls rounds different). Of those, the one
-whose answers are closest to the reference is chosen.
+that is closest to it. Speed is weighed against exactness by the rule of `enginehouse.contract.choice`, which serving
+goes by as well: only a VALID measurement puts a faster artifact before a more exact one.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from enginehouse.contract.choice import Contender, chance, eligible, preferred, why_not
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import (
     ACCELERATOR_OF,
     Artifact,
     Chosen,
-    EngineKind,
     Manifest,
     NumericsClass,
     Objective,
 )
-from enginehouse_build.judge.profile import SPREAD
 
-_RESOLUTION = 0.03
 _CLASSES: tuple[NumericsClass, ...] = ("full", "int8")
 
 
@@ -44,20 +38,21 @@ def choose(manifest: Manifest, objective: Objective, max_latency_ms: float | Non
     for numerics in _CLASSES:
         field = [candidate for candidate in candidates if candidate.artifact.numerics_class == numerics]
         if field:
-            fields.append(_Contest(numerics, objective, max_latency_ms, field, candidates).chosen())
+            standing = eligible(field)
+            left_out = [(each, why_not(each, field)) for each in field if each not in standing]
+            fields.append(_Contest(numerics, objective, max_latency_ms, standing, left_out, candidates).chosen())
     return tuple(fields)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """An artifact on an engine, at the measured point where it is at its best."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate(Contender):
+    """An artifact on an engine, at the measured point where it is at its best.
 
-    artifact: Artifact
+    Its cost are the milliseconds of a call, or of a row.
+    """
+
     table: LatencyTable
     point: LatencyPoint
-    fits: bool
-    #: What is least for the best: milliseconds of a call, or of a row.
-    cost: float
 
     @classmethod
     def of(
@@ -67,46 +62,43 @@ class _Candidate:
         within = [point for point in points if bound is None or point.median_ms <= bound]
         if objective == "throughput" and within:
             best = min(within, key=lambda point: point.median_ms / point.rows)
-            return cls(artifact, table, best, True, best.median_ms / best.rows)
-        best = min(points, key=lambda point: point.median_ms)
-        return cls(artifact, table, best, bool(within), best.median_ms)
+            cost = best.median_ms / best.rows
+        else:
+            best = min(points, key=lambda point: point.median_ms)
+            cost = best.median_ms
+        return cls(
+            engine=table.engine,  # type: ignore[arg-type]  # the build's own tables name no other engines
+            artifact=artifact,
+            cost=cost,
+            spread=best.spread,
+            valid=table.verdict == "VALID",
+            fits=bool(within),
+            table=table,
+            point=best,
+        )
 
     def __str__(self) -> str:
-        return f"{self.artifact.name} on {self.table.engine}"
-
-    @property
-    def engine(self) -> EngineKind:
-        return self.table.engine  # type: ignore[return-value]  # the build's own tables name no other engines
-
-    @property
-    def distance(self) -> float:
-        """From the reference."""
-        return self.artifact.parity.relative_l2 if self.artifact.parity else math.inf
+        return f"{self.artifact.name} on {self.engine}"
 
     @property
     def is_fp32_onnx_runtime(self) -> bool:
         return (self.artifact.format, self.artifact.precision) == ("onnx", "fp32")
 
-    def resembles(self, other: _Candidate) -> bool:
-        """Whether the measurements cannot tell the two apart."""
-        apart = max(self.cost, other.cost) / min(self.cost, other.cost) - 1
-        return self.fits == other.fits and apart <= _tolerance(self, other)
-
 
 @dataclass(frozen=True, slots=True)
 class _Contest:
-    """The candidates of one numerics class; `everyone` are those of all."""
+    """The candidates of one numerics class, and why others of it are none; `everyone` are those of all."""
 
     numerics: NumericsClass
     objective: Objective
     bound: float | None
     field: Sequence[_Candidate]
+    left_out: Sequence[tuple[_Candidate, str]]
     everyone: Sequence[_Candidate]
 
     def chosen(self) -> Chosen:
         ranked = sorted(self.field, key=lambda candidate: (not candidate.fits, candidate.cost))
-        alike = [candidate for candidate in ranked if candidate.resembles(ranked[0])]
-        best = min(alike, key=lambda candidate: (candidate.distance, candidate.cost))
+        best = preferred(ranked)
         return Chosen(
             numerics=self.numerics,
             objective=self.objective,
@@ -117,14 +109,22 @@ class _Contest:
         )
 
     def _reasons(self, best: _Candidate, ranked: Sequence[_Candidate]) -> Iterator[str]:
-        yield self._figures(best, best is ranked[0])
+        yield self._figures(best)
         if self.bound is not None:
             yield self._about_bound(best, self.bound)
+        if not best.valid and len(self.field) > 1:
+            yield "Taken as the most exact one: an INVALID measurement decides nothing."
         compared = [best]
+        doubtful = [other for other in ranked[: ranked.index(best)] if not (other.valid and best.valid)]
+        for other in doubtful:
+            compared.append(other)
+            yield f"{other} had {self._measured(other)}, which an INVALID measurement cannot tell from chance."
         twins = [other for other in ranked if other is not best and other.resembles(best)]
         if twins:
             compared.append(twins[0])
             yield self._about_twin(best, twins[0])
+        for other, reason in self.left_out:
+            yield f"{other} was not considered: it {reason}."
         behind = [other for other in ranked[ranked.index(best) + 1 :] if other not in twins]
         if behind:
             compared.append(behind[0])
@@ -137,7 +137,7 @@ class _Contest:
             if candidate.table.verdict == "INVALID":
                 yield f"The latency table of {candidate} is INVALID: {candidate.table.reason}."
 
-    def _figures(self, best: _Candidate, leads: bool) -> str:
+    def _figures(self, best: _Candidate) -> str:
         point = best.point
         spent = f"{_figure(point.median_ms)} ms for {_rows(point)} (median of {point.count} calls)"
         if self.objective == "throughput":
@@ -148,6 +148,9 @@ class _Contest:
         if not best.fits:
             return f"{spent}, the closest to the bound {among}."
         extreme = "most" if self.objective == "throughput" else "least"
+        if not best.valid:
+            return f"{spent}, {among}."
+        leads = all(other.cost >= best.cost for other in self.field if other.valid and other.fits)
         return f"{spent}, {'the' if leads else 'within chance of the'} {extreme} {among}."
 
     def _about_bound(self, best: _Candidate, bound_ms: float) -> str:
@@ -160,12 +163,14 @@ class _Contest:
         return f"It keeps {bound}."
 
     def _about_twin(self, best: _Candidate, twin: _Candidate) -> str:
-        same = f"Not distinguishable from {twin} ({self._measured(twin)}; {_tolerance(best, twin):.0%} may be chance)"
+        same = f"Not distinguishable from {twin} ({self._measured(twin)}; {chance(best, twin):.0%} may be chance)"
         if best.distance < twin.distance:
             return (
                 f"{same}: chosen because its answers are closer to the reference "
                 f"(relative L2 {best.distance:.1e} against {twin.distance:.1e})."
             )
+        if best.exactness < twin.exactness:
+            return f"{same}: chosen because {best.artifact.precision} is the more exact precision."
         return f"{same}: chosen because it was the faster one."
 
     def _versus(self, other: _Candidate, best: _Candidate) -> str:
@@ -196,10 +201,6 @@ class _Contest:
             f"{_figure(theirs / best.point.median_ms)} times as fast as fp32 ONNX Runtime "
             f"({baseline}: {_figure(theirs)} ms for {_rows(best.point)})."
         )
-
-
-def _tolerance(one: _Candidate, other: _Candidate) -> float:
-    return min(max(one.point.spread, other.point.spread, _RESOLUTION), SPREAD)
 
 
 def _rows(point: LatencyPoint) -> str:

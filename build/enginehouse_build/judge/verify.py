@@ -11,23 +11,40 @@ import numpy as np
 from enginehouse.contract import parity, tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
-from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind, MetricRecord, Parity
+from enginehouse.contract.manifest import (
+    ENGINE_KINDS,
+    FORMAT_OF,
+    Artifact,
+    EngineKind,
+    InputBound,
+    MetricRecord,
+    Parity,
+)
 from enginehouse.contract.parity import Limits
+from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
-from enginehouse_build.judge import conditioning
+from enginehouse_build.judge import conditioning, probes
+from enginehouse_build.judge.absence import missing
 from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready."""
+    """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
+
+    `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
+    `inputs_only` what inputs have to be (see `probes`).
+    """
 
     status: Literal["ready", "unverified", "failed"]
     parity: Parity | None
     effective_precision: str | None
     kinds: tuple[EngineKind, ...]
     reason: str | None = None
+    remarks: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
+    inputs_only: tuple[InputBound, ...] = ()
 
 
 def verify(
@@ -42,46 +59,71 @@ def verify(
 ) -> Verified:
     """Judge the artifact called `name`, with the requests, answers and labels of the reference in `source`.
 
-    An artifact that no engine here can run is `unverified`, for its first load elsewhere to verify.
+    An artifact whose engines are not on this machine is `unverified`, for its first load elsewhere to verify. One that
+    an engine which is here refuses is `failed`, unless another engine of its format passes; then it is remarked.
     """
     artifact = bundle.manifest.artifact(name)
     worst: Parity | None = None
     passed: dict[EngineKind, str] = {}
     absent: list[str] = []
+    refused: list[str] = []
+    unproven: tuple[str, ...] = ()
+    bounds: dict[InputBound, EngineKind] = {}
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
         except EngineUnavailable as error:
-            absent.append(str(error))
+            # Where the build keeps the file while it works is no part of the reason.
+            if missing(kind):
+                absent.append(str(error))
+            else:
+                refused.append(f"{kind} does not load it: {error.args[-1]}".replace(f"{bundle.path}/", ""))
             continue
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
             return Verified("failed", worst, None, (), str(error))
         try:
-            figures = _measured(kind, engine, reference, source, limits, max_drop)
+            figures, slices = _measured(kind, engine, reference, source, limits, max_drop)
             worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
             parity.gate(name, limits, figures)
+            slices.gate(name, kind, limits)
+            unproven = slices.unproven()
+            (request, *_others) = tensor_file.read(source / REQUESTS)
+            found = probes.bounds(engine.infer, source / MODEL, request, limits, threads)
+            bounds |= dict.fromkeys(found, kind)
             passed[kind] = engine.precision
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)
             return Verified("failed", figures_or_none, engine.precision, (), reason)
         finally:
             engine.close()
+    if worst is None and refused:
+        return Verified("failed", None, None, (), "; ".join(refused))
     if worst is None:
         return Verified("unverified", None, None, (), f"to be verified where it is first loaded: {'; '.join(absent)}")
     # The first kind is the one for machines without a GPU; the precision is reported for that.
-    return Verified("ready", worst, next(iter(passed.values())), tuple(passed))
+    remarks = list(refused)
+    if unproven:
+        outputs = ", ".join(repr(output) for output in unproven)
+        remarks.append(
+            f"nothing was compared in {outputs}: empty or one value all over, in every sample; give samples that the "
+            "model has something to say about"
+        )
+    remarks += [f"{kind}: {probes.BOUNDS[bound]}" for bound, kind in bounds.items()]
+    ran = next(iter(passed.values()))
+    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, tuple(bounds))
 
 
 def _measured(
     kind: EngineKind, engine: Engine, reference: Reference, source: Path, limits: Limits, max_drop: float
-) -> Parity:
+) -> tuple[Parity, Slices]:
     pairs = zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
-    figures = parity.compare_all(kind, engine.infer, pairs, limits.relative_l2)
+    batched = reference.signature.batched
+    figures, slices = compare_slices(kind, engine.infer, pairs, limits.relative_l2, batched=batched)
     metric = reference.metric
     if metric is None:
-        return figures
+        return figures, slices
     labels = np.load(source / LABELS)
-    max_rows = reference.max_rows if reference.signature.batched else None
+    max_rows = reference.max_rows if batched else None
     outputs = in_batches(engine.infer, tensor_file.read(source / SAMPLES)[0], max_rows)
     record = MetricRecord(
         name=metric.name,
@@ -90,7 +132,7 @@ def _measured(
         max_drop=max_drop,
         rows=metric.rows,
     )
-    return figures.model_copy(update={"metric": record})
+    return figures.model_copy(update={"metric": record}), slices
 
 
 def _explained(

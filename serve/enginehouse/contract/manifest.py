@@ -28,6 +28,8 @@ EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino
 Accelerator: TypeAlias = Literal["cpu", "gpu"]
 #: How a CPU adds up products of uint8 and int8: `saturating` ones are cut at 16 bits (x86-64 without VNNI or AMX).
 Int8Products: TypeAlias = Literal["exact", "saturating"]
+#: What inputs have to be for an artifact to answer as the reference: without NaN and infinities, or ids below 2^24.
+InputBound: TypeAlias = Literal["finite", "below-2^24"]
 
 ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
 #: The one format that each kind of engine loads, and the hardware that it needs.
@@ -92,13 +94,18 @@ class Parity(Record):
     explanation: str = ""
 
 
+#: Fields of an artifact that the release before does not know.
+_LATE_FIELDS = frozenset({"int8_products", "unproven", "inputs_only"})
+
+
 class Artifact(Record):
     """One file set of one format in one precision. Only `ready` and `unverified` ones are served.
 
     The others say why not in `reason`. `requires` is the engine key: what the process that loads it must match exactly
     (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed. `limit` is the
     recipe's own relative L2 limit, for engines that are verified elsewhere; None is that of the precision.
-    `int8_products` is the kind of CPU that an int8 artifact for CPUs was made for, verified and timed on.
+    `int8_products` is the kind of CPU that int8 artifacts for CPUs were made for, verified and timed on. `unproven` are
+    outputs in which the samples had nothing to compare: empty or one value all over.
     """
 
     name: str
@@ -113,14 +120,14 @@ class Artifact(Record):
     remarks: tuple[str, ...] = ()
     limit: float | None = None
     int8_products: Int8Products | None = None
+    unproven: tuple[str, ...] = ()
+    inputs_only: tuple[InputBound, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The release before refuses fields that it does not know: only artifacts that need this one have it.
+        # The release before refuses fields that it does not know: only artifacts that need one of these have it.
         fields: dict[str, Any] = serialize(self)
-        if self.int8_products is None:
-            fields.pop("int8_products", None)
-        return fields
+        return {name: value for name, value in fields.items() if value or name not in _LATE_FIELDS}
 
     @property
     def numerics_class(self) -> NumericsClass:

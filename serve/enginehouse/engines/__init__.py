@@ -25,10 +25,9 @@ import numpy as np
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.latency import AS_GOOD
-from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
+from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.engines.hardware import int8_products, probe_cpu
-from enginehouse.engines.recheck import recheck
+from enginehouse.engines.recheck import needs_recheck, recheck
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def load_engine(
 
     A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` is called with
     what is done.
-    What nobody has verified yet, or only on a CPU that computes otherwise, answers the bundle's check requests first.
+    What nobody has verified yet, or only where it is computed otherwise, answers the bundle's check requests first.
     Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
     """
     if artifact.format != FORMAT_OF[kind]:
@@ -101,7 +100,7 @@ def load_engine(
         options = fitted(options, tell)
     engine = _constructor(kind)(options)
     try:
-        if options.artifact.status == "unverified" or _was_verified_on_another_cpu(kind, manifest, artifact):
+        if needs_recheck(kind, manifest, options.artifact):
             recheck(kind, engine.infer, bundle, artifact)
         warm_up(engine, manifest, warm_rows)
     except BaseException:
@@ -142,15 +141,6 @@ def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
             taken.append(time.perf_counter() - began)
     rates = {rows: rows / statistics.median(taken) for rows, taken in seconds.items()}
     return min(rows for rows, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
-
-
-def _was_verified_on_another_cpu(kind: EngineKind, manifest: Manifest, artifact: Artifact) -> bool:
-    # Without VNNI uint8 products may saturate, and bf16 or fp16 are computed in other precisions.
-    if ACCELERATOR_OF[kind] != "cpu":
-        return False
-    flags = manifest.hardware.get("cpu_flags")
-    has_other_flags = flags is not None and flags.split() != list(probe_cpu().flags)
-    return has_other_flags or artifact.int8_products not in (None, int8_products())
 
 
 def warm_up(engine: Engine, manifest: Manifest, most: int | None = None) -> None:

@@ -7,13 +7,30 @@ from collections.abc import Callable
 from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
-from enginehouse.contract.manifest import Artifact, EngineKind, Parity
-from enginehouse.contract.parity import compare_all, gate, limits_of
+from enginehouse.contract.manifest import ACCELERATOR_OF, Artifact, EngineKind, Manifest, Parity
+from enginehouse.contract.parity import gate, limits_of
+from enginehouse.contract.slices import compare_slices
 from enginehouse.contract.tensors import Tensors
+from enginehouse.engines.hardware import int8_products, probe_cpu
 
 #: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
 CHECK_REQUESTS = "check/requests.npz"
 CHECK_ANSWERS = "check/answers.npz"
+
+
+def needs_recheck(kind: EngineKind, manifest: Manifest, artifact: Artifact) -> bool:
+    """Whether nobody has verified `artifact` on an engine of this kind that computes as the one of this node does."""
+    if artifact.status == "unverified":
+        return True
+    if ACCELERATOR_OF[kind] == "cpu":
+        # Without VNNI uint8 products may saturate, and bf16 or fp16 are computed in other precisions.
+        flags = manifest.hardware.get("cpu_flags")
+        has_other_flags = flags is not None and flags.split() != list(probe_cpu().flags)
+        return has_other_flags or artifact.int8_products not in (None, int8_products())
+    # The build times what it has verified, and a CPU that computes a file in fp32 knows nothing of its fp16. An engine
+    # file has a key, which says on what it was verified.
+    was_judged = artifact.effective_precision is not None
+    return kind != "tensorrt" and was_judged and manifest.latency_of(kind, artifact.name) is None
 
 
 def recheck(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact) -> Parity:
@@ -31,8 +48,11 @@ def recheck(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundl
     requests, answers = (tensor_file.read(bundle.verified(files[path])) for path in (CHECK_REQUESTS, CHECK_ANSWERS))
     limits = limits_of(artifact.precision, artifact.limit)
     try:
-        figures = compare_all(kind, infer, zip(requests, answers, strict=True), limits.relative_l2)
+        pairs = zip(requests, answers, strict=True)
+        batched = bundle.manifest.signature.batched
+        figures, slices = compare_slices(kind, infer, pairs, limits.relative_l2, batched=batched)
         gate(artifact.name, limits, figures)
+        slices.gate(artifact.name, kind, limits)
     except (ParityFailed, InferenceFailed, InvalidInput) as error:
         raise EngineUnavailable(kind, f"verified on loading: {error}") from None
     return figures

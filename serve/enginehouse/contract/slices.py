@@ -1,0 +1,136 @@
+"""What one figure over a whole output hides: parts with a scale of their own, and outputs that show nothing.
+
+Boxes in pixels beside scores in one tensor: an artifact that loses every score is 3e-3 away from the reference, because
+the boxes are what has a length. So each slice along each axis is measured against itself as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from enginehouse.contract.errors import ParityFailed
+from enginehouse.contract.manifest import Parity
+from enginehouse.contract.parity import Limits, compare_all
+from enginehouse.contract.tensors import Tensors
+
+#: A slice of fewer values may be near zero by chance.
+_ENOUGH = 16
+#: A slice that is smaller than this, beside the others or as it is, has no scale of its own and takes theirs: what
+#: should be zero, and what fp16 can hardly tell from zero (its steps are 6e-8).
+_NOTHING = 1e-6
+#: A slice may be off by so many times what a row may be: it is the worst of many, and often of small numbers (the
+#: probability of a class that no sample belongs to).
+_BESIDE_ROW = 2.0
+
+
+@dataclass(slots=True)
+class _Along:
+    """Sums over everything but one axis: |a - r|^2 and |r|^2 of each slice, and how many values each has."""
+
+    error: np.ndarray
+    size: np.ndarray
+    values: int = 0
+
+
+@dataclass(slots=True)
+class Slices:
+    """Collects requests; `gate` judges the worst slice, `unproven` names the outputs that showed nothing.
+
+    `batched`: dim 0 are the rows, which `parity` judges itself.
+    """
+
+    batched: bool = True
+    _along: dict[tuple[str, int], _Along] = field(default_factory=dict)
+    #: The one value that all of an output have, as long as there is none other.
+    _constant: dict[str, set[object]] = field(default_factory=dict)
+    _values: dict[str, int] = field(default_factory=dict)
+
+    def add(self, got: Tensors, want: Tensors) -> None:
+        """One answer beside the reference's. What has other shapes is left to `parity.compare`, which refuses it."""
+        for name, reference in want.items():
+            self._note(name, reference)
+            if name in got and got[name].shape == reference.shape and reference.dtype.kind not in "OSUiub":
+                self._measure(name, got[name].astype(np.float64), reference.astype(np.float64))
+
+    def gate(self, artifact: str, engine: str, limits: Limits) -> None:
+        """Raises ParityFailed when a slice is lost, naming the worst of each axis."""
+        limit = _BESIDE_ROW * limits.worst_row
+        faults = []
+        for (name, axis), along in self._along.items():
+            if along.values < _ENOUGH:
+                continue
+            own = along.size
+            scale = np.where(own > _NOTHING**2 * max(own.mean(), along.values), own, own.mean())
+            off = np.sqrt(np.divide(along.error, scale, out=np.zeros_like(scale), where=scale > 0))
+            worst = int(off.argmax())
+            if off[worst] > limit:
+                beyond = int((off > limit).sum())
+                faults.append(
+                    f"output {name!r} at index {worst} of axis {axis} is off by {off[worst]:.2g} of its own size, "
+                    f"limit {limit:g}, as {'is' if beyond == 1 else 'are'} {beyond} of its {len(off)} slices"
+                )
+        if faults:
+            raise ParityFailed(f"{artifact} on {engine} loses parts of its answer: {'; '.join(faults)}")
+
+    def unproven(self) -> tuple[str, ...]:
+        """Outputs that were empty in every answer of the reference, or one and the same value all over."""
+        return tuple(
+            name
+            for name, values in self._values.items()
+            if not values or (known := self._constant[name]) == {0} or (len(known) == 1 and values > 1)
+        )
+
+    def _note(self, name: str, reference: np.ndarray) -> None:
+        known = self._constant.setdefault(name, set())
+        self._values[name] = self._values.get(name, 0) + reference.size
+        if reference.size and len(known) < 2:
+            first = reference.reshape(-1)[0]
+            known.add(first.item() if isinstance(first, np.generic) and first == first else str(first))
+            if not np.all((reference == first) | ((reference != reference) & (first != first))):
+                # Any second value will do.
+                known |= {object()}
+
+    def _measure(self, name: str, answer: np.ndarray, reference: np.ndarray) -> None:
+        special = ~(np.isfinite(answer) & np.isfinite(reference))
+        error = np.square(np.where(special, 0.0, answer - reference))
+        size = np.square(np.where(special, 0.0, reference))
+        for axis in range(1 if self.batched else 0, reference.ndim):
+            extent = reference.shape[axis]
+            others = tuple(other for other in range(reference.ndim) if other != axis)
+            along = self._along.get((name, axis))
+            if along is None:
+                along = self._along[name, axis] = _Along(np.zeros(extent), np.zeros(extent))
+            # A free axis has other slices in each request: the first extent is followed.
+            if extent == len(along.error) and extent > 1:
+                along.error += error.sum(axis=others)
+                along.size += size.sum(axis=others)
+                along.values += reference.size // extent
+
+
+def compare_slices(
+    engine: str,
+    infer: Callable[[Tensors], Tensors],
+    pairs: Iterable[tuple[Tensors, Tensors]],
+    limit: float,
+    *,
+    batched: bool,
+) -> tuple[Parity, Slices]:
+    """`parity.compare_all`, and what it says of the slices. Raises as that does."""
+    slices = Slices(batched)
+    wanted: Tensors = {}
+
+    def told() -> Iterator[tuple[Tensors, Tensors]]:
+        nonlocal wanted
+        for request, answer in pairs:
+            wanted = answer
+            yield request, answer
+
+    def seen(request: Tensors) -> Tensors:
+        answer = infer(request)
+        slices.add(answer, wanted)
+        return answer
+
+    return compare_all(engine, seen, told(), limit), slices
