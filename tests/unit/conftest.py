@@ -10,6 +10,7 @@ import pytest
 import uvloop
 from tests.unit.catalogs import Cluster, publish
 from tests.unit.connections import Run, bounded
+from tests.unit.loaded_models import load as load
 
 from enginehouse.pools import nodes
 from enginehouse.routing import replicas, versions

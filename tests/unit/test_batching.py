@@ -3,77 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from ray import serve
-from ray.serve._private.config import DeploymentConfig
-from tests.conformance.conftest import MAX_ROWS, write_bundle
+from tests.conformance.conftest import MAX_ROWS
 from tests.conformance.models import BY_NAME, Case
+from tests.unit.loaded_models import LOOKUP, RNG, TABLE, Load, Slow
 
-from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InvalidInput, Overloaded
-from enginehouse.contract.store import Store
-from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
-from enginehouse.engines import load_engine
+from enginehouse.contract.tensors import Tensors
 from enginehouse.pools import batching, hosting
 from enginehouse.pools.batching import SLICE_BATCHES, Computed, LoadedModel
 from enginehouse.pools.gate import Item
 from enginehouse.pools.hosting import HostedModels
-
-TABLE = np.arange(10, dtype=np.float32) ** 2
-#: Looks numbers up in a table of 10: a number that is not in it fails the whole batch it is in.
-LOOKUP = Case(
-    "lookup",
-    Signature((TensorSpec("x", np.dtype(np.int64), (None, 2)),), (TensorSpec("y", np.dtype(np.float32), (None, 2)),)),
-    helper.make_graph(
-        [helper.make_node("Gather", ["table", "x"], ["y"])],
-        "lookup",
-        [helper.make_tensor_value_info("x", TensorProto.INT64, ["rows", 2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])],
-        [numpy_helper.from_array(TABLE, "table")],
-    ),
-    lambda rng, rows: {"x": rng.integers(0, 10, (rows, 2))},
-    lambda inputs: {"y": TABLE[inputs["x"]]},
-)
-RNG = np.random.default_rng(5)
-
-Load = Callable[[Case], LoadedModel]
-
-
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """A model as a pool holds it. Serve's batch queue asks its replica one thing: how many requests it may hold."""
-    replica = SimpleNamespace(_deployment_config=DeploymentConfig(max_ongoing_requests=256))
-    monkeypatch.setattr(serve, "get_replica_context", lambda: replica)
-    loaded: list[LoadedModel] = []
-
-    def load_case(case: Case) -> LoadedModel:
-        store = Store(tmp_path)
-        folder = store.staging()
-        write_bundle(folder, case, "onnx", "fp32", "1")
-        bundle = Bundle.open(Path(store.publish(folder, case.name, "1")))
-        artifact = bundle.manifest.artifacts[0]
-        model = LoadedModel(
-            load_engine("onnxruntime-cpu", bundle, artifact, threads=1),
-            "onnxruntime-cpu",
-            bundle.manifest,
-            artifact,
-            MAX_ROWS,
-        )
-        loaded.append(model)
-        return model
-
-    yield load_case
-    for model in loaded:
-        model.engine.close()
 
 
 def waiting(model: LoadedModel, ms: float = 100, at_most: int | None = None) -> LoadedModel:
@@ -212,21 +157,6 @@ def test_no_answer_of_a_batch_is_an_exception_that_was_not_meant_to_travel(load:
     assert [isinstance(answer, EnginehouseError) for answer in answers] == [False, True, False]
 
 
-class Slow:
-    """Doubles after so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.signature = LOOKUP.signature
-
-    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        time.sleep(self.seconds)
-        return {"y": inputs["x"].astype(np.float32)}
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
 async def test_what_would_not_be_in_time_is_refused_at_once(load: Load) -> None:
     model = load(LOOKUP)
     model.engine = Slow(0.05)  # type: ignore[assignment]
@@ -309,123 +239,3 @@ async def test_begun_is_called_before_an_isolated_call_is_computed(load: Load) -
     np.testing.assert_array_equal(outputs["y"], TABLE[x["x"]])
     with pytest.raises(InvalidInput):
         await model.infer_isolated([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)
-
-
-class Counting(Slow):
-    """Slow, and counts the rows of each call."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.calls: list[int] = []
-
-    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        self.calls.append(len(inputs["x"]))
-        return super().infer(inputs)
-
-
-async def counting(load: Load, seconds: float, **settings: float) -> tuple[LoadedModel, Counting]:
-    """A model around an engine that counts, after the first call, which starts threads and metrics."""
-    model, engine = load(LOOKUP), Counting(0)
-    model.engine = engine  # type: ignore[assignment]
-    await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
-    model.set_batching(ModelConfig.model_validate({"name": "m", "version": "1"} | settings))
-    engine.calls, engine.seconds, model._row_ms = [], seconds, 0.0
-    return model, engine
-
-
-@pytest.mark.parametrize(("gap_ms", "engine_ms"), [(0, 20), (2, 60), (10, 200), (10, 100), (40, 10)])
-async def test_what_arrives_while_the_engine_computes_is_its_next_call(
-    load: Load, gap_ms: float, engine_ms: float
-) -> None:
-    model, engine = await counting(load, engine_ms / 1e3, max_batch_size=16)
-    arrived: list[float] = []
-
-    async def send_one(number: int) -> None:
-        await asyncio.sleep(number * gap_ms / 1e3)
-        arrived.append(time.monotonic())
-        await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
-
-    await asyncio.gather(*(send_one(number) for number in range(12)))
-    assert sum(engine.calls) == 12
-    # One call for the first, then one for each stretch of the engine's time in which others came. The time of arrival
-    # is measured, since a slow host may deliver late.
-    spread_ms = (arrived[-1] - arrived[0]) * 1e3
-    assert len(engine.calls) <= 2 + spread_ms / engine_ms
-    # An engine that is free computes at once.
-    apart = sum(after - before > 3e-3 * engine_ms for before, after in itertools.pairwise(arrived))
-    assert len(engine.calls) >= 1 + apart
-
-
-async def test_no_call_of_the_engine_has_more_rows_than_the_limit_however_many_wait(load: Load) -> None:
-    model, engine = await counting(load, 0.02, max_batch_size=5)
-    calls = [model.infer([{"x": np.zeros((rows, 2), np.int64)}], rows, 10) for rows in (1, 2, 2, 3, 2, 4, 1)]
-    await asyncio.gather(*calls)
-    assert engine.calls == [5, 5, 5]
-
-
-async def test_a_deadline_that_passes_while_the_engine_computes_fails_then_and_enters_no_batch(load: Load) -> None:
-    model, engine = await counting(load, 0.3)
-    x = [{"x": np.zeros((1, 2), np.int64)}]
-    first = asyncio.create_task(model.infer(x, 1, 10))
-    await asyncio.sleep(0.02)
-    others = asyncio.create_task(model.infer(x, 1, 10))
-    began = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="in the queue of 'artifact'"):
-        await model.infer(x, 1, 0.05)
-    assert time.monotonic() - began < 0.2
-    await asyncio.gather(first, others)
-    assert engine.calls == [1, 1]
-    assert model.backlog_ms == 0
-
-
-async def test_who_has_least_time_goes_first(load: Load) -> None:
-    model, _ = await counting(load, 0.02, max_batch_size=1)
-    order: list[int] = []
-
-    async def answered(seconds: int) -> None:
-        await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, seconds)
-        order.append(seconds)
-
-    first = asyncio.create_task(answered(60))
-    await asyncio.sleep(0.005)
-    await asyncio.gather(first, *(answered(seconds) for seconds in (30, 10, 20)))
-    assert order == [60, 10, 20, 30]
-
-
-async def test_callers_that_give_up_hold_nobody_up_wherever_they_are(load: Load) -> None:
-    model, engine = await counting(load, 0.05)
-    x = [{"x": np.zeros((1, 2), np.int64)}]
-    # Turn by turn of the loop: before the gate, let in, in Serve's queue, in the engine.
-    for turns in range(12):
-        task = asyncio.create_task(model.infer(x, 1, 10))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait_for(model.infer(x, 1, 10), 5)
-    assert model.backlog_ms == 0
-    engine.calls.clear()
-    await asyncio.gather(*(model.infer(x, 1, 10) for _ in range(4)))
-    assert engine.calls == [4]
-
-
-async def test_while_an_isolated_call_computes_others_gather(load: Load) -> None:
-    model, engine = await counting(load, 0.1)
-    x = [{"x": np.zeros((1, 2), np.int64)}]
-    isolated = asyncio.create_task(model.infer_isolated(x, 1, 10, lambda: None))
-    await asyncio.sleep(0.01)
-    first = asyncio.create_task(model.infer(x, 1, 10))
-    await asyncio.sleep(0.01)
-    await asyncio.gather(isolated, first, model.infer(x, 1, 10))
-    assert engine.calls == [1, 2]
-
-
-async def test_a_batch_waits_no_longer_for_more_than_it_is_told_whatever_the_engine_does(load: Load) -> None:
-    model, engine = await counting(load, 0.3, batch_wait_ms=200)
-    x = [{"x": np.zeros((1, 2), np.int64)}]
-    began = time.monotonic()
-    first = asyncio.create_task(model.infer(x, 1, 10))
-    await asyncio.sleep(0.22)
-    # It waits while the engine computes, for 280 ms: longer than a batch waits.
-    await asyncio.gather(first, model.infer(x, 1, 10))
-    assert engine.calls == [1, 1]
-    assert 0.75 < time.monotonic() - began < 0.95
