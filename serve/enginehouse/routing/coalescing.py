@@ -113,20 +113,17 @@ class Coalescer:
         shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
         answer: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, priority, answer)
+        # A timer alone: `asyncio.timeout` also makes a context and a cancellation, for every request that waits.
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), _expire, item, deadline - now)
         heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
         self.waiting_rows += rows
         self._rows_of[priority] += rows
         try:
-            # A caller that gives up, or is out of time, cancels the future: the request is then dropped from the queue,
-            # or its part of the group's answer is.
-            async with asyncio.timeout(deadline - now) as limit:
-                return await answer
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            waited = "waiting to be sent" if item.counted else "in a call with others"
-            raise DeadlineExceeded(f"{waited} when the {deadline - now:.3f} s that were left had passed") from None
+            # A caller that gives up cancels the future: the request is then dropped from the queue, or its part of the
+            # group's answer is.
+            return await answer
         finally:
+            timer.cancel()
             self._leave(item)
 
     def recall(self) -> None:
@@ -246,6 +243,14 @@ class Coalescer:
                     waited_ms = (sent - item.arrived) * 1e3
                     queue_ms = timing.queue_ms + waited_ms
                     item.answer.set_result((part, Timing(queue_ms, timing.compute_ms, timing.batch_rows)))
+
+
+def _expire(item: _Waiting, budget_s: float) -> None:
+    """The request's own deadline has passed, whatever the others of its call may still take."""
+    if not item.answer.done():
+        waited = "waiting to be sent" if item.counted else "in a call with others"
+        text = f"{waited} when the {budget_s:.3f} s that were left had passed"
+        item.answer.set_exception(DeadlineExceeded(text))
 
 
 def _fail(group: list[_Waiting], error: Exception) -> None:
