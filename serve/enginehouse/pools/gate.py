@@ -79,14 +79,16 @@ class Gate:
         bisect.insort(self._waiting, (item.deadline, next(self._numbers), waiting))
         if self._is_free:
             self._look_soon()
+        # Relative: the loop's clock is not `time.monotonic` on uvloop.
+        timer = loop.call_later(max(0.0, item.deadline - time.monotonic()), _expire, waiting.admitted)
         try:
-            # Not `timeout_at`: the loop's clock is not `time.monotonic` on uvloop.
-            async with asyncio.timeout(item.deadline - time.monotonic()):
-                await waiting.admitted
+            await waiting.admitted
         except BaseException:
             # Let in at the very moment at which the caller gave up.
             self.leave(item)
             raise
+        finally:
+            timer.cancel()
 
     def _passes(self, item: Item) -> bool:
         """Whether `item` need not wait, which costs a lone caller a future and a turn of the loop (some 50 us)."""
@@ -161,6 +163,11 @@ class Gate:
         for waiting in entering:
             waiting.admitted.set_result(None)
         self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
+
+
+def _expire(admitted: asyncio.Future[None]) -> None:
+    if not admitted.done():
+        admitted.set_exception(TimeoutError())
 
 
 def _first(group: list[_Waiting], max_rows: int) -> list[_Waiting]:
