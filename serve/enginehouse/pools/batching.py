@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
 from ray import serve
@@ -130,12 +130,13 @@ class LoadedModel:
             raise Overloaded(
                 f"{self.kind} is busy for {self.backlog_ms:.3g} ms with what others sent", self.backlog_ms / 1e3
             )
+        self._begin_call()
         self._pending_rows += rows
         try:
-            with self._in_flight():
-                return await self._infer(requests, rows, budget_s)
+            return await self._infer(requests, rows, budget_s)
         finally:
             self._pending_rows -= rows
+            self._end_call()
 
     async def infer_isolated(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
@@ -157,8 +158,12 @@ class LoadedModel:
             return self._run([item])
 
         self.last_used = now
-        with self._in_flight(), self._gate.computing():
-            (answer,) = await loop.run_in_executor(self._thread, run)
+        self._begin_call()
+        try:
+            with self._gate.computing():
+                (answer,) = await loop.run_in_executor(self._thread, run)
+        finally:
+            self._end_call()
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
@@ -180,17 +185,15 @@ class LoadedModel:
         if closed.done():
             closed.result()
 
-    @contextmanager
-    def _in_flight(self) -> Iterator[None]:
+    def _begin_call(self) -> None:
         if self._closing:
             raise EngineUnavailable(self.kind, "it has just been unloaded")
         self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if self._closing and not self._calls:
-                self._no_calls.set()
+
+    def _end_call(self) -> None:
+        self._calls -= 1
+        if self._closing and not self._calls:
+            self._no_calls.set()
 
     async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         now = time.monotonic()

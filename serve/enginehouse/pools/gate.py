@@ -16,8 +16,7 @@ import asyncio
 import bisect
 import itertools
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from enginehouse.contract.tensors import Tensors
@@ -111,17 +110,22 @@ class Gate:
         """`item` was answered, or its caller has given up; an item that never reached the engine holds nobody up."""
         if item in self._entering:
             self._entering.discard(item)
-            self._look()
+            if self._waiting:
+                self._look()
 
-    @contextmanager
-    def computing(self, items: Iterable[Item] = ()) -> Iterator[None]:
+    def computing(self, items: Iterable[Item] = ()) -> _Computing:
         """The engine computes for the context: `items`, or a call that did not come through the gate."""
-        self._computing += 1
         self._entering.difference_update(items)
-        try:
-            yield
-        finally:
-            self._computing -= 1
+        return _Computing(self)
+
+    def begin_call(self) -> None:
+        """See `computing`."""
+        self._computing += 1
+
+    def end_call(self) -> None:
+        """See `computing`."""
+        self._computing -= 1
+        if self._waiting:
             self._look()
 
     @property
@@ -163,6 +167,20 @@ class Gate:
         for waiting in entering:
             waiting.admitted.set_result(None)
         self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
+
+
+class _Computing:
+    # A class, not a generator: on the path of every call.
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate.begin_call()
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.end_call()
 
 
 def _expire(admitted: asyncio.Future[None]) -> None:

@@ -26,9 +26,13 @@ class LiveReplicas(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
 
 
 def watch(handle: DeploymentHandle) -> None:
-    """Start receiving the replicas of a handle's deployment, which Serve otherwise does at the first call."""
+    """Start receiving the replicas of a handle's deployment, which Serve otherwise does at the first call.
+
+    Call it on the event loop that routes: Serve then reports replicas there. `SERVING_ENV` asks Serve for a loop in a
+    thread of its own, for the sake of users' handles; here that thread would compete with every request.
+    """
     if not handle.is_initialized:
-        handle._init()
+        handle._init(_run_router_in_separate_loop=False)
 
 
 def job() -> str:

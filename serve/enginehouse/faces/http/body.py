@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
 from enginehouse.faces import oip
+from enginehouse.faces.http.coarse_timers import CoarseTimeout
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 #: Seconds that a client may take to send its body.
@@ -38,7 +39,7 @@ async def read(request: Request, limit: int, take: Callable[[int], None]) -> byt
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        with CoarseTimeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:

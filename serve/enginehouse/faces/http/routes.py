@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from enginehouse.contract.errors import EnginehouseError, Overloaded
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
+from enginehouse.faces.http.coarse_timers import timers
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
@@ -121,16 +122,16 @@ class _Watch:
         self.is_disconnected = False
         self._request = request
         self._task = asyncio.current_task()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: int | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Call once the body is read: the next ASGI message is then the disconnect."""
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+        self._timer = timers().set(WATCH_AFTER_S, self._begin)
 
     def stop(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()
+            timers().cancel(self._timer)
         if self._watcher is not None:
             self._watcher.cancel()
 
@@ -166,11 +167,16 @@ async def _respond(
     encode = functools.partial(oip.encode_response, name, origin["version"], wanted, answer.outputs, signature, origin)
     is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
     text, json_length = await asyncio.to_thread(encode) if is_large else encode()
-    headers = {PREFIX + fact.replace("_", "-"): str(value) for fact, value in origin.items()}
+    headers = {_header(fact): str(value) for fact, value in origin.items()}
     if json_length is None:
         return Response(text, 200, headers, media_type="application/json")
     headers[body.BINARY_HEADER] = str(json_length)
     return Response(text, 200, headers, media_type="application/octet-stream")
+
+
+@functools.cache
+def _header(fact: str) -> str:
+    return PREFIX + fact.replace("_", "-")
 
 
 async def index(_: Request) -> Response:
