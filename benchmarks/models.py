@@ -52,6 +52,17 @@ def conv() -> ModelSource:
     return _source(nn.Sequential(*layers), "x", vectors(64))
 
 
+def wide() -> ModelSource:
+    """Dense layers with 200 MB of weights: a call takes as long as reading them, so more rows in it cost little."""
+    from torch import nn
+
+    width = 2048
+    layers: list[nn.Module] = [nn.Linear(FEATURES, width)]
+    for _ in range(12):
+        layers += [nn.ReLU(), nn.Linear(width, width)]
+    return _source(nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 10)), "x", vectors(64))
+
+
 def frame() -> ModelSource:
     """A mean over 602 KB of image and a dense layer: next to no arithmetic, so that the cost is that of the bytes."""
     from torch import nn

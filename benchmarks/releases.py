@@ -67,8 +67,8 @@ def main(
     """Compare this checkout with another one, and append the figures to results/releases.jsonl."""
     checkouts = {"after": HERE.parent, "before": before.resolve()}
     for model in ROWS:
-        _build(model, Path(store))
-    compared: dict[str, Any] = {"at": _now(), "commits": {name: _commit(path) for name, path in checkouts.items()}}
+        build(model, Path(store))
+    compared: dict[str, Any] = {"at": now(), "commits": {name: commit(path) for name, path in checkouts.items()}}
     compared["idle"] = {name: _imports(path) for name, path in checkouts.items()}
     for shape in only.split(","):
         taken: dict[str, dict[str, list[Turn]]] = {model: {name: [] for name in checkouts} for model in ROWS}
@@ -79,7 +79,7 @@ def main(
                 for name in names:
                     conditions = Conditions(store, ",".join(ROWS), "onnx-fp32", Path(), 1, 1, 32)
                     contestant = Enginehouse(name, SHAPES[shape])
-                    process = running(contestant, _python(checkouts[name]), conditions, port + len(served))
+                    process = running(contestant, python_of(checkouts[name]), conditions, port + len(served))
                     served[name] = stack.enter_context(process)
                 for model, row in ROWS.items():
                     _take(taken[model], served, model, row(), turns // 2, seconds)
@@ -101,7 +101,7 @@ def _take(
 ) -> None:
     """Add so many turns of each checkout to `taken`."""
     body, headers = answers.encode(row)
-    urls = {name: _url(process, model) for name, process in served.items()}
+    urls = {name: url_of(process, model) for name, process in served.items()}
     for name, url in urls.items():
         served[name].until_ready(body, headers, url)
         closed_loop(url, body, headers, CONNECTIONS, 3, served[name].processes())
@@ -148,7 +148,9 @@ def _imports(checkout: Path) -> dict[str, float]:
         )
         runs = []
         for _ in range(5):
-            done = subprocess.run([_python(checkout), "-c", code], capture_output=True, text=True, check=True, cwd="/")
+            done = subprocess.run(
+                [python_of(checkout), "-c", code], capture_output=True, text=True, check=True, cwd="/"
+            )
             runs.append([float(part) for part in done.stdout.split()])
         found[f"import_s, {name}"], found[f"rss_mib, {name}"] = (min(column) for column in zip(*runs, strict=True))
     return found
@@ -171,7 +173,7 @@ def _pss(process: Process) -> float:
     return total / 2**20
 
 
-def _build(model: str, store: Path) -> None:
+def build(model: str, store: Path) -> None:
     if (store / model).is_dir():
         return
     command = [sys.executable, "-m", "enginehouse", "build", f"benchmarks.models:{model}", "--name", model]
@@ -179,20 +181,20 @@ def _build(model: str, store: Path) -> None:
     subprocess.run([*command, *options], check=True, cwd=HERE.parent)
 
 
-def _url(process: Process, model: str) -> str:
+def url_of(process: Process, model: str) -> str:
     return f"{process.url.split('/v2/')[0]}/v2/models/{model}/infer"
 
 
-def _python(checkout: Path) -> Path:
+def python_of(checkout: Path) -> Path:
     return checkout / ".venv" / "bin" / "python"
 
 
-def _commit(checkout: Path) -> str:
+def commit(checkout: Path) -> str:
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

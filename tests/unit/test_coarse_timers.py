@@ -33,7 +33,11 @@ def test_one_that_runs_may_cancel_another_and_set_the_next() -> None:
         ran: list[str] = []
         first = timers().set(0.0, lambda: timers().cancel(second))
         second = timers().set(0.0, lambda: ran.append("cancelled"))
-        timers().set(0.0, lambda: timers().set(0.0, lambda: ran.append("set by another")) and None)
+
+        def set_another() -> None:
+            timers().set(0.0, lambda: ran.append("set by another"))
+
+        timers().set(0.0, set_another)
         await asyncio.sleep(5 * PERIOD_S)
         assert ran == ["set by another"] and first != second
 
