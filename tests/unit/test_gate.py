@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,15 @@ from enginehouse.pools.gate import Gate, Item
 def item(rows: int = 1, seconds: float = 30, shape: str = "") -> Item:
     now = time.monotonic()
     return Item([], rows, now, now + seconds, shape)
+
+
+@contextmanager
+def computing(gate: Gate, items: Sequence[Item] = ()) -> Iterator[None]:
+    gate.begin_call(items)
+    try:
+        yield
+    finally:
+        gate.end_call()
 
 
 async def let_in(rows: list[int], limit: int) -> list[list[int]]:
@@ -33,7 +44,7 @@ async def let_in(rows: list[int], limit: int) -> list[list[int]]:
 
     def compute(part: list[int]) -> None:
         done.update(part)
-        with gate.computing([items[position] for position in part]):
+        with computing(gate, [items[position] for position in part]):
             pass
 
     await asyncio.wait_for(asyncio.gather(*(enter(position) for position in range(len(rows)))), 10)
@@ -57,7 +68,7 @@ async def test_those_of_one_shape_go_together_and_the_first_chooses_which() -> N
         await gate.enter(waiting)
         order.append(name)
 
-    with gate.computing():
+    with computing(gate):
         wide = [item(shape="wide", seconds=10), item(shape="wide", seconds=30)]
         asked = {"narrow": item(shape="narrow", seconds=20), "wide 1": wide[0], "wide 2": wide[1]}
         tasks = [asyncio.create_task(enter(name, waiting)) for name, waiting in asked.items()]
@@ -65,7 +76,7 @@ async def test_those_of_one_shape_go_together_and_the_first_chooses_which() -> N
         assert order == []
     await asyncio.sleep(0.01)
     assert order == ["wide 1", "wide 2"]
-    with gate.computing(wide):
+    with computing(gate, wide):
         await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
     assert order[2:] == ["narrow"]
@@ -83,7 +94,7 @@ async def test_what_was_let_in_and_never_computed_does_not_close_the_gate() -> N
 
 async def test_a_deadline_passes_at_the_gate() -> None:
     gate = Gate(8)
-    with gate.computing(), pytest.raises(TimeoutError):
+    with computing(gate), pytest.raises(TimeoutError):
         await gate.enter(item(seconds=0.01))
     late, timely = item(seconds=-1), item()
     with pytest.raises(TimeoutError):
@@ -111,7 +122,7 @@ async def test_an_idle_engine_is_entered_at_once_and_in_that_turn_by_what_fits_b
     await asyncio.sleep(0.01)
     assert not no_room.done()
     assert not other_shape.done()
-    with gate.computing(items[:2]):
+    with computing(gate, items[:2]):
         pass
     await asyncio.sleep(0.01)
     assert no_room.done() != other_shape.done()
@@ -122,7 +133,7 @@ async def test_an_idle_engine_is_entered_at_once_and_in_that_turn_by_what_fits_b
     waits = asyncio.create_task(gate.enter(second))
     await asyncio.sleep(0.01)
     assert not waits.done()
-    with gate.computing([first]):
+    with computing(gate, [first]):
         pass
     await asyncio.wait_for(waits, 1)
     no_room.cancel()

@@ -85,8 +85,7 @@ class LoadedModel:
         # those that make a batch have waited at the gate, and enter together.
         @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            with self._gate.computing(items):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+            return await self._in_engine(self._run, items)
 
         self._batched = run
 
@@ -152,16 +151,15 @@ class LoadedModel:
         async def run_begun() -> None:
             begun()
 
-        def run() -> list[Computed | EnginehouseError]:
+        def run(items: list[Item]) -> list[Computed | EnginehouseError]:
             # Wait for it: computing may end this process, and then nothing could be sent.
             asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-            return self._run([item])
+            return self._run(items)
 
         self.last_used = now
         self._begin_call()
         try:
-            with self._gate.computing():
-                (answer,) = await loop.run_in_executor(self._thread, run)
+            (answer,) = await self._in_engine(run, [item])
         finally:
             self._end_call()
         if isinstance(answer, EnginehouseError):
@@ -229,12 +227,32 @@ class LoadedModel:
             finally:
                 self._gate.leave(item)
         else:
-            with self._gate.computing():
-                (answer,) = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item])
+            (answer,) = await self._in_engine(self._run, [item])
         # Errors are returned per item: one raised in the batch function would fail every item of the batch.
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
+
+    def _in_engine(
+        self, run: Callable[[list[Item]], list[Computed | EnginehouseError]], items: list[Item]
+    ) -> asyncio.Future[list[Computed | EnginehouseError]]:
+        """Run `run(items)` in the worker thread; the gate stays closed until that ends, whoever gives up before."""
+        loop = asyncio.get_running_loop()
+        self._gate.begin_call(items)
+
+        def ended(_: object) -> None:
+            # No loop any more: the process ends.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._gate.end_call)
+
+        try:
+            call = self._thread.submit(run, items)
+        except RuntimeError:
+            self._gate.end_call()
+            raise
+        # Before the answer is passed on, so that those let in are in the queue when Serve looks for the next batch.
+        call.add_done_callback(ended)
+        return asyncio.wrap_future(call)
 
     def _run(self, items: list[Item]) -> list[Computed | EnginehouseError]:
         """In the worker thread: fail expired items and compute the others, whose rows have one shape, together."""

@@ -113,17 +113,13 @@ class Gate:
             if self._waiting:
                 self._look()
 
-    def computing(self, items: Iterable[Item] = ()) -> _Computing:
-        """The engine computes for the context: `items`, or a call that did not come through the gate."""
+    def begin_call(self, items: Iterable[Item] = ()) -> None:
+        """The engine computes `items`, or a call that did not come through the gate; `end_call` must follow."""
         self._entering.difference_update(items)
-        return _Computing(self)
-
-    def begin_call(self) -> None:
-        """See `computing`."""
         self._computing += 1
 
     def end_call(self) -> None:
-        """See `computing`."""
+        """The engine has computed a call, or will not."""
         self._computing -= 1
         if self._waiting:
             self._look()
@@ -167,20 +163,6 @@ class Gate:
         for waiting in entering:
             waiting.admitted.set_result(None)
         self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
-
-
-class _Computing:
-    # A class, not a generator: on the path of every call.
-    __slots__ = ("_gate",)
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-
-    def __enter__(self) -> None:
-        self._gate.begin_call()
-
-    def __exit__(self, *_: object) -> None:
-        self._gate.end_call()
 
 
 def _expire(admitted: asyncio.Future[None]) -> None:

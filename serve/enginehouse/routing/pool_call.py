@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from enginehouse.contract.config import APP_NAME
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
 from enginehouse.contract.tensors import Computed, Tensors
+from enginehouse.contract.timeout import Timeout
 from enginehouse.routing import replicas
 from enginehouse.transport.router_end import Channel
 
@@ -42,7 +42,7 @@ class PoolCall:
         began = time.monotonic()
         free = self.free(began)
         try:
-            async with asyncio.timeout(budget_s):
+            with Timeout(budget_s):
                 while True:
                     now = time.monotonic()
                     channel = freest(free, self._model_key, now)

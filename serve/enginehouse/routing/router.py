@@ -6,7 +6,6 @@ admission and statistics are the data plane's.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import math
@@ -25,6 +24,7 @@ from enginehouse.contract.errors import (
     Overloaded,
 )
 from enginehouse.contract.tensors import Computed, Tensors
+from enginehouse.contract.timeout import Timeout
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private
 from enginehouse.routing.answer import Answer, Explained
@@ -88,7 +88,7 @@ class Router:
         budget_s = demand.budget_ms / 1e3
         failover = Failover(self, version, inputs, demand, hints.priority, time.monotonic() + budget_s)
         try:
-            async with asyncio.timeout(budget_s):
+            with Timeout(budget_s):
                 return await failover.answer()
         except TimeoutError:
             failures = failover.failures

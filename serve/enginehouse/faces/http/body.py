@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
+from enginehouse.contract.timeout import Timeout
 from enginehouse.faces import oip
-from enginehouse.faces.http.coarse_timers import CoarseTimeout
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 #: Seconds that a client may take to send its body.
@@ -39,7 +39,7 @@ async def read(request: Request, limit: int, take: Callable[[int], None]) -> byt
     chunks: list[bytes] = []
     size = 0
     try:
-        with CoarseTimeout(BODY_TIMEOUT_S):
+        with Timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:

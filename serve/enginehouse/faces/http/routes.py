@@ -22,7 +22,6 @@ from starlette.types import Receive, Scope, Send
 from enginehouse.contract.errors import EnginehouseError, Overloaded
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
-from enginehouse.faces.http.coarse_timers import timers
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
@@ -122,16 +121,16 @@ class _Watch:
         self.is_disconnected = False
         self._request = request
         self._task = asyncio.current_task()
-        self._timer: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Call once the body is read: the next ASGI message is then the disconnect."""
-        self._timer = timers().set(WATCH_AFTER_S, self._begin)
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
 
     def stop(self) -> None:
         if self._timer is not None:
-            timers().cancel(self._timer)
+            self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
 
