@@ -43,7 +43,7 @@ async def test_a_cancellation_by_another_in_the_same_turn_is_not_swallowed() -> 
 
     task = asyncio.create_task(wait())
     await asyncio.sleep(0)
-    while not task.cancelling():
+    while not task.cancelling():  # noqa: ASYNC110
         await asyncio.sleep(0)
     # The timeout has cancelled the task, which has not run since.
     task.cancel()
