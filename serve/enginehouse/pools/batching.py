@@ -23,6 +23,7 @@ from enginehouse.contract.errors import (
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
+from enginehouse.pools import isolation
 from enginehouse.pools.gate import Gate, Item
 
 #: A call of more rows than this many full batches is queued in slices of that many.
@@ -35,6 +36,8 @@ NEWEST = 0.1
 CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
+#: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
+STILL_S = 10.0
 
 
 class LoadedModel:
@@ -140,25 +143,36 @@ class LoadedModel:
     async def infer_isolated(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
-        """As `infer`, in an engine call of its own; `begun` runs on the event loop right before the engine computes.
+        """As `infer`, alone in the process; `begun` runs on the event loop right before the engine computes.
 
-        For a request that may crash the process: the router must know that this call was in the engine. Skips the batch
-        queue and its Overloaded.
+        For a request that may crash the process: the router must know that this call was in an engine, and no other
+        call of any model. Skips the batch queue. Raises Overloaded when other engines take too long to end.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = Item(requests, rows, now, now + budget_s)
+        given_up = False
 
         async def run_begun() -> None:
             begun()
 
         def run() -> list[Computed | EnginehouseError]:
-            # Wait for it: computing may end this process, and then nothing could be sent.
-            asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-            return self._run([item])
+            try:
+                with isolation.of_this_process.alone(min(item.deadline, time.monotonic() + STILL_S)):
+                    # Wait for it: computing may end this process, and then nothing could be sent.
+                    if not given_up:
+                        asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
+                        return self._compute_timely([item])
+            except TimeoutError:
+                pass
+            return [Overloaded(f"{self.kind}: other engines of this process compute or are being loaded")]
 
         self.last_used = now
         with self._in_flight(), self._gate.computing():
-            (answer,) = await loop.run_in_executor(self._thread, run)
+            try:
+                (answer,) = await loop.run_in_executor(self._thread, run)
+            finally:
+                # Cancelled: the thread may still wait, and nobody would be to blame for what it computed then.
+                given_up = True
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
@@ -234,7 +248,16 @@ class LoadedModel:
         return answer
 
     def _run(self, items: list[Item]) -> list[Computed | EnginehouseError]:
-        """In the worker thread: fail expired items and compute the others, whose rows have one shape, together."""
+        """In the worker thread: compute `items` beside other models, as soon as no isolated call computes."""
+        try:
+            with isolation.of_this_process.beside(max(item.deadline for item in items)):
+                return self._compute_timely(items)
+        except TimeoutError:
+            now = time.monotonic()
+            return [self._late(item, now) for item in items]
+
+    def _compute_timely(self, items: list[Item]) -> list[Computed | EnginehouseError]:
+        """Fail expired items and compute the others, whose rows have one shape, together."""
         now = time.monotonic()
         timely = [item for item in items if item.deadline > now]
         computed = iter(self._compute(timely) if timely else [])

@@ -15,7 +15,7 @@ from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind,
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
-from enginehouse.pools import crashes
+from enginehouse.pools import crashes, isolation
 from enginehouse.pools.batching import LoadedModel
 
 logger = logging.getLogger("ray.serve")
@@ -92,7 +92,7 @@ class Loader:
         if self._router and (crash := record.of(identity)):
             raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
         flag = record.flag(identity)
-        with flag:
+        with isolation.of_this_process.loading(time.monotonic() + LOAD_WITHIN_S), flag:
             # Only batches that will be made: warming up larger ones would take most of the start and keep the memory.
             rows = manifest.efficient_rows(kind, artifact.name)
             warm = config.max_batch_size or rows
