@@ -119,8 +119,8 @@ ALL = [
     ),
     bad("expand", [node("Expand", "a s")], [A, line("s", 2)], {"a": ones(1, 3), "s": ids(2, 3)}, {"s": ids(2, 4)}),
     bad("split", [node("Split", "a s", "y z", axis=1)], [A], {"a": ones(2, 6)}, {"a": ones(2, 5)}, s=ids(2, 4)),
-    bad("matmul", [node("MatMul", "a w")], [A], {"a": ones(2, 3)}, {"a": ones(2, 4)}, lax=True, w=ones(3, 2)),
-    bad("gemm", [node("Gemm", "a w")], [A], {"a": ones(2, 3)}, {"a": ones(2, 4)}, lax=True, w=ones(3, 2)),
+    bad("matmul", [node("MatMul", "a w")], [A], {"a": ones(2, 3)}, {"a": ones(2, 4)}, w=ones(3, 2)),
+    bad("gemm", [node("Gemm", "a w")], [A], {"a": ones(2, 3)}, {"a": ones(2, 4)}, w=ones(3, 2)),
     bad(
         "argmax",
         [node("ArgMax", "a", "k", axis=1), node("Cast", "k", to=1)],

@@ -63,6 +63,8 @@ class LoadedModel:
         self.kind = kind
         self.artifact = artifact
         self.measured = list(measured)
+        #: What crashes of its engine are recorded under (`crashes.engine_id`).
+        self.identity = ""
         self._flag = flag or nullcontext()
         self._is_shared = is_shared
         self._waits_for_batches = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ModelConfig
@@ -78,6 +79,16 @@ class Loader:
         loading.add_done_callback(_close_late)
         raise EngineUnavailable(self._name, f"{model_key} was not loaded within {time.monotonic() - began:.3g} s")
 
+    async def crashed(self, models: Mapping[str, LoadedModel]) -> list[str]:
+        """Those of `models` that a router must not keep: they have crashed a process of this node meanwhile."""
+        if not self._router or not models:
+            return []
+        record = crashes.of_this_process()
+        # In a thread, for the folder may be slow.
+        with suppress(OSError):
+            await asyncio.to_thread(record.collect)
+        return [key for key, loaded in models.items() if record.of(loaded.identity)]
+
     def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         store = Store(url)
         manifest = store.manifest(config.name, config.version).timed_for(int8_products())
@@ -106,7 +117,9 @@ class Loader:
             except BaseException:
                 engine.close()
                 raise
-        return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+        loaded = LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+        loaded.identity = identity
+        return loaded
 
 
 def _close_late(loading: asyncio.Future[LoadedModel]) -> None:

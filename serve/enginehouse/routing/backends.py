@@ -125,7 +125,7 @@ class Backend:
         try:
             answer = await self._call(requests, rows, budget_s, isolated)
         except EnginehouseError as error:
-            if self._counts(error, requests, rows, budget_s):
+            if self._counts(error, requests, rows, budget_s, isolated):
                 self._failures += 1
                 self._error = str(error)
                 if self._failures == FAILURES:
@@ -145,11 +145,14 @@ class Backend:
         ratio = timing.compute_ms / table.predict_ms(rows, self.version.manifest.size_of(request))
         self._pace.note(pool, rows, ratio, now, self.contention)
 
-    def _counts(self, error: EnginehouseError, requests: Sequence[Tensors], rows: int, budget_s: float) -> bool:
+    def _counts(
+        self, error: EnginehouseError, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool
+    ) -> bool:
         """Whether a failed call says something of the backend."""
         if isinstance(error, DeadlineExceeded):
-            # Only if the call had the time of a whole attempt: a request that came late proves nothing.
-            return budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows))
+            # Only if the call had the time of a whole attempt: a request that came late proves nothing, nor does one
+            # that has waited to be alone.
+            return not isolated and budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows))
         if isinstance(error, InferenceFailed):
             # Any of several requests may be at fault: they are halved, and one alone counts.
             return len(requests) == 1

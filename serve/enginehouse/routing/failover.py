@@ -156,8 +156,9 @@ class Failover:
                 # Nobody was asked; a better backend may be there now.
                 self.attempts -= 1
             else:
-                if self._refused is not None and self._demand.stated:
-                    # Whoever states a deadline is told at once that it will not be met.
+                if self._refused is not None and self._demand.stated and not self._demand.suspected:
+                    # Whoever states a deadline is told at once that it will not be met. A suspected request would be
+                    # sent again as one that is not.
                     raise Overloaded(*self._refused)
                 if self._lasting is not None and not self._may_mend:
                     kind, arguments = self._lasting
