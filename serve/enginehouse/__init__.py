@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig, RouterConfig
     from enginehouse.contract.errors import (
         ArtifactMissing,
+        BodyTimeout,
         BuildError,
         BundleError,
         CapacityError,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         RequestError,
         RequestTooLarge,
         StepDied,
+        StoreUnavailable,
+        UnsupportedEncoding,
     )
     from enginehouse.contract.latency import LatencyTable
     from enginehouse.contract.manifest import Artifact, Manifest
@@ -48,6 +51,7 @@ __all__ = [
     "AppConfig",
     "Artifact",
     "ArtifactMissing",
+    "BodyTimeout",
     "BuildError",
     "Bundle",
     "BundleError",
@@ -81,7 +85,9 @@ __all__ = [
     "Signature",
     "StepDied",
     "Store",
+    "StoreUnavailable",
     "TensorSpec",
+    "UnsupportedEncoding",
     "load_engine",
 ]
 

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig, missing_flags
-from enginehouse.contract.errors import CapacityError, DeadlineExceeded, EnginehouseError, ModelNotFound, RequestError
+from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
 from enginehouse.engines import allocator
 from enginehouse.faces.http import routes
@@ -97,7 +97,8 @@ class Ingress:
         each with the text `Class: message`: a class of ours could not be unpickled where this package is missing.
         """
         try:
-            hints = Hints(deadline_s, priority, backend, min_precision)
+            with self.plane.refusals("handle"):
+                hints = Hints(deadline_s, priority, backend, min_precision)
             answer = await self.plane.infer("handle", model, inputs, hints, version)
         except EnginehouseError as error:
             raise _builtin(error) from None
@@ -131,15 +132,13 @@ Router = Ingress
 
 def _builtin(error: EnginehouseError) -> Exception:
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, ModelNotFound):
+    if error.status == 404:
         return LookupError(text)
-    if isinstance(error, RequestError):
-        return ValueError(text)
-    if isinstance(error, DeadlineExceeded):
+    if error.status == 504:
         return TimeoutError(text)
-    if isinstance(error, CapacityError):
+    if error.retryable:
         return RuntimeError(f"{text} (retryable)")
-    return RuntimeError(text)
+    return ValueError(text) if error.status < 500 else RuntimeError(text)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -109,18 +109,21 @@ def test_an_index_that_is_in_no_table_is_the_requests_fault(op: str, load: Load,
         "Failed to allocate memory for requested buffer of size 4294967296: the shapes mismatch",
         "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation",
         "CUDA error: an illegal memory access was encountered; input index out of range",
+        "FAIL : Non-zero status code returned while running Conv node. Status Message: CUDNN failure 4: CUDNN_STATUS_X",
+        "FAIL : Non-zero status code returned while running Tile node. Status Message: bfc_arena.cc Failed to allocate",
         "cudaStreamSynchronize failed with cudaErrorIllegalAddress (an illegal memory access was encountered)",
         "something that nobody has seen before",
     ],
 )
 def test_what_is_not_said_of_the_request_is_the_engines_failure(kind: EngineKind, message: str) -> None:
-    error = told(kind, message)
+    error = told(kind, message, {"x": ones(2, 3)})
     assert type(error) is InferenceFailed
     assert message in str(error)
+    assert "'x' [2, 3]" in str(error)
 
 
 def test_the_tables_path_to_a_gpu_kernel_is_no_failure_of_the_gpu() -> None:
     said = (
         "INVALID_ARGUMENT : running Gemm node: /onnxruntime/core/providers/cuda/math/gemm.cc GEMM: Dimension mismatch"
     )
-    assert type(told("onnxruntime-cuda", said)) is InvalidInput
+    assert type(told("onnxruntime-cuda", said, {})) is InvalidInput

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from tests.integration.bundles import WIDTH
+from tests.integration.bundles import CRASHES, WIDTH, publish_poisonous
 from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 from tests.integration.load import body, by_handle, by_http, load, value
@@ -78,6 +78,40 @@ def test_a_model_that_crashed_its_router_is_left_to_the_pools(house: House) -> N
         assert "Segmentation fault" in status["reason"]
     finally:
         house.remove("heavy")
+
+
+def test_a_request_that_crashes_its_engine_costs_one_router_and_from_then_on_none(house: House) -> None:
+    publish_poisonous(house.store, "killed")
+    house.add("killed", "1", resident=True)
+    url = f"http://{house.url}/v2/models/killed/infer"
+
+    def send(x: int) -> httpx.Response | None:
+        document = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [x]}]}
+        try:
+            return httpx.post(url, json=document, timeout=60)
+        except httpx.HTTPError:
+            return None
+
+    def backends() -> set[str]:
+        answers = [send(10) for _ in range(6)]
+        return {answer.headers.get("enginehouse-backend", "") if answer else "" for answer in answers}
+
+    try:
+        wait_for(lambda: backends() == {"resident-onnxruntime-cpu"}, 120, "both routers host it")
+        routers = set(house.cluster.replicas("Router"))
+        # Its connection breaks with the router.
+        send(CRASHES)
+        wait_for(lambda: len(set(house.cluster.replicas("Router")) - routers) == 1, 60, "a new router")
+        wait_for(lambda: backends() == {"gpu-pool"}, 60, "no router hosts it, the old one neither")
+        routers = set(house.cluster.replicas("Router"))
+        for _ in range(2):
+            answer = send(CRASHES)
+            assert answer is not None
+            assert (answer.status_code, "two replicas were lost" in answer.text) == (500, True), answer.text
+        assert set(house.cluster.replicas("Router")) == routers
+        house.wait_live("scale", "gpu-pool", "cpu-pool")
+    finally:
+        house.remove("killed")
 
 
 def answered_by(house: House, model: str) -> set[str]:

@@ -21,7 +21,7 @@ from tests.pipeline.s3 import Server, Wire
 from tests.unit.test_bundle import SIGNATURE
 
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.contract.errors import ArtifactMissing, BuildError, ConfigError, DigestMismatch
+from enginehouse.contract.errors import ArtifactMissing, BuildError, DigestMismatch, ManifestInvalid, StoreUnavailable
 from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord
 from enginehouse.contract.store import Store
 
@@ -211,7 +211,9 @@ def test_a_server_that_dies_is_named_and_the_rest_fetched_when_it_is_back(
             server.kill()
             wire.shutdown()
             wire.server_close()
-            with pytest.raises(ConfigError, match=r"s3://bucket-.*/models/net/1/big/model\.onnx cannot be fetched"):
+            with pytest.raises(
+                StoreUnavailable, match=r"s3://bucket-.*/models/net/1/big/model\.onnx cannot be fetched"
+            ):
                 opening.result(60)
         assert cached(tmp_path) == []
     server.start()
@@ -236,6 +238,18 @@ def test_an_object_that_is_not_what_the_manifest_promises_never_gets_into_the_ca
     assert cached(tmp_path) == []
     S3FileSystem().pipe_file(f"{target}/onnx/model.onnx", SMALL)
     assert content(store.open("net", "1"), "onnx") == SMALL
+
+
+def test_a_bucket_that_is_gone_is_an_outage_and_a_version_that_is_not_there_is_none(store: Store, wire: Wire) -> None:
+    with pytest.raises(StoreUnavailable, match="cannot be read: FileNotFoundError"):
+        store.manifest("net", "1")
+    store.publish(bundle_folder(store, small=SMALL), "net", "1")
+    with pytest.raises(ManifestInvalid, match="net/2/manifest.json"):
+        store.manifest("net", "2")
+    assert store.manifest("net", "1").name == "net"
+    wire.breaks_at = [wire.came] * 100
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        store.open("net", "1")
 
 
 def test_an_object_that_is_gone_is_named(store: Store) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from enginehouse.contract.bundle import Bundle, sha256_of
-from enginehouse.contract.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
+from enginehouse.contract.errors import ArtifactMissing, DigestMismatch, ManifestInvalid, StoreUnavailable
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord
 from enginehouse.contract.tensors import Signature, TensorSpec
@@ -96,6 +100,30 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").unlink()
     with pytest.raises(ArtifactMissing, match=r"model\.onnx"):
         Bundle(tmp_path, manifest(ready)).verified_files(ready)
+
+
+@contextmanager
+def forbidden(path: Path) -> Iterator[None]:
+    """`path` may not be read in the context, not even by root, whose file accesses are then nobody's (setfsuid)."""
+    mode, libc = path.stat().st_mode, ctypes.CDLL(None)
+    path.chmod(0)
+    libc.setfsuid(65534)
+    try:
+        yield
+    finally:
+        libc.setfsuid(os.getuid())
+        path.chmod(mode)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_file_that_may_not_be_read_now_is_an_outage_and_not_taken_for_a_missing_one(
+    tmp_path: Path, name: str
+) -> None:
+    ready = artifact(tmp_path)
+    (tmp_path / "manifest.json").write_text(manifest(ready).model_dump_json())
+    with forbidden(tmp_path / name), pytest.raises(StoreUnavailable, match="cannot be read: Permission denied"):
+        Bundle.open(tmp_path).verified_files(ready)
+    assert Bundle.open(tmp_path).verified_files(ready) == [tmp_path / "model.onnx"]
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/hostname"])

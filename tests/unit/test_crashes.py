@@ -51,6 +51,16 @@ def test_a_process_that_was_only_ended_blames_nobody(tmp_path: Path, how: str) -
     assert not Crashes(tmp_path).of("busy")
 
 
+def test_a_process_that_lives_learns_of_a_crash_when_it_looks(tmp_path: Path) -> None:
+    record = Crashes(tmp_path)
+    die(tmp_path, "abort")
+    assert not record.of("busy")
+    record.collect()
+    assert "crashed process" in record.of("busy")
+    # Its own record is still there for whoever comes after it.
+    assert {path.suffix for path in tmp_path.iterdir()} == {".running", ".trace", ".crashed"}
+
+
 def test_files_of_the_dead_are_read_once_and_removed(tmp_path: Path) -> None:
     die(tmp_path, "kill")
     Crashes(tmp_path)

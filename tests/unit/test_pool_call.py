@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from tests.unit.connections import Run, connected, echo, pool
+from tests.unit.test_errors import CLASSES, example
 
 from enginehouse.contract.config import APP_NAME
-from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import replicas
 from enginehouse.routing.pool_call import PoolCall
@@ -34,6 +35,26 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Replica]:
 def replica(name: str, channel: Channel) -> Replica:
     report = {"state": "ready", "reason": "", "engine": "", "artifact": "", "precision": "", "measured": []}
     return Replica(name, {"m@1": report}, {"host": "", "port": 0, "key": ""}, channel)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls.fault.help == "another"])
+def test_what_one_replica_cannot_read_another_one_may(
+    run: Run, known: dict[str, Replica], cls: type[EnginehouseError]
+) -> None:
+    async def broken(*_: object) -> Computed:
+        raise example(cls)
+
+    async def work() -> None:
+        async with connected(broken) as (_, one), connected() as (__, other):
+            known["one"] = replica("one", one)
+            call = PoolCall("pool", "m@1")
+            with pytest.raises(cls):
+                await call(X, 1, 10)
+            known["other"] = replica("other", other)
+            for _ in range(10):
+                await call(X, 1, 10)
+
+    run(work())
 
 
 def test_a_replica_that_refuses_is_left_alone_for_a_moment_and_stays_live(run: Run, known: dict[str, Replica]) -> None:

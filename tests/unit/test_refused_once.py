@@ -13,9 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from ray import serve
 from ray.serve._private.config import DeploymentConfig
+from tests.conformance.bad_requests import ALL, Bad
 from tests.conformance.conftest import MAX_ROWS, write_bundle
 from tests.conformance.models import Case
 
+from enginehouse import engines
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed, InvalidInput
 from enginehouse.contract.manifest import FORMAT_OF, EngineKind
@@ -47,11 +49,11 @@ class Hosted:
 
     failed_repeatedly = True
 
-    def __init__(self, folder: Path, kind: EngineKind) -> None:
+    def __init__(self, folder: Path, kind: EngineKind, case: Case = LOOKUP) -> None:
         store = Store(folder)
         staging = store.staging()
-        write_bundle(staging, LOOKUP, FORMAT_OF[kind], "fp32", "1")
-        bundle = Bundle.open(Path(store.publish(staging, LOOKUP.name, "1")))
+        write_bundle(staging, case, FORMAT_OF[kind], "fp32", "1")
+        bundle = Bundle.open(Path(store.publish(staging, case.name, "1")))
         used = bundle.manifest.artifacts[0]
         engine = load_engine(kind, bundle, used, threads=1)
         self.calls = 0
@@ -99,7 +101,7 @@ def failover(backends: list[Hosted], inputs: Tensors) -> Failover:
         wake_better=lambda *_: None,
         backend=lambda _, choice: backends[choice.place],
     )
-    demand = Demand(len(inputs["x"]))
+    demand = Demand(1)
     return Failover(ranking, None, inputs, demand, 0, time.monotonic() + 20)  # type: ignore[arg-type]
 
 
@@ -114,6 +116,29 @@ async def test_what_an_engine_refuses_is_asked_once_and_of_no_other(backends: li
         await failover(backends, wild).answer()
     assert caught.value.status == 400
     assert (strict.calls, lax.calls) == (1, 0)
+
+
+@pytest.mark.parametrize("case", [case for case in ALL if case.lax], ids=lambda case: case.model.name)
+async def test_what_one_engine_refuses_another_would_answer_and_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Bad
+) -> None:
+    monkeypatch.setattr(engines, "warm_up", lambda *_: None)
+    strict, lax = (
+        Hosted(tmp_path / "ort", "onnxruntime-cpu", case.model),
+        Hosted(tmp_path / "ov", "openvino-cpu", case.model),
+    )
+    try:
+        for each in (strict, lax):
+            await each.infer(case.good, 1, time.monotonic() + 20, 0)
+        # What makes it worth a test.
+        await lax.infer(case.bad, 1, time.monotonic() + 20, 0)
+        strict.calls = lax.calls = 0
+        with pytest.raises(InvalidInput, match="^onnxruntime-cpu: "):
+            await failover([strict, lax], case.bad).answer()
+        assert (strict.calls, lax.calls) == (1, 0)
+    finally:
+        for each in (strict, lax):
+            each.model.engine.close()
 
 
 async def test_what_fails_because_the_engine_is_sick_is_asked_of_another_one(backends: list[Hosted]) -> None:

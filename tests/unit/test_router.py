@@ -16,7 +16,7 @@ from tests.unit.connections import connected, echo
 from tests.unit.test_policy import table
 
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig
-from enginehouse.contract.errors import InferenceFailed, ModelNotFound, NoBackend
+from enginehouse.contract.errors import InferenceFailed, ModelNotFound, NoBackend, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import waking
 from enginehouse.routing.answer import Answer
@@ -220,7 +220,7 @@ async def test_what_is_under_way_when_the_last_node_goes_hears_so_and_does_not_w
         assert not sent.done(), "Serve may start another replica on a node that lives"
         cluster.accelerators.clear()
         await view.count_nodes()
-        with pytest.raises(NoBackend, match="no live backend"):
+        with pytest.raises(ReplicaLost, match="no live backend"):
             await asyncio.wait_for(sent, 2)
 
 

@@ -31,6 +31,7 @@ from enginehouse.contract.errors import (
     InvalidInput,
     ManifestInvalid,
     ModelNotFound,
+    StoreUnavailable,
 )
 from enginehouse.contract.manifest import Manifest, SignatureRecord
 from enginehouse.contract.store import Store
@@ -207,7 +208,7 @@ def test_a_store_that_is_down_is_not_taken_for_a_missing_version() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"{url}.* cannot be read"):
+        with pytest.raises(StoreUnavailable, match=f"{url}.* cannot be read"):
             Store(url).open("digits", "1")
 
 

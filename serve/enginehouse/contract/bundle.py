@@ -15,10 +15,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse.contract.errors import ArtifactMissing, DigestMismatch, ManifestInvalid
+from enginehouse.contract.errors import ArtifactMissing, DigestMismatch, ManifestInvalid, StoreUnavailable
 from enginehouse.contract.manifest import Artifact, File, Manifest
 
 MANIFEST = "manifest.json"
+#: What a file system says of a file that is not there; whatever else it says is its own trouble.
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +32,40 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """Read the manifest in `path`. Raises ManifestInvalid. Artifacts are checked when they are loaded."""
+        """Read the manifest in `path`. Artifacts are checked when they are loaded.
+
+        Raises ManifestInvalid, and StoreUnavailable where it is there and cannot be read.
+        """
         file = path / MANIFEST
         try:
             text = file.read_bytes()
-        except OSError as error:
+        except _NOT_THERE as error:
             raise ManifestInvalid(str(file), error.strerror or str(error)) from None
+        except OSError as error:
+            raise StoreUnavailable(f"{file} cannot be read: {error.strerror or error}") from None
         return cls(path, Manifest.parse(text, str(file)))
 
     def verified_files(self, artifact: Artifact) -> list[Path]:
         """Local paths of the artifact's files after checking every digest.
 
-        Raises ArtifactMissing for an artifact that is never served or whose file is gone, and DigestMismatch.
+        Raises ArtifactMissing for an artifact that is never served or whose file is gone, DigestMismatch, and
+        StoreUnavailable for a file that cannot be read.
         """
         if artifact.status not in ("ready", "unverified"):
             raise ArtifactMissing(str(self.path), f"artifact {artifact.name!r} is {artifact.status}: {artifact.reason}")
         return [self.verified(file) for file in artifact.files]
 
     def verified(self, file: File) -> Path:
-        """Local path of a file after checking its digest; raises ArtifactMissing or DigestMismatch."""
+        """Local path of a file after checking its digest; raises what `verified_files` raises."""
         path = self.path / file.path
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise ArtifactMissing(str(path), "the manifest points outside its bundle")
         try:
             actual = sha256_of(path)
-        except OSError as error:
+        except _NOT_THERE as error:
             raise ArtifactMissing(str(path), error.strerror or str(error)) from None
+        except OSError as error:
+            raise StoreUnavailable(f"{path} cannot be read: {error.strerror or error}") from None
         if actual != file.sha256:
             raise DigestMismatch(str(path), file.sha256, actual)
         return path

@@ -1,28 +1,34 @@
-"""Every error of enginehouse, with the HTTP status it becomes and whether a retry can help.
+"""Every error of enginehouse, and the one table of what each means: to its caller, to failover, to every face.
 
     EnginehouseError
     ├── RequestError                the caller's mistake; the same request fails again
-    │   ├── InvalidInput       400
-    │   ├── ModelNotFound      404
-    │   └── RequestTooLarge    413
+    │   ├── InvalidInput
+    │   ├── ModelNotFound
+    │   ├── BodyTimeout
+    │   ├── RequestTooLarge
+    │   └── UnsupportedEncoding
     ├── CapacityError               nothing wrong with the request; retryable
-    │   ├── Overloaded         429
-    │   ├── NoBackend          503
-    │   └── DeadlineExceeded   504
+    │   ├── Overloaded
+    │   ├── NoBackend
+    │   ├── StoreUnavailable
+    │   └── DeadlineExceeded
     ├── EngineError                 an engine could not start or run
-    │   ├── EngineUnavailable  503
+    │   ├── EngineUnavailable
     │   │   └── ReplicaLost
-    │   └── InferenceFailed    500
-    ├── BundleError            500  what is on disk is not what was promised
+    │   └── InferenceFailed
+    ├── BundleError                 what is on disk is not what was promised
     │   ├── ManifestInvalid
     │   ├── ArtifactMissing
     │   └── DigestMismatch
-    ├── BuildError             500
+    ├── BuildError
     │   ├── ExportFailed
     │   ├── ConversionFailed
     │   ├── ParityFailed
     │   └── StepDied
-    └── ConfigError            400  a serving configuration that cannot work
+    └── ConfigError                 a configuration that cannot work
+
+`FAULTS` at the end says whose fault each is: HTTP status, gRPC status, what may still help, whether to send it again.
+No other module keeps such a list. What a store, a pool or a configuration cannot do is never the caller's fault.
 
 Errors cross process boundaries on Ray, so each class hands *all* its arguments to ``super().__init__`` (which is
 what pickle replays) and composes its message in ``__str__``. A message names the value at fault and the way out.
@@ -30,14 +36,39 @@ what pickle replays) and composes its message in ``__str__``. A message names th
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+#: What may still answer a request that met an error. `nothing`: the request is at fault. `another if sick`: another
+#: backend, if this one fails others too; else the request is at fault. `another`: another backend, but waiting does not
+#: help. `another or later`: another backend, or the same one a moment later.
+Help: TypeAlias = Literal["nothing", "another if sick", "another", "another or later"]
+
+
+class Fault(NamedTuple):
+    """What an error means: its HTTP status, the name of its gRPC status, what helps, and `retryable`.
+
+    `retryable`: the same request, sent again later, may well be answered.
+    """
+
+    http: int
+    grpc: str
+    help: Help
+    retryable: bool
+
+    @property
+    def is_of_content(self) -> bool:
+        """Whether what is in the request may have caused it."""
+        return self.help in ("nothing", "another if sick")
 
 
 class EnginehouseError(Exception):
     """Base of all errors raised by enginehouse on purpose."""
 
-    status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    #: This class's line of `FAULTS`, and two of its columns.
+    fault: ClassVar[Fault]
+    status: ClassVar[int]
+    retryable: ClassVar[bool]
 
     def __str__(self) -> str:
         return " ".join(str(argument) for argument in self.args)
@@ -45,8 +76,6 @@ class EnginehouseError(Exception):
 
 class RequestError(EnginehouseError):
     """The request itself is wrong; sending it again cannot help."""
-
-    status = 400
 
 
 class InvalidInput(RequestError):
@@ -60,8 +89,6 @@ class InvalidInput(RequestError):
 class ModelNotFound(RequestError):
     """No such model, or no such version of it, is served here."""
 
-    status = 404
-
     def __init__(self, model: str, version: str | None = None, known: tuple[str, ...] = ()) -> None:
         super().__init__(model, version, known)
 
@@ -72,23 +99,24 @@ class ModelNotFound(RequestError):
         return f"{what} is not served here; served: {have} (add it with `enginehouse models add`)"
 
 
+class BodyTimeout(RequestError):
+    """The body of a request did not arrive in time."""
+
+
 class RequestTooLarge(RequestError):
     """A request has more rows or bytes than the server takes in one piece."""
 
-    status = 413
+
+class UnsupportedEncoding(RequestError):
+    """The body of a request is compressed in a way that is not known here."""
 
 
 class CapacityError(EnginehouseError):
     """Nothing is wrong with the request, but it cannot be answered now."""
 
-    status = 503
-    retryable = True
-
 
 class Overloaded(CapacityError):
     """The queues are full, or so long that the deadline would pass; in `retry_after_s` seconds there may be room."""
-
-    status = 429
 
     def __init__(self, reason: str, retry_after_s: float = 1) -> None:
         super().__init__(reason, retry_after_s)
@@ -107,10 +135,12 @@ class NoBackend(CapacityError):
     """No live backend can answer this model now; the message says why each one is out."""
 
 
+class StoreUnavailable(CapacityError):
+    """The store, or what holds it, cannot be read now: an outage, which says nothing of the bundles in it."""
+
+
 class DeadlineExceeded(CapacityError):
     """The caller's deadline passed before an answer was there."""
-
-    status = 504
 
 
 class EngineError(EnginehouseError):
@@ -119,8 +149,6 @@ class EngineError(EnginehouseError):
 
 class EngineUnavailable(EngineError):
     """The engine asked for cannot run in this process; nothing else was started in its place."""
-
-    status = 503
 
     def __init__(self, engine: str, reason: str) -> None:
         super().__init__(engine, reason)
@@ -214,14 +242,51 @@ class StepDied(BuildError):
 
 
 class ConfigError(EnginehouseError):
-    """A serving configuration names something that does not exist or cannot work."""
+    """A configuration, or a command's option, names something that does not exist or cannot work."""
 
-    status = 400
+
+_REFUSED = Fault(400, "INVALID_ARGUMENT", "nothing", retryable=False)
+_UNAVAILABLE = Fault(503, "UNAVAILABLE", "another or later", retryable=True)
+_BROKEN = Fault(500, "FAILED_PRECONDITION", "another", retryable=False)
+_FAILED = Fault(500, "INTERNAL", "nothing", retryable=False)
+
+#: The table. gRPC names are those of `grpc.StatusCode`, chosen as its documentation describes them.
+FAULTS: Mapping[type[EnginehouseError], Fault] = {
+    EnginehouseError: _FAILED,
+    RequestError: _REFUSED,
+    InvalidInput: _REFUSED,
+    # A replica has unloaded what another one still has.
+    ModelNotFound: Fault(404, "NOT_FOUND", "another or later", retryable=False),
+    BodyTimeout: Fault(408, "CANCELLED", "nothing", retryable=False),
+    RequestTooLarge: Fault(413, "INVALID_ARGUMENT", "nothing", retryable=False),
+    UnsupportedEncoding: Fault(415, "UNIMPLEMENTED", "nothing", retryable=False),
+    CapacityError: _UNAVAILABLE,
+    Overloaded: Fault(429, "RESOURCE_EXHAUSTED", "another or later", retryable=True),
+    NoBackend: _UNAVAILABLE,
+    # Outages last longer than requests wait.
+    StoreUnavailable: Fault(503, "UNAVAILABLE", "another", retryable=True),
+    DeadlineExceeded: Fault(504, "DEADLINE_EXCEEDED", "another or later", retryable=True),
+    EngineError: Fault(500, "INTERNAL", "another if sick", retryable=False),
+    EngineUnavailable: _UNAVAILABLE,
+    ReplicaLost: _UNAVAILABLE,
+    InferenceFailed: Fault(500, "INTERNAL", "another if sick", retryable=False),
+    BundleError: _BROKEN,
+    ManifestInvalid: _BROKEN,
+    ArtifactMissing: _BROKEN,
+    DigestMismatch: Fault(500, "DATA_LOSS", "another", retryable=False),
+    BuildError: _FAILED,
+    ExportFailed: _FAILED,
+    ConversionFailed: _FAILED,
+    ParityFailed: _FAILED,
+    StepDied: _FAILED,
+    # Of a node, such as a missing package: the next one may be well.
+    ConfigError: _BROKEN,
+}
 
 
 # They are pickled, and shown in tracebacks, by their public name: that is the same in every release, wherever they are
 # defined, so that a client and a cluster of two releases understand each other's errors.
-for _name, _error in list(globals().items()):
-    if isinstance(_error, type) and issubclass(_error, EnginehouseError):
-        _error.__module__ = "enginehouse"
-del _name, _error
+for _error, _fault in FAULTS.items():
+    _error.__module__ = "enginehouse"
+    _error.fault, _error.status, _error.retryable = _fault, _fault.http, _fault.retryable
+del _error, _fault

@@ -69,7 +69,7 @@ class _OnnxRuntime:
                 answers = session.run(self._outputs, feed)
         except Exception as error:
             # The binding raises a class of its own for each status, none of them public.
-            raise told(self.kind, str(error)) from error
+            raise told(self.kind, str(error), inputs) from error
         return {name: _owned(answer) for name, answer in zip(self._outputs, answers, strict=True)}
 
     def close(self) -> None:

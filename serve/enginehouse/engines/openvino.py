@@ -1,25 +1,27 @@
 """OpenVINO engine: `openvino-cpu`.
 
 One compiled model and one infer request per concurrent caller, because a request that is running refuses every other
-call. Callers beyond `EngineOptions.concurrency` wait for a free request.
+call. Callers beyond `EngineOptions.concurrency` wait for a free request. After a failure the model is compiled anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
 from enginehouse.contract.manifest import Artifact, EngineKind, Precision
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.hardware import int8_products, probe_cpu
-from enginehouse.engines.refusals import told
+from enginehouse.engines.refusals import refused, told
 from enginehouse.engines.slots import Slots
+from enginehouse.engines.strict_shapes import StrictShapes
 
 _KIND: EngineKind = "openvino-cpu"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -56,48 +58,79 @@ class OpenVinoCpu:
         if any(spec.dtype.hasobject for spec in specs):
             # Observed with 2026.4.1: one inference with a string tensor corrupts the heap and the process aborts.
             raise EngineUnavailable(_KIND, "OpenVINO's string tensors are not safe; use onnxruntime-cpu for BYTES")
-        compiled = _compile(options)
+        graph = _read(options)
+        compiled = _compile(options, graph)
         in_fp32 = _would_saturate(options.artifact)
         self.precision: str = "fp32" if in_fp32 else _effective_precision(compiled, options.artifact.precision)
         self._ports = _output_ports(compiled, options.signature)
-        has_free_inputs = any(port.partial_shape.is_dynamic for port in compiled.inputs)
-        self._marked = {
-            port: compiled.outputs[port].partial_shape.is_dynamic for port in self._ports if has_free_inputs
-        }
-        self._requests: Slots[Any] = Slots(_KIND, [compiled.create_infer_request() for _ in range(options.concurrency)])
+        is_free = any(output.get_partial_shape().is_dynamic for node in graph.get_ops() for output in node.outputs())
+        self._marked = {port: compiled.outputs[port].partial_shape.is_dynamic for port in self._ports if is_free}
+        self._shapes = StrictShapes(graph, options.signature)
+        self._options = options
+        requests = [_Request(compiled.create_infer_request()) for _ in range(options.concurrency)]
+        self._requests: Slots[_Request] = Slots(_KIND, requests)
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Run one batch, waiting for a free request if there is none; see `Engine.infer`."""
         self.signature.check(inputs)
         _check_integers(inputs)
-        with self._requests.use() as request:
+        if reason := self._shapes.refusal(inputs):
+            raise refused(_KIND, reason, inputs)
+        with self._requests.use() as slot:
+            request = slot.request
             try:
                 for port, is_free in self._marked.items():
                     _mark(request.get_output_tensor(port), is_free)
                 # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
                 answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
             except Exception as error:
-                raise told(_KIND, str(error)) from error
+                self._renew(slot)
+                raise told(_KIND, str(error), inputs) from error
             if any(_is_marked(answers[port], is_free) for port, is_free in self._marked.items()):
-                shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in inputs.items())
+                self._renew(slot)
                 # Why it gave up is not known. Models that have been warmed up do so over what is in a request.
-                raise InvalidInput(f"{_KIND}: the model cannot run with shapes {shapes}")
+                raise refused(_KIND, "the model cannot run with this", inputs)
             return {
                 spec.name: _array(answers[port], spec.dtype)
                 for spec, port in zip(self.signature.outputs, self._ports, strict=True)
             }
+
+    def _renew(self, slot: _Request) -> None:
+        """Compile the model anew after a failure, in place of the one that failed.
+
+        Observed with 2026.4.1: one request whose shapes a MatMul, Conv, Pad, MaxPool or LayerNormalization refuses, and
+        the compiled model refuses the next good one too, of the same shape as before or of any, for ever.
+        """
+        slot.request = None
+        slot.request = _compile(self._options, _read(self._options)).create_infer_request()
 
     def close(self) -> None:
         """Drop the free requests now and those in use when their `infer` returns."""
         self._requests.close()
 
 
-def _compile(options: EngineOptions) -> Any:
+@dataclass(slots=True)
+class _Request:
+    """A place for one infer request."""
+
+    request: Any
+
+
+def _read(options: EngineOptions) -> Any:
     try:
         import openvino
     except ImportError as error:
         raise EngineUnavailable(_KIND, f"{error}; install enginehouse[cpu]") from None
     model = _model_file(options.files)
+    try:
+        return openvino.Core().read_model(model)
+    except Exception as error:
+        raise EngineUnavailable(_KIND, f"{model}: {error}") from error
+
+
+def _compile(options: EngineOptions, graph: Any) -> Any:
+    import openvino
+
     settings = {
         "INFERENCE_PRECISION_HINT": _hint(options.artifact.precision),
         "INFERENCE_NUM_THREADS": options.threads,
@@ -108,9 +141,9 @@ def _compile(options: EngineOptions) -> Any:
     if _would_saturate(options.artifact):
         settings |= _WITHOUT_INT8_KERNELS
     try:
-        return openvino.Core().compile_model(model, "CPU", settings)
+        return openvino.Core().compile_model(graph, "CPU", settings)
     except Exception as error:
-        raise EngineUnavailable(_KIND, f"{model}: {error}") from error
+        raise EngineUnavailable(_KIND, f"{_model_file(options.files)}: {error}") from error
 
 
 def _would_saturate(artifact: Artifact) -> bool:
@@ -158,7 +191,11 @@ def _output_ports(compiled: Any, signature: Signature) -> list[int]:
 def _check_integers(inputs: Tensors) -> None:
     # The CPU plugin computes 64-bit integers in 32 bits and wraps silently (observed with 2026.4.1).
     for name, array in inputs.items():
-        if array.dtype in (np.int64, np.uint64) and (array.max() > _INT32.max or array.min() < _INT32.min):
+        if (
+            array.dtype in (np.int64, np.uint64)
+            and array.size
+            and (array.max() > _INT32.max or array.min() < _INT32.min)
+        ):
             raise InferenceFailed(
                 f"{_KIND}: input {name!r} has values beyond 32 bits, which OpenVINO would cut; use onnxruntime-cpu"
             )

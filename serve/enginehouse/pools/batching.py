@@ -23,6 +23,7 @@ from enginehouse.contract.errors import (
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
+from enginehouse.pools import isolation
 from enginehouse.pools.gate import Gate, Item
 
 #: A call of more rows than this many full batches is queued in slices of that many.
@@ -35,6 +36,8 @@ NEWEST = 0.1
 CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
+#: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
+STILL_S = 10.0
 
 
 class LoadedModel:
@@ -60,6 +63,8 @@ class LoadedModel:
         self.kind = kind
         self.artifact = artifact
         self.measured = list(measured)
+        #: What crashes of its engine are recorded under (`crashes.engine_id`).
+        self.identity = ""
         self._flag = flag or nullcontext()
         self._is_shared = is_shared
         self._waits_for_batches = False
@@ -140,27 +145,36 @@ class LoadedModel:
     async def infer_isolated(
         self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
     ) -> Computed:
-        """As `infer`, in an engine call of its own; `begun` runs on the event loop right before the engine computes.
+        """As `infer`, alone in the process; `begun` runs on the event loop right before the engine computes.
 
-        For a request that may crash the process: the router must know that this call was in the engine. Skips the batch
-        queue and its Overloaded.
+        For a request that may crash the process: the router must know that this call was in an engine, and no other
+        call of any model. Skips the batch queue. Raises Overloaded when other engines take too long to end.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = Item(requests, rows, now, now + budget_s)
+        given_up = False
 
         async def run_begun() -> None:
             begun()
 
         def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            # Wait for it: computing may end this process, and then nothing could be sent.
-            asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-            return self._run(items)
+            try:
+                with isolation.of_this_process.alone(min(item.deadline, time.monotonic() + STILL_S)):
+                    # Wait for it: computing may end this process, and then nothing could be sent.
+                    if not given_up:
+                        asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
+                        return self._compute_timely(items)
+            except TimeoutError:
+                pass
+            return [Overloaded(f"{self.kind}: other engines of this process compute or are being loaded")]
 
         self.last_used = now
         self._begin_call()
         try:
             (answer,) = await self._in_engine(run, [item])
         finally:
+            # Cancelled: the thread may still wait, and nobody would be to blame for what it computed then.
+            given_up = True
             self._end_call()
         if isinstance(answer, EnginehouseError):
             raise answer
@@ -255,7 +269,16 @@ class LoadedModel:
         return asyncio.wrap_future(call)
 
     def _run(self, items: list[Item]) -> list[Computed | EnginehouseError]:
-        """In the worker thread: fail expired items and compute the others, whose rows have one shape, together."""
+        """In the worker thread: compute `items` beside other models, as soon as no isolated call computes."""
+        try:
+            with isolation.of_this_process.beside(max(item.deadline for item in items)):
+                return self._compute_timely(items)
+        except TimeoutError:
+            now = time.monotonic()
+            return [self._late(item, now) for item in items]
+
+    def _compute_timely(self, items: list[Item]) -> list[Computed | EnginehouseError]:
+        """Fail expired items and compute the others, whose rows have one shape, together."""
         now = time.monotonic()
         timely = [item for item in items if item.deadline > now]
         computed = iter(self._compute(timely) if timely else [])

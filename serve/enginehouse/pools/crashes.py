@@ -4,8 +4,8 @@
     CACHE/crashes/<pid>-<start>-<host>.trace     what faulthandler wrote when the process crashed; empty until then
     CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal
 
-A process writes the first two; the next one to start on the node turns those of dead processes into the third. After
-SIGKILL the trace is empty, so no engine is blamed.
+A process writes the first two; the next one to start on the node, or a router that looks, turns those of dead processes
+into the third. After SIGKILL the trace is empty, so no engine is blamed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Crashes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._collect_dead()
+        self.collect()
         own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}-{_host()}"
         with own.with_suffix(".running").open("w+b") as file:
             file.truncate(_SLOT * _SLOTS)
@@ -85,7 +85,8 @@ class Crashes:
         except OSError:
             return ""
 
-    def _collect_dead(self) -> None:
+    def collect(self) -> None:
+        """Take note of the crashes of processes of this node that have died since."""
         for running in self._folder.glob("*.running"):
             # The folder may be shared: whether another host's process lives is unknown.
             if not running.stem.endswith(f"-{_host()}") or _is_alive(running.stem):

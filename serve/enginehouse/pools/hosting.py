@@ -42,7 +42,7 @@ class HostedModels:
     `threads` threads. Models are loaded side by side, so that one that takes long holds up no other. A version that is
     no longer wanted is unloaded once any successor is loaded and it was unused for `unload_after_s` seconds, and its
     engine closed after the calls in flight. In a `router`'s process the router is the engines' only caller, and an
-    engine that has crashed a process of this node is not loaded. `name` is the pool's, for errors and logs.
+    engine that has crashed a process of this node is not loaded, nor kept. `name` is the pool's, for errors and logs.
     """
 
     def __init__(
@@ -189,6 +189,10 @@ class HostedModels:
         """Load and unload models as the catalog asks: when it changes, and once a second."""
         while True:
             self._catalog_changed.clear()
+            for model_key in await self._loader.crashed(dict(self.models)):
+                # Loading it again below says why it is not kept.
+                self._unload(model_key)
+                self._report(model_key, "loading")
             wanted = [model.key for model in self._catalog.models if self._wants(model)]
             for model_key in wanted:
                 if model_key not in self.models and time.monotonic() >= self._retry_at.get(model_key, 0.0):
@@ -211,11 +215,13 @@ class HostedModels:
                 idle_s = time.monotonic() - loaded.last_used
                 if self._configs[model_key].name in awaited or idle_s < self._unload_after_s:
                     continue
-                del self.models[model_key]
-                task = asyncio.create_task(_close(model_key, loaded))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._unload(model_key)
             del self.reports[model_key]
+
+    def _unload(self, model_key: str) -> None:
+        task = asyncio.create_task(_close(model_key, self.models.pop(model_key)))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
 
 async def _close(model_key: str, loaded: LoadedModel) -> None:

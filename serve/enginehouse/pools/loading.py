@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ModelConfig
@@ -15,7 +16,7 @@ from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind,
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
-from enginehouse.pools import crashes
+from enginehouse.pools import crashes, isolation
 from enginehouse.pools.batching import LoadedModel
 
 logger = logging.getLogger("ray.serve")
@@ -78,6 +79,16 @@ class Loader:
         loading.add_done_callback(_close_late)
         raise EngineUnavailable(self._name, f"{model_key} was not loaded within {time.monotonic() - began:.3g} s")
 
+    async def crashed(self, models: Mapping[str, LoadedModel]) -> list[str]:
+        """Those of `models` that a router must not keep: they have crashed a process of this node meanwhile."""
+        if not self._router or not models:
+            return []
+        record = crashes.of_this_process()
+        # In a thread, for the folder may be slow.
+        with suppress(OSError):
+            await asyncio.to_thread(record.collect)
+        return [key for key, loaded in models.items() if record.of(loaded.identity)]
+
     def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         store = Store(url)
         manifest = store.manifest(config.name, config.version).timed_for(int8_products())
@@ -92,7 +103,7 @@ class Loader:
         if self._router and (crash := record.of(identity)):
             raise EngineUnavailable(self._name, f"{kind} with {artifact.name} {crash}; pools go on serving it")
         flag = record.flag(identity)
-        with flag:
+        with isolation.of_this_process.loading(time.monotonic() + LOAD_WITHIN_S), flag:
             # Only batches that will be made: warming up larger ones would take most of the start and keep the memory.
             rows = manifest.efficient_rows(kind, artifact.name)
             warm = config.max_batch_size or rows
@@ -106,7 +117,9 @@ class Loader:
             except BaseException:
                 engine.close()
                 raise
-        return LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+        loaded = LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+        loaded.identity = identity
+        return loaded
 
 
 def _close_late(loading: asyncio.Future[LoadedModel]) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.routing.coalescing import HOLD_S, Coalescer
@@ -34,7 +34,7 @@ class Sender(Protocol):
     ) -> Computed:
         """The outputs of all `requests`, of `rows` rows together, within `budget_s` seconds.
 
-        `isolated`: alone in the engine; a resident engine ignores it.
+        `isolated`: alone in its process; a resident engine refuses it.
         """
         ...
 
@@ -124,18 +124,12 @@ class Backend:
             self._probe_at = time.monotonic() + PROBE_S
         try:
             answer = await self._call(requests, rows, budget_s, isolated)
-        except InferenceFailed as error:
-            # Any of several requests may be at fault: they are halved, and one alone counts.
-            if len(requests) == 1:
-                self._failed(error)
-            raise
-        except EngineUnavailable as error:
-            self._failed(error)
-            raise
-        except DeadlineExceeded as error:
-            # Only if the call had the time of a whole attempt: a request that came late proves nothing.
-            if budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows)):
-                self._failed(error)
+        except EnginehouseError as error:
+            if self._counts(error, requests, rows, budget_s, isolated):
+                self._failures += 1
+                self._error = str(error)
+                if self._failures == FAILURES:
+                    self._probe_at = time.monotonic() + PROBE_S
             raise
         self._failures = 0
         # Large requests are computed in slices, whose times are not those of one call.
@@ -151,11 +145,19 @@ class Backend:
         ratio = timing.compute_ms / table.predict_ms(rows, self.version.manifest.size_of(request))
         self._pace.note(pool, rows, ratio, now, self.contention)
 
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        self._error = str(error)
-        if self._failures == FAILURES:
-            self._probe_at = time.monotonic() + PROBE_S
+    def _counts(
+        self, error: EnginehouseError, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool
+    ) -> bool:
+        """Whether a failed call says something of the backend."""
+        if isinstance(error, DeadlineExceeded):
+            # Only if the call had the time of a whole attempt: a request that came late proves nothing, nor does one
+            # that has waited to be alone.
+            return not isolated and budget_s >= 0.9 * attempt_s(self.call_ms(requests, rows))
+        if isinstance(error, InferenceFailed):
+            # Any of several requests may be at fault: they are halved, and one alone counts.
+            return len(requests) == 1
+        # What is full, or lacks the model just now, is well; and so is what refuses a request.
+        return error.status >= 500
 
     def _fails(self, now: float) -> str:
         if self._failures < FAILURES or now > self._probe_at:

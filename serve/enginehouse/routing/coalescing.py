@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError
 from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
 from enginehouse.routing.policy import LAST, USUAL
 
@@ -57,8 +57,8 @@ class Coalescer:
       bytes in all.
     - A group's call may take until the last deadline in it; each of its requests is heard by its own.
     - A waiting request with under `least_s` seconds left is failed, not sent: no call is answered faster.
-    - A call that fails because of its content (InferenceFailed, InvalidInput) is halved and sent again, until the
-      request at fault is alone with its error.
+    - A call that fails, or may have failed, because of its content is halved and sent again, until the request at fault
+      is alone with its error.
     """
 
     def __init__(self, call: Call, max_rows: int, max_bytes: int) -> None:
@@ -229,8 +229,8 @@ class Coalescer:
         try:
             outputs, timing = await self._call(requests, sum(rows), max(item.deadline for item in group) - sent)
             parts = split(outputs, rows)
-        except (InferenceFailed, InvalidInput) as error:
-            if len(group) == 1:
+        except EnginehouseError as error:
+            if len(group) == 1 or not error.fault.is_of_content:
                 _fail(group, error)
                 return
             await self._answer(group[: len(group) // 2])

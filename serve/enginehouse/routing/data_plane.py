@@ -12,6 +12,8 @@ A face decodes, asks and encodes, and holds nothing of its own: whatever must ho
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from enginehouse.contract.errors import NoBackend
@@ -45,6 +47,15 @@ class DataPlane:
         """
         return Turn(self, face, model, version, priority)
 
+    @contextmanager
+    def refusals(self, face: str) -> Iterator[None]:
+        """Count a request that is refused in the context, before it can have a turn: for its hints."""
+        try:
+            yield
+        except Exception as error:
+            self.metrics.record(face, "", "", "", self.metrics.outcome_of(type(error)), 0.0)
+            raise
+
     async def infer(self, face: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
         """A whole turn for inputs that are decoded already. Raises EnginehouseError."""
         with self.open(face, model, version, hints.priority) as turn:
@@ -66,7 +77,18 @@ class DataPlane:
 class Turn:
     """One request, from before its body is read to the end of its `with plane.open(...) as turn`."""
 
-    __slots__ = ("_admitted", "_asked", "_began", "_face", "_is_settled", "_plane", "_pool", "_priority", "_version")
+    __slots__ = (
+        "_admitted",
+        "_asked",
+        "_began",
+        "_face",
+        "_is_settled",
+        "_name",
+        "_plane",
+        "_pool",
+        "_priority",
+        "_version",
+    )
 
     def __init__(self, plane: DataPlane, face: str, model: str, version: str | None, priority: int) -> None:
         self._plane = plane
@@ -75,6 +97,8 @@ class Turn:
         self._priority = priority
         self._admitted: Admitted
         self._version: ModelVersion | None = None
+        # What the request counts under: only what is in the catalog, for clients may invent names without end.
+        self._name = "", ""
         self._is_settled = False
         self._pool = ""
         self._began = time.monotonic()
@@ -88,10 +112,11 @@ class Turn:
             except NoBackend:
                 # One that is not warm yet may be when the body is there.
                 key = self._asked[0]
+                self._name = self._asked[0], self._asked[1] or ""
             self._admitted = Admitted(self._plane.admission, key, self._priority)
             self._admitted.__enter__()
         except Exception as error:
-            self._record(type(error).__name__)
+            self._record(self._plane.metrics.outcome_of(type(error)))
             raise
         return self
 
@@ -128,11 +153,10 @@ class Turn:
     ) -> None:
         self._admitted.__exit__()
         # What fails after the answer, in encoding or as the client leaves, was answered here.
-        self._record("ok" if kind is None or self._pool else kind.__name__)
+        self._record("ok" if kind is None or self._pool else self._plane.metrics.outcome_of(kind))
 
     def _record(self, outcome: str) -> None:
         version = self._version
-        # Under the name of a model only where there is one: clients may invent names without end.
-        name, number = (version.config.name, version.config.version) if version else ("", "")
+        name, number = (version.config.name, version.config.version) if version else self._name
         seconds = time.monotonic() - self._began
         self._plane.metrics.record(self._face, name, number, self._pool, outcome, seconds)

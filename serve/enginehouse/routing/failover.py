@@ -14,14 +14,16 @@
 
 What is told apart, by how an attempt ends:
 
-- *Lost* with its replica (ReplicaLost): the request may have killed it, so from now on it is sent isolated. When it
-  is lost once more, isolated in the engine and not in the same event, it is at fault and is not sent again.
-- *Refused* for what is in it (InvalidInput): failed at once. Another engine may be less strict and answer something.
-- *Failed* in the engine (InferenceFailed): the request is at fault, unless this backend fails others as well. Then
-  another one is asked; what fails there too fails.
-- *Full* (Overloaded): another replica or backend may answer. When none does, a request that stated its deadline is
-  refused; any other waits.
-- *Unavailable* or *late*: the next one. While another could answer, an attempt ends after `attempt_s`.
+- *Lost* with its replica (ReplicaLost): the request may have killed it, so it is suspected. From now on it is sent
+  isolated, alone in the process of a replica, and never into a router's. When it is lost once more, isolated and not
+  in the same event, it is at fault and is not sent again.
+- For any other error, the table `contract.errors.FAULTS` says what may still help:
+  *nothing*: it has failed. Another engine may be less strict and answer something.
+  *another if sick*: it has failed, unless this backend fails others too; what fails in the next one as well has failed.
+  *another*: the next one. When all of them end so, as in an outage of the store, it has failed.
+  *another or later*: the next one; when all were tried, it waits. What is *full* refuses a request that stated its
+  deadline.
+- While another backend could answer, an attempt ends after `attempt_s`.
 """
 
 from __future__ import annotations
@@ -35,9 +37,7 @@ from typing import Any, Protocol
 from enginehouse.contract.errors import (
     DeadlineExceeded,
     EnginehouseError,
-    EngineUnavailable,
     InferenceFailed,
-    ModelNotFound,
     NoBackend,
     Overloaded,
     ReplicaLost,
@@ -96,7 +96,10 @@ class Failover:
         "_failed_in",
         "_inputs",
         "_is_counted",
+        "_lasting",
+        "_lost",
         "_lost_at",
+        "_may_mend",
         "_priority",
         "_ranking",
         "_refused",
@@ -123,21 +126,29 @@ class Failover:
         #: Backends that were asked, and what came of those that did not answer.
         self.attempts = 0
         self.failures: list[str] = []
-        # When a replica was lost with this request for the first time.
+        # When a replica was lost with this request for the first time, and what the last such error says. Here and
+        # below not the error: with its traceback it would keep this request's inputs.
         self._lost_at = math.inf
+        self._lost: tuple[Any, ...] = ()
         # The backend in which it failed while that failed others too.
         self._failed_in = ""
-        # Arguments of the last Overloaded. Not the error: with its traceback it would keep this request's inputs.
+        # Of this round: arguments of the last Overloaded; class and arguments of the last error that waiting does not
+        # mend, and whether it may mend another one.
         self._refused: tuple[Any, ...] | None = None
+        self._lasting: tuple[type[EnginehouseError], tuple[Any, ...]] | None = None
+        self._may_mend = False
         self._is_counted = False
 
     async def answer(self) -> Answer:
         """Try backends until one answers. Raises EnginehouseError."""
         ranked = self._rank(is_new=True)
         while True:
-            self._refused = None
+            self._refused, self._lasting, self._may_mend = None, None, False
             try:
                 for place, choice in enumerate(ranked, 1):
+                    if self._demand.suspected and choice.backend.resident:
+                        # Ranked before it was.
+                        continue
                     answer = await self._try(choice, has_others=len(ranked) > 1, is_last=place == len(ranked))
                     if answer is not None:
                         return answer
@@ -145,9 +156,13 @@ class Failover:
                 # Nobody was asked; a better backend may be there now.
                 self.attempts -= 1
             else:
-                if self._refused is not None and self._demand.stated:
-                    # Whoever states a deadline is told at once that it will not be met.
+                if self._refused is not None and self._demand.stated and not self._demand.suspected:
+                    # Whoever states a deadline is told at once that it will not be met. A suspected request would be
+                    # sent again as one that is not.
                     raise Overloaded(*self._refused)
+                if self._lasting is not None and not self._may_mend:
+                    kind, arguments = self._lasting
+                    raise kind(*arguments)
                 await asyncio.sleep(BACKOFF_S)
             # Once accepted, no prediction refuses it any more.
             self._demand = self._demand._replace(budget_ms=math.inf)
@@ -162,7 +177,12 @@ class Failover:
         else:
             self._ranking.check_served(self._version)
         if not ranked and not self._ranking.may_wait(self._version, choices, self._demand, is_new):
-            raise self._ranking.refusal(self._version, choices, self._demand)
+            refusal = self._ranking.refusal(self._version, choices, self._demand)
+            if self._lost and isinstance(refusal, NoBackend):
+                # Another router that this request were handed to would not know that it is suspected.
+                pool, reason, stage = self._lost
+                raise ReplicaLost(pool, f"{reason}; {refusal}", stage)
+            raise refusal
         return ranked
 
     async def _try(self, choice: Choice, has_others: bool, is_last: bool) -> Answer | None:
@@ -178,7 +198,7 @@ class Failover:
         if has_others or choice.backend.replicas > 1:
             until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
         try:
-            if self._lost_at < math.inf:
+            if self._demand.suspected:
                 outputs, timing = await backend.infer_isolated(self._inputs, rows, until)
             else:
                 outputs, timing = await backend.infer(self._inputs, rows, until, self._priority)
@@ -188,21 +208,25 @@ class Failover:
                 raise InferenceFailed(
                     f"two replicas were lost while they computed this request, the second time isolated: {error}"
                 ) from None
-            self._lost_at = min(self._lost_at, now)
+            self._lost_at, self._lost, self._may_mend = min(self._lost_at, now), error.args, True
+            self._demand = self._demand._replace(suspected=True)
             self.failures.append(str(error))
-        except Overloaded as error:
-            self._refused = error.args
-            self.failures.append(f"{pool}: {error}")
-        except InferenceFailed as error:
-            if self._failed_in or is_last or not backend.failed_repeatedly:
+        except EnginehouseError as error:
+            if isinstance(error, DeadlineExceeded) and until == self._deadline:
                 raise
-            self._failed_in = pool
-            self.failures.append(f"{pool}: {error}")
-        except DeadlineExceeded as error:
-            if until == self._deadline:
-                raise
-            self.failures.append(f"{pool}: {error}")
-        except (EngineUnavailable, ModelNotFound, NoBackend) as error:
+            match error.fault.help:
+                case "nothing":
+                    raise
+                case "another if sick":
+                    if self._failed_in or is_last or not backend.failed_repeatedly:
+                        raise
+                    self._failed_in = pool
+                case "another":
+                    self._lasting = type(error), error.args
+                case "another or later":
+                    self._may_mend = True
+            if isinstance(error, Overloaded):
+                self._refused = error.args
             self.failures.append(f"{pool}: {error}")
         else:
             return Answer(outputs, self._version, choice, timing, self.attempts)

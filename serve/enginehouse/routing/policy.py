@@ -77,6 +77,7 @@ class Demand(NamedTuple):
     """What a request asks of its backend.
 
     - `rows`; `size` is its extent along the model's cost axis, None for a model without one.
+    - `suspected`: it may have crashed the process it was in, so it must not come into a router's.
     - `numerics`: the class that may answer, or any.
     - `pool`: the only backend that may answer; `min_precision`: the least exact precision that may.
     - `budget_ms`: time left until the deadline. A deadline that the caller has `stated` is checked against the whole
@@ -91,6 +92,7 @@ class Demand(NamedTuple):
     min_precision: Precision = "int8"
     budget_ms: float = math.inf
     stated: bool = False
+    suspected: bool = False
 
 
 class Choice(NamedTuple):
@@ -152,6 +154,8 @@ def _unfit(backend: BackendState, demand: Demand) -> str:
         return f"the request asks for {demand.pool}"
     if backend.replicas <= 0:
         return "no replica is warm"
+    if demand.suspected and backend.resident:
+        return "a replica was lost with the request, so it is kept out of the routers' processes"
     if demand.numerics != backend.numerics and demand.numerics != "any":
         return f"its {backend.artifact} is not of the numerics class {demand.numerics!r}"
     if EXACTNESS[backend.precision] < EXACTNESS[demand.min_precision]:

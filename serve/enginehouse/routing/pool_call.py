@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from enginehouse.contract.config import APP_NAME
-from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, Overloaded
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.contract.timeout import Timeout
 from enginehouse.routing import replicas
@@ -51,8 +51,10 @@ class PoolCall:
                         return await channel.infer(
                             self._model_key, requests, rows, budget_s - (now - began), expected_ms, isolated, demand_ms
                         )
-                    except Overloaded:
-                        # Full, stuck or too long a queue.
+                    except EnginehouseError as error:
+                        # Full, stuck or too long a queue; or it cannot read the bundle, and the next one may.
+                        if not isinstance(error, Overloaded) and error.fault.help != "another":
+                            raise
                         free.remove(channel)
                         if not free:
                             raise

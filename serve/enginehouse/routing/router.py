@@ -191,6 +191,8 @@ class Router:
         budget_s: float,
         isolated: bool = False,
     ) -> Computed:
+        if isolated:
+            raise EngineUnavailable(pool, "a router computes nothing that may have crashed a replica")
         loaded = self._residents.models.get(version.key) if self._residents else None
         if loaded is None:
             raise EngineUnavailable(pool, f"{version.config.id} is no longer loaded")

@@ -11,14 +11,17 @@ from collections import defaultdict
 from ray.serve import metrics
 
 PERIOD_S = 1.0
+#: How a request ends whose caller has gone: while it is computed, and while its body arrives (Starlette).
+_GONE = frozenset({"CancelledError", "ClientDisconnect"})
 _TAGS = ("face", "model", "version", "backend", "outcome")
 
 
 class RequestMetrics:
     """`enginehouse_requests` and `enginehouse_request_seconds` by face, model, version, backend and outcome.
 
-    `outcome` is `ok` or the class of the error; `backend` is empty for a request that none answered, and `model` for
-    one that named no model that is served. Rates and mean latencies come from the two counters.
+    `outcome` is `ok`, `cancelled` when the caller has gone, or the class of the error. `backend` is empty for a request
+    that none answered, and `model` for one that named no model of the catalog: no label holds what a client made up.
+    Rates and mean latencies come from the two counters.
     """
 
     def __init__(self) -> None:
@@ -34,6 +37,11 @@ class RequestMetrics:
         counted[1] += seconds
         if self._reporter is None:
             self._reporter = asyncio.create_task(self._report())
+
+    @staticmethod
+    def outcome_of(kind: type[BaseException]) -> str:
+        """The `outcome` of a request that ended with an error of this class."""
+        return "cancelled" if kind.__name__ in _GONE else kind.__name__
 
     async def _report(self) -> None:
         while True:

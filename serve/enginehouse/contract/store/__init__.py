@@ -12,11 +12,19 @@ import fsspec
 
 from enginehouse.contract.atomic_folder import publish, stage
 from enginehouse.contract.bundle import MANIFEST, Bundle
-from enginehouse.contract.errors import BuildError, ConfigError, InvalidInput, ManifestInvalid, ModelNotFound
+from enginehouse.contract.errors import (
+    BuildError,
+    ConfigError,
+    InvalidInput,
+    ManifestInvalid,
+    ModelNotFound,
+    StoreUnavailable,
+)
 from enginehouse.contract.manifest import File, Manifest
 from enginehouse.contract.store.cache import cache_folder, fetch
 from enginehouse.contract.store.upload import upload
 
+_WEB = {"http", "https"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -36,7 +44,8 @@ class Store:
     """Reads and publishes bundles. Every node makes its own from the same URL.
 
     What is opened from a remote store is copied into a node-local cache (`$ENGINEHOUSE_CACHE`, default
-    `~/.cache/enginehouse`), each file checked against its sha256. A store that cannot be reached raises ConfigError.
+    `~/.cache/enginehouse`), each file checked against its sha256. A store that cannot be read now raises
+    StoreUnavailable, which says nothing of the bundles in it; one that can never be, ConfigError.
 
     Credentials and endpoints are fsspec's and the backend's own settings and have to be there on every node that opens
     the store. For `s3://`: the AWS variables and files, with `AWS_ENDPOINT_URL` for MinIO, Ceph and the like; for
@@ -51,8 +60,8 @@ class Store:
         except (ValueError, ImportError) as error:
             # An unknown scheme, or one whose package (s3fs, gcsfs, ...) is not installed.
             raise ConfigError(f"store {self.url!r} cannot be used: {error}") from None
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        self._local = bool(protocols & {"file", "local"})
+        self._protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._local = bool(self._protocols & {"file", "local"})
 
     def absolute_url(self) -> str:
         """The store's URL as every process may use it, whatever its working directory."""
@@ -75,7 +84,7 @@ class Store:
         return versions[-1]
 
     def manifest(self, model: str, version: str) -> Manifest:
-        """Read only the manifest. Raises ManifestInvalid, ConfigError."""
+        """Read only the manifest. Raises ManifestInvalid, StoreUnavailable."""
         return Manifest.parse(self._read_manifest(model, version), self._path(model, version, MANIFEST))
 
     def open(self, model: str, version: str, artifacts: Collection[str] | None = None) -> Bundle:
@@ -84,11 +93,11 @@ class Store:
         Artifacts that are not named may be absent from that folder; opening the bundle again with other names adds
         them. A cached file that was damaged since is fetched again. Raises ManifestInvalid, ArtifactMissing (also for
         a name that the bundle does not have), DigestMismatch when the store itself holds another content than the
-        manifest promises, InvalidInput, ConfigError.
+        manifest promises, InvalidInput, StoreUnavailable, and ConfigError where the cache cannot be written.
         """
         source = self._path(check_name("model", model), check_name("version", version))
         if self._local:
-            bundle = Bundle.open(Path(source))
+            bundle = Bundle(Path(source), self.manifest(model, version))
             _files(bundle.manifest, artifacts)
             return bundle
         text = self._read_manifest(model, version)
@@ -137,8 +146,7 @@ class Store:
             else:
                 found = self._fs.glob("/".join([_escaped(self._root.rstrip("/")), model, "*", MANIFEST]))
         except Exception as error:
-            # fsspec backends raise their own classes for no credentials, no network, no such bucket.
-            raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
+            raise self._outage(error) from None
         return [path for path in found if "/.building/" not in path]
 
     def _read_manifest(self, model: str, version: str) -> bytes:
@@ -146,10 +154,25 @@ class Store:
         try:
             return bytes(self._fs.cat_file(path))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if not self._is_there():
+                raise self._outage(error) from None
             raise ManifestInvalid(path, f"{type(error).__name__}: {error}") from None
         except Exception as error:
-            # fsspec backends raise their own classes for no credentials, no network, no such bucket.
-            raise ConfigError(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}") from None
+            raise self._outage(error) from None
+
+    def _is_there(self) -> bool:
+        """Whether there is anything at the root: there is not where a disk is not mounted or a bucket is gone."""
+        try:
+            if self._local:
+                return any(Path(self._root).iterdir())
+            # Web servers need not answer for a folder.
+            return bool(_WEB & self._protocols or self._fs.exists(self._root))
+        except Exception:
+            return False
+
+    def _outage(self, error: Exception) -> StoreUnavailable:
+        # fsspec backends raise their own classes for no credentials, no network, no such bucket.
+        return StoreUnavailable(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}")
 
 
 def _manifests_below(root: Path, model: str) -> Iterator[Path]:

@@ -19,7 +19,14 @@ from typing import Any, BinaryIO
 
 from enginehouse.contract.atomic_folder import locked
 from enginehouse.contract.bundle import MANIFEST, sha256_of
-from enginehouse.contract.errors import ArtifactMissing, ConfigError, DigestMismatch, EnginehouseError, ManifestInvalid
+from enginehouse.contract.errors import (
+    ArtifactMissing,
+    ConfigError,
+    DigestMismatch,
+    EnginehouseError,
+    ManifestInvalid,
+    StoreUnavailable,
+)
 from enginehouse.contract.manifest import File
 
 #: One range request, and how many of them are under way at once: a single connection to S3 does not fill a network.
@@ -49,7 +56,8 @@ def fetch(fs: Any, source: str, manifest: bytes, files: Sequence[File]) -> Path:
     where the backend reads ranges. Processes that want the same file wait for the one that fetches it.
 
     Raises ManifestInvalid for a path outside the bundle, ArtifactMissing for a file that the store lacks,
-    DigestMismatch for one whose content is not the manifest's, ConfigError when store or cache cannot be used.
+    DigestMismatch for one whose content is not the manifest's, StoreUnavailable when the store breaks off, and
+    ConfigError when the cache cannot be used.
     """
     root = cache_folder()
     folder = root / hashlib.sha256(manifest).hexdigest()
@@ -122,7 +130,7 @@ def _complete(fs: Any, path: str, file: File, part: BinaryIO) -> None:
             if fruitless == _ATTEMPTS or time.monotonic() - last_progress > _PATIENCE_S:
                 if isinstance(error, FileNotFoundError):
                     raise ArtifactMissing(url, "the manifest lists this file, but it is not in the store") from error
-                raise ConfigError(f"{url} cannot be fetched: {type(error).__name__}: {error}") from error
+                raise StoreUnavailable(f"{url} cannot be fetched: {type(error).__name__}: {error}") from error
             logger.warning("%s: %d of %d bytes are here; going on after %r", url, came, file.bytes, error)
             time.sleep(_PAUSE_S * 2 ** (fruitless - 1))
 

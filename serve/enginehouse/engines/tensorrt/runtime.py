@@ -76,7 +76,7 @@ class TensorRT:
             try:
                 return worker.run(inputs)
             except DeviceError as error:
-                raise told(KIND, str(error)) from None
+                raise told(KIND, str(error), inputs) from None
 
     def close(self) -> None:
         """Free the workers that are idle now and the others when their `infer` returns."""

@@ -7,10 +7,9 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from enginehouse.contract.errors import InvalidInput, RequestTooLarge
+from enginehouse.contract.errors import BodyTimeout, InvalidInput, RequestTooLarge, UnsupportedEncoding
 from enginehouse.contract.timeout import Timeout
 from enginehouse.faces import oip
 
@@ -27,15 +26,15 @@ async def read(request: Request, limit: int, take: Callable[[int], None]) -> byt
     """Read the whole body and decompress it.
 
     `take` is called with the size of every chunk, and with that of the decompressed body; it may raise to refuse them.
-    Raises RequestTooLarge before more than `limit` bytes are held, InvalidInput for a corrupt compressed body, and
-    HTTPException 408 after `BODY_TIMEOUT_S` and 415 for another encoding than gzip and deflate.
+    Raises RequestTooLarge before more than `limit` bytes are held, InvalidInput for a corrupt compressed body,
+    BodyTimeout after `BODY_TIMEOUT_S`, and UnsupportedEncoding for another encoding than gzip and deflate.
     """
     announced = int(request.headers.get("content-length") or 0)
     if announced > limit:
         raise _too_large(limit)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_ENCODINGS):
-        raise HTTPException(415, f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
+        raise UnsupportedEncoding(f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
     chunks: list[bytes] = []
     size = 0
     try:
@@ -48,7 +47,7 @@ async def read(request: Request, limit: int, take: Callable[[int], None]) -> byt
                 if chunk:
                     chunks.append(chunk)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes so far)") from None
+        raise BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes so far)") from None
     body = chunks[0] if len(chunks) == 1 else _joined(chunks, size, json_length(request))
     if encoding == "identity":
         return body

@@ -147,7 +147,9 @@ class _Watch:
 async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
     headers = headers_of(request.scope["headers"])
     name, version = _model_of(request)
-    with ingress.plane.open("http", name, version, Hints.of(headers, {}).priority) as turn:
+    with ingress.plane.refusals("http"):
+        priority = Hints.of(headers, {}).priority
+    with ingress.plane.open("http", name, version, priority) as turn:
         content = await body.read(request, ingress.max_body_bytes, turn.take)
         on_body()
         return await _respond(turn, name, content, body.json_length(request), headers)
@@ -201,6 +203,7 @@ def _model_of(request: Request) -> tuple[str, str | None]:
 async def _our_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EnginehouseError)
     headers = None
+    # Who is late need not wait: it is the deadline that was too short.
     if error.retryable and error.status != 504:
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)) if isinstance(error, Overloaded) else 1)}
     return _json(oip.error_document(error), error.status, headers)

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.config import APP_NAME, AppConfig
-from enginehouse.contract.errors import EngineUnavailable, ModelNotFound, NoBackend
+from enginehouse.contract.errors import EngineUnavailable, ModelNotFound, NoBackend, ReplicaLost
 from enginehouse.contract.tensors import Tensors
 from enginehouse.pools import nodes
 from enginehouse.routing import replicas
@@ -98,6 +98,9 @@ class LocalRouter:
             try:
                 answer = await self._plane.infer("python", model, inputs, hints, version)
                 return {"outputs": answer.outputs, **answer.origin()}
+            except ReplicaLost:
+                # It may have crashed that replica, which the deployed routers would not know.
+                raise
             except (ModelNotFound, NoBackend, EngineUnavailable) as error:
                 logger.info("the deployed routers take over: %s", error)
         result: dict[str, Any] = await (await self._deployed()).answer.remote(model, dict(inputs), hints, version)

@@ -15,7 +15,7 @@ from pyarrow import dataset, parquet
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.extensions import ArrowTensorArray
 
-from enginehouse.contract.errors import CapacityError, ConfigError, EnginehouseError, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import ConfigError, EnginehouseError, InferenceFailed, InvalidInput
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.faces.python.client import Client
 from enginehouse.routing.policy import LAST
@@ -108,8 +108,8 @@ class _Scorer:
         for attempt in range(_TRIES):
             try:
                 return await self._client.answer_async(self._model, inputs, deadline_s=60, priority=LAST)
-            except CapacityError:
-                if attempt == _TRIES - 1:
+            except EnginehouseError as error:
+                if not error.retryable or attempt == _TRIES - 1:
                     raise
                 await asyncio.sleep(1.0 * (attempt + 1))
         raise AssertionError("unreachable")
