@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from ray.serve.handle import DeploymentHandle
 
+from enginehouse.contract.bounds import Values
 from enginehouse.contract.config import AppConfig
 from enginehouse.contract.errors import (
     DeadlineExceeded,
@@ -26,7 +27,7 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools.hosting import HostedModels
-from enginehouse.routing import ray_private
+from enginehouse.routing import ray_private, values
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
@@ -84,7 +85,7 @@ class Router:
         Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises
         EnginehouseError.
         """
-        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints)
+        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints)._replace(values=Values(inputs))
         budget_s = demand.budget_ms / 1e3
         failover = Failover(self, version, inputs, demand, hints.priority, time.monotonic() + budget_s)
         try:
@@ -115,9 +116,9 @@ class Router:
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
         """See `failover.Ranking`. A new request waits only for an idle or loading pool."""
         if is_new:
-            return not _some_are_late(choices) and self._view.is_coming(version)
+            return not _some_are_late(choices) and self._view.is_coming(version, demand)
         # Replicas that had it may be gone for good, with their nodes.
-        return self._view.may_come(version, demand.pool)
+        return self._view.may_come(version, demand)
 
     def check_served(self, version: ModelVersion) -> None:
         """See `failover.Ranking`. Another version of the model is no reason to give up: this one is still loaded."""
@@ -145,10 +146,14 @@ class Router:
                     return
 
     def refusal(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
-        """See `failover.Ranking`: NoBackend; or DeadlineExceeded or Overloaded, when all of them would be late."""
+        """See `failover.Ranking`: DeadlineExceeded or Overloaded when all of them would be late, else NoBackend.
+
+        InvalidInput when no backend could ever answer, because of values in the request.
+        """
         late = [choice for choice in choices if choice.predicted_ms < math.inf]
         if not late:
-            return NoBackend(self._nothing_live(version, choices))
+            refused = values.refused(version, self._view, [choice.backend for choice in choices], demand)
+            return refused or NoBackend(self._nothing_live(version, choices))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
         # A refused request is demand all the same: more replicas might have answered it.
         self.backend(version, soonest).count_demand(demand.rows, demand.size)
