@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.unit.test_policy import TENSOR, artifact
 
+from enginehouse.contract.bounds import InputBound
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import Catalog, PoolConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
@@ -56,7 +57,14 @@ class Cluster:
         ]
 
 
-def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -> None:
+def publish(
+    store: Path,
+    version: str,
+    latency: tuple[LatencyTable, ...] = (),
+    bounds: Mapping[str, dict[str, InputBound]] | None = None,
+) -> None:
+    """`bounds` are the values, by artifact, for which it is right."""
+    artifacts = (artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8"))
     manifest = Manifest(
         name="m",
         version=version,
@@ -64,7 +72,9 @@ def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -
         source="tests",
         signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
         max_batch=8,
-        artifacts=(artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")),
+        artifacts=tuple(
+            known.model_copy(update={"inputs_only": (bounds or {}).get(known.name, {})}) for known in artifacts
+        ),
         latency=latency,
     )
     folder = store / "m" / version
