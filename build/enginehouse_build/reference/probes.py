@@ -95,7 +95,8 @@ def _far(base: Tensors, samples: Tensors) -> Iterator[_Unanswered]:
     generator = np.random.default_rng(SEED)
     for name in _floats(base):
         array = base[name]
-        within = _power_above(float(np.abs(_finite(samples[name])).max(initial=0.0)))
+        seen = samples[name].astype(np.float64).ravel()
+        within = _power_above(float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)))
         top = math.log2(_largest_of(array.dtype))
         for exponent in FLOAT:
             if within >= 2**exponent or exponent > top:
@@ -129,7 +130,9 @@ def _neighbours(base: Tensors, names: tuple[str, ...], known: int) -> Iterator[_
 
 def _near(array: np.ndarray, end: int, signs: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     sign = generator.choice((1,) if array.dtype.kind == "u" else signs, array.shape)
-    return (sign * (end - generator.integers(1, 5, array.shape).astype(object))).astype(array.dtype)
+    # As Python's own numbers: what is added up here does not fit 64 bits.
+    near: np.ndarray = sign * (end - generator.integers(1, 5, array.shape).astype(object))
+    return near.astype(array.dtype)
 
 
 def _largest_whole(array: np.ndarray) -> int:
@@ -138,11 +141,6 @@ def _largest_whole(array: np.ndarray) -> int:
 
 def _floats(base: Tensors) -> list[str]:
     return [name for name, array in base.items() if array.size and array.dtype.kind in "fV"]
-
-
-def _finite(array: np.ndarray) -> np.ndarray:
-    values: np.ndarray = array.astype(np.float64)
-    return values.compress(np.isfinite(values).ravel())
 
 
 def _dotted(array: np.ndarray, values: np.ndarray, step: int) -> np.ndarray:
