@@ -35,7 +35,14 @@ class Cluster:
     replicas: dict[str, list[Replica]] = field(default_factory=dict)
     accelerators: set[str] = field(default_factory=lambda: {"cpu"})
 
-    def report(self, pool: str, *replicas: dict[str, ModelState], measured: Sequence[tuple[int, float]] = ()) -> None:
+    def report(
+        self,
+        pool: str,
+        *replicas: dict[str, ModelState],
+        measured: Sequence[tuple[int, float]] = (),
+        bounds: Sequence[dict[str, InputBound]] = (),
+    ) -> None:
+        """`bounds` are those of each replica; without them, it is of the release before, which publishes none."""
         self.replicas[pool] = [
             Replica(
                 id=f"{pool}-{number}",
@@ -47,6 +54,7 @@ class Cluster:
                         "artifact": {"ort": "onnx-fp32", "vino": "openvino-int8"}[pool] if state == "ready" else "",
                         "precision": "fp32" if state == "ready" else "",
                         "measured": list(measured),
+                        **({"inputs_only": bounds[number]} if bounds else {}),
                     }
                     for model, state in models.items()
                 },
@@ -73,7 +81,10 @@ def publish(
         signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
         max_batch=8,
         artifacts=tuple(
-            known.model_copy(update={"inputs_only": (bounds or {}).get(known.name, {})}) for known in artifacts
+            known.model_copy(update={"inputs_only": {kind: bounds[known.name]}})
+            if bounds and known.name in bounds
+            else known
+            for known, kind in zip(artifacts, ("onnxruntime-cpu", "openvino-cpu"), strict=True)
         ),
         latency=latency,
     )

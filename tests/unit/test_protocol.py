@@ -11,7 +11,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.http._utils import _get_inference_request
 
-from enginehouse.contract.bounds import InputBound
+from enginehouse.contract.manifest import Artifact
 from enginehouse.contract.errors import InferenceFailed, InvalidInput, NoBackend
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces import oip
@@ -246,7 +246,7 @@ def test_documents() -> None:
     signature = Signature(
         (TensorSpec("image", np.dtype(np.uint8), (None, 8, 8)),), (TensorSpec("score", DTYPES["BF16"], (None, 10)),)
     )
-    metadata = oip.model_metadata("digits", ["1", "2"], "enginehouse", signature, {"onnx-fp32": {}})
+    metadata = oip.model_metadata("digits", ["1", "2"], "enginehouse", signature)
     assert json.loads(orjson.dumps(metadata)) == {
         "name": "digits",
         "versions": ["1", "2"],
@@ -254,9 +254,11 @@ def test_documents() -> None:
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8]}],
         "outputs": [{"name": "score", "datatype": "BF16", "shape": [-1, 10]}],
     }
-    bounds: dict[str, dict[str, InputBound]] = {"onnx-fp32": {}, "openvino-fp32": {"image": 2**24}}
-    assert oip.model_metadata("digits", ["1"], "enginehouse", signature, bounds)["parameters"] == {
-        "openvino-fp32_inputs_only": "'image' below 2^24"
+    artifact = Artifact(
+        name="a", format="openvino", precision="fp32", status="ready", inputs_only={"openvino-cpu": {"image": 2**24}}
+    )
+    assert oip.model_metadata("digits", ["1"], "enginehouse", signature, [artifact])["parameters"] == {
+        "a_on_openvino-cpu": "'image' below 2^24 only"
     }
     server = oip.server_metadata("0.1.0")
     assert server["name"] == "enginehouse" and "binary_tensor_data" in server["extensions"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.catalogs import Cluster
+from tests.unit.catalogs import Cluster, publish, serving
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import backend, choices, ranked
 from tests.unit.test_router import come_up, routed
@@ -123,6 +123,22 @@ async def test_a_request_that_the_best_backend_is_not_right_for_is_answered_by_a
         assert [entry["inputs_only"] for entry in model["backends"]] == ["finite 'x'", ""]
 
 
+async def test_each_replica_may_be_the_one_that_is_asked(cluster: Cluster, store: Path) -> None:
+    publish(store, "1", bounds=LIMITED)
+    models = await serving(cluster, store)
+    version = models.get("m")
+
+    def known() -> Any:
+        (state,) = models._view.live(version, fresh=True)
+        return state.inputs_only
+
+    assert known() == FINITE, "of the manifest"
+    cluster.report("ort", {version.key: "ready"}, {version.key: "ready"}, bounds=[{"x": 2**15}, {"z": "finite"}])
+    assert known() == {"x": 2**15, "z": "finite"}
+    cluster.report("ort", {version.key: "ready"}, bounds=[{}])
+    assert known() == {}, "what its node has found counts"
+
+
 async def test_no_call_to_a_limited_backend_carries_such_a_request_with_others(cluster: Cluster, store: Path) -> None:
     ort, vino = Engine(hold_s=0.02), Engine(hold_s=0.02)
     generator = np.random.default_rng(1)
@@ -143,7 +159,8 @@ async def test_a_request_for_which_no_artifact_is_right_is_the_callers_to_change
             await asked.infer("m", {"x": np.array([[0, 1, np.inf, 2]], np.float32)})
     assert str(caught.value) == (
         "input 'x' has an infinite value at [0, 2], for which nothing that may answer 'm@1' is right "
-        "(onnx-fp32 answers finite 'x' only; openvino-int8 answers finite 'x' only); send other values"
+        "(onnx-fp32 on onnxruntime-cpu answers finite 'x' only; openvino-int8 on openvino-cpu answers finite 'x' only); "
+        "send other values"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from enginehouse.contract import parity, probes, tensor_file
-from enginehouse.contract.bounds import InputBound, described, narrower
+from enginehouse.contract.bounds import InputBound, described
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import (
@@ -43,7 +43,7 @@ class Verified:
     """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
 
     `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
-    `inputs_only` for which values it is right (see `enginehouse.contract.bounds`).
+    `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`).
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -53,7 +53,7 @@ class Verified:
     reason: str | None = None
     remarks: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
-    inputs_only: dict[str, InputBound] = field(default_factory=dict)
+    inputs_only: dict[EngineKind, dict[str, InputBound]] = field(default_factory=dict)
 
 
 def verify(
@@ -77,7 +77,7 @@ def verify(
     absent: list[str] = []
     refused: list[str] = []
     unproven: tuple[str, ...] = ()
-    bounds: dict[str, InputBound] = {}
+    bounds: dict[EngineKind, dict[str, InputBound]] = {}
     differences: list[str] = []
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
@@ -98,8 +98,8 @@ def verify(
             slices.gate(name, kind, limits)
             unproven = slices.unproven()
             found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
-            bounds = narrower(bounds, found)
             if found:
+                bounds[kind] = found
                 differences.append(f"{kind} answers {described(found)} only: {'; '.join(faults)}")
             passed[kind] = engine.precision
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
@@ -121,6 +121,11 @@ def verify(
         )
     remarks += differences
     ran = next(iter(passed.values()))
+    if artifact.precision in ("fp16", "bf16") and ran != artifact.precision:
+        remarks.append(
+            f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in it "
+            "verifies it when it is loaded"
+        )
     return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds)
 
 

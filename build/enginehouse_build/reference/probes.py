@@ -20,8 +20,8 @@ from enginehouse_build.graph.graph import element_types, subgraphs
 #: Exponents of the magnitudes that are tried. Of whole numbers: from where 16-bit floats take neighbours for one
 #: (2^8 and 2^11), over products that leave 32 bits (2^15), to where fp32 does so (2^24) and 32 bits end.
 WHOLE = (4, 8, 11, 15, 20, 24, 28, 30, 31, 32, 62)
-#: Of floats: the ends of fp16, of fp32's whole numbers, of 32 and of 64 bits, and far beyond.
-FLOAT = (15, 24, 31, 62, 100)
+#: Of floats: the ends of fp16, of fp32's whole numbers, of 32 and of 64 bits, and far beyond; 2^200 is beyond fp32.
+FLOAT = (15, 24, 31, 62, 100, 200)
 #: Beyond this fp32 takes neighbours for one, which samples may not have: that they passed proves nothing there.
 TOLD_APART = 2**24
 SEED = 0
@@ -36,14 +36,52 @@ _WHOLE_TYPES = frozenset(
 #: What may happen to a large whole number without a shape, and so memory, growing with it.
 _HARMLESS = frozenset(
     {"Abs", "Add", "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"}
-    | {"Cast", "Clip", "Concat", "CumSum", "Div", "Einsum", "Equal", "Flatten", "Gather", "GatherElements", "GatherND"}
-    | {"Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul", "Neg"}
+    | {
+        "Cast",
+        "Clip",
+        "Compress",
+        "Concat",
+        "CumSum",
+        "Div",
+        "Einsum",
+        "Equal",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+    }
+    | {
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "Less",
+        "LessOrEqual",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "NonZero",
+    }
     | {"Not", "Or", "Pow", "ScatterElements", "ScatterND", "Shape", "Sign", "Size", "Sub", "Sum", "Transpose", "Where"}
-    | {"Xor"}
+    | {"Unique", "Xor"}
 )
 #: The same if it is the first input; the others say of what shape the result is.
 _HARMLESS_FIRST = frozenset(
-    {"Expand", "Pad", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split"}
+    {
+        "Expand",
+        "OneHot",
+        "Pad",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Slice",
+        "Split",
+    }
     | {"Squeeze", "Tile", "TopK", "Unsqueeze"}
 )
 

@@ -98,7 +98,7 @@ def taken_over(made: Made, artifact: Artifact, folder: Path, limits: Limits) -> 
         "requires": made.requires,
         "remarks": artifact.remarks + made.remarks,
         "parity": made.parity,
-        "inputs_only": made.inputs_only,
+        "inputs_only": {"tensorrt": made.inputs_only} if made.inputs_only else {},
         "effective_precision": artifact.precision if made.parity else None,
         "status": "ready",
         "reason": None,

@@ -84,7 +84,8 @@ def write(path: Path, probes: Sequence[Probe]) -> None:
     for probe in probes:
         about = {
             "names": np.array([name.encode() for name in probe.names], dtype=object),
-            "within": np.array(0 if probe.within == "finite" else probe.within, np.uint64),
+            # Powers of two and what is below them: exact.
+            "within": np.array(0.0 if probe.within == "finite" else probe.within, np.float64),
             "values": np.array([probe.values.encode()], dtype=object),
             "is_made": np.array(probe.request is not None),
             "is_answered": np.array(probe.answer is not None),

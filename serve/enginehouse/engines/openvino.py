@@ -53,7 +53,7 @@ class OpenVinoCpu:
 
     def __init__(self, options: EngineOptions) -> None:
         self.signature: Signature = options.signature
-        self.inputs_only: InputBounds = options.artifact.inputs_only
+        self.inputs_only: InputBounds = options.artifact.bounds_on(_KIND)
         specs = options.signature.inputs + options.signature.outputs
         if any(spec.dtype.hasobject for spec in specs):
             # Observed with 2026.4.1: one inference with a string tensor corrupts the heap and the process aborts.

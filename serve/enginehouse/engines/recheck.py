@@ -70,6 +70,6 @@ def bounds_here(
     """
     carried = [file for file in bundle.manifest.files if file.path == CHECK_PROBES]
     if not carried:
-        return artifact.inputs_only
+        return artifact.bounds_on(kind)
     found, _ = probes.found(kind, infer, artifact, probes.read(bundle.verified(carried[0])))
-    return narrower(artifact.inputs_only, found)
+    return narrower(artifact.bounds_on(kind), found)

@@ -46,7 +46,9 @@ def described_bounds(manifest: Manifest, report: ModelReport | None) -> str:
 def _bounds(manifest: Manifest, report: ModelReport) -> InputBounds:
     """Those of the loaded engine, which replicas of the release before do not publish; else of the artifact."""
     known = report.get("inputs_only")
-    return manifest.artifact(report["artifact"]).inputs_only if known is None else known
+    if known is not None:
+        return known
+    return manifest.artifact(report["artifact"]).bounds_on(cast(EngineKind, report["engine"]))
 
 
 def _measured(report: ModelReport) -> LatencyTable | None:

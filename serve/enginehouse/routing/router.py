@@ -27,13 +27,14 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools.hosting import HostedModels
-from enginehouse.routing import ray_private, values
+from enginehouse.routing import ray_private
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
+from enginehouse.routing.values import wrong_values
 from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker
@@ -85,7 +86,7 @@ class Router:
         Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises
         EnginehouseError.
         """
-        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints)._replace(values=Values(inputs))
+        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints, Values(inputs))
         budget_s = demand.budget_ms / 1e3
         failover = Failover(self, version, inputs, demand, hints.priority, time.monotonic() + budget_s)
         try:
@@ -152,7 +153,7 @@ class Router:
         """
         late = [choice for choice in choices if choice.predicted_ms < math.inf]
         if not late:
-            refused = values.refused(version, self._view, [choice.backend for choice in choices], demand)
+            refused = wrong_values(version, self._view, [choice.backend for choice in choices], demand)
             return refused or NoBackend(self._nothing_live(version, choices))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
         # A refused request is demand all the same: more replicas might have answered it.
@@ -163,7 +164,9 @@ class Router:
             return DeadlineExceeded(text)
         return Overloaded(text, max(0.001, round((soonest.predicted_ms - demand.budget_ms) / 1e3, 3)))
 
-    def _demand(self, version: ModelVersion, rows: int, size: int | None, hints: Hints) -> Demand:
+    def _demand(
+        self, version: ModelVersion, rows: int, size: int | None, hints: Hints, values: Values | None = None
+    ) -> Demand:
         deadline_s, pool = hints.deadline_s, hints.backend
         budget_s = self._config.router.default_deadline_s if deadline_s is None else deadline_s
         if budget_s <= 0:
@@ -178,6 +181,7 @@ class Router:
             hints.min_precision,
             budget_s * 1e3,
             deadline_s is not None,
+            values,
         )
 
     def _sender(self, backend: Backend) -> Sender:

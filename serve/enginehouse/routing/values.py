@@ -1,29 +1,34 @@
-"""What a client hears whose request has values for which no artifact that may answer it is right."""
+"""What a client hears whose request has values for which nothing that may answer it is right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from enginehouse.contract.bounds import described
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact
+from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind
 from enginehouse.routing.policy import BackendState, Demand, unfit
 from enginehouse.routing.view import ModelVersion, View
 
 
-def refused(version: ModelVersion, view: View, live: Iterable[BackendState], demand: Demand) -> InvalidInput | None:
+def wrong_values(
+    version: ModelVersion, view: View, live: Sequence[BackendState], demand: Demand
+) -> InvalidInput | None:
     """The error if the values of the request are why no backend, live or not, could ever answer it; else None."""
     if demand.values is None or view.could_answer(version, demand):
         return None
     of_any_values = demand._replace(values=None)
     if not view.could_answer(version, of_any_values) and all(unfit(state, of_any_values) for state in live):
         return None
-    bounded = [artifact for artifact in _servable(version) if demand.values.beyond(artifact.inputs_only)]
-    at_fault = next((place for artifact in bounded if (place := demand.values.place(artifact.inputs_only))), "")
-    kinds = "; ".join(f"{artifact.name} answers {described(artifact.inputs_only)} only" for artifact in bounded)
-    way_out = _way_out(version, view, demand)
+    # What a replica has found on its own node counts as well.
+    bounds = {(artifact.name, kind): artifact.bounds_on(kind) for artifact, kind in _servable(version)}
+    bounds |= {(state.artifact, state.engine): state.inputs_only for state in live}
+    beyond = {name: only for name, only in bounds.items() if demand.values.beyond(only)}
+    place = demand.values.place(next(iter(beyond.values())))
+    known = "; ".join(f"{name} on {kind} answers {described(only)} only" for (name, kind), only in beyond.items())
     return InvalidInput(
-        f"{at_fault}, for which nothing that may answer {version.config.id!r} is right ({kinds}); {way_out}"
+        f"{place}, for which nothing that may answer {version.config.id!r} is right ({known}); "
+        f"{_way_out(version, view, demand)}"
     )
 
 
@@ -31,18 +36,27 @@ def _way_out(version: ModelVersion, view: View, demand: Demand) -> str:
     assert demand.values is not None
     if view.could_answer(version, demand._replace(pool=None, min_precision="int8")):
         return "leave out the hint that restricts who may answer"
-    right = [artifact for artifact in _servable(version) if not demand.values.beyond(artifact.inputs_only)]
-    within = [artifact for artifact in right if version.config.numerics in ("any", artifact.numerics_class)]
+    right = [each for each in _servable(version) if not demand.values.beyond(each[0].bounds_on(each[1]))]
+    within = [each for each in right if version.config.numerics in ("any", each[0].numerics_class)]
     if within:
-        kinds = " or ".join(kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == within[0].format)
-        return f"{within[0].name} of the bundle is right for it: serve it on a pool of {kinds} too"
+        artifact, kind = within[0]
+        return f"{artifact.name} of the bundle is right for it: serve it on a pool of {kind} too"
     if right:
-        name, numerics = version.config.id, right[0].numerics_class
-        return f"{right[0].name} is right for it: `enginehouse models add {name} --numerics {numerics}`"
-    if not any(artifact.format == "onnx" for artifact in _servable(version)):
+        artifact, kind = right[0]
+        name = version.config.id
+        return f"{artifact.name} is right for it: `enginehouse models add {name} --numerics {artifact.numerics_class}`"
+    if not any(artifact.format == "onnx" for artifact, _ in _servable(version)):
         return "build the model with `--formats onnx` too, which answers as the reference does"
     return "send other values"
 
 
-def _servable(version: ModelVersion) -> list[Artifact]:
-    return [artifact for artifact in version.manifest.artifacts if artifact.status in ("ready", "unverified")]
+def _servable(version: ModelVersion) -> list[tuple[Artifact, EngineKind]]:
+    """What could be loaded, with the engines that the build knows something about: those of CPUs, and what it timed."""
+    manifest = version.manifest
+    return [
+        (artifact, kind)
+        for kind in ENGINE_KINDS
+        for artifact in manifest.artifacts
+        if artifact.format == FORMAT_OF[kind] and artifact.status in ("ready", "unverified")
+        if ACCELERATOR_OF[kind] == "cpu" or manifest.latency_of(kind, artifact.name)
+    ]

@@ -234,7 +234,15 @@ class View:
         table = self._measured.get((name, version.key)) or version.manifest.latency_of(engine, artifact.name)
         precision, numerics, price = artifact.precision, artifact.numerics_class, self._pools[name].price
         return BackendState(
-            name, engine, artifact.name, precision, numerics, 1, table, price=price, inputs_only=artifact.inputs_only
+            name,
+            engine,
+            artifact.name,
+            precision,
+            numerics,
+            1,
+            table,
+            price=price,
+            inputs_only=artifact.bounds_on(engine),
         )
 
     def _suits(self, name: str, version: ModelVersion, demand: Demand) -> bool:

@@ -71,8 +71,8 @@ async def server(_: Request) -> Response:
 async def model(request: Request) -> Response:
     version = _ingress().versions.get(*_model_of(request))
     name, number = version.config.name, version.config.version
-    bounds = {artifact.name: artifact.inputs_only for artifact in version.manifest.artifacts}
-    return _json(oip.model_metadata(name, [number], "enginehouse", version.signature, bounds))
+    artifacts = version.manifest.artifacts
+    return _json(oip.model_metadata(name, [number], "enginehouse", version.signature, artifacts))
 
 
 async def model_ready(request: Request) -> Response:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from enginehouse.contract.bounds import InputBounds, described
+from enginehouse.contract.bounds import described
 from enginehouse.contract.elements import to_bytes, to_json
 from enginehouse.contract.errors import InferenceFailed
-from enginehouse.contract.manifest import TensorRecord
+from enginehouse.contract.manifest import Artifact, TensorRecord
 from enginehouse.contract.tensors import Signature, TensorSpec, datatype
 from enginehouse.faces.oip.request import InferRequest
 
@@ -64,14 +64,14 @@ def encode_response(
 
 
 def model_metadata(
-    name: str, versions: Sequence[str], platform: str, signature: Signature, bounds: Mapping[str, InputBounds]
+    name: str, versions: Sequence[str], platform: str, signature: Signature, artifacts: Sequence[Artifact] = ()
 ) -> dict[str, Any]:
     """The document of `GET /v2/models/{name}`; -1 stands for a free dimension.
 
     What the protocol has no place for is in `parameters`, as elsewhere in it: of an input, `dimension_1` is the name of
     its free dimension 1, `min_value` and `max_value` are the ends of its domain; of the model, `NAME_min` and
-    `NAME_max` are the extents that the dimension NAME may have, and `ARTIFACT_inputs_only`, of those artifacts that
-    have `bounds`, for which values that one answers.
+    `NAME_max` are the extents that the dimension NAME may have, and `ARTIFACT_on_ENGINE`, of those that have bounds,
+    for which values that one answers.
     """
     document = {
         "name": name,
@@ -86,7 +86,11 @@ def model_metadata(
         if free.range is not None
         for end, extent in zip(("min", "max"), free.range, strict=True)
     }
-    limited = {f"{artifact}_inputs_only": described(only) for artifact, only in bounds.items() if only}
+    limited = {
+        f"{artifact.name}_on_{kind}": f"{described(bounds)} only"
+        for artifact in artifacts
+        for kind, bounds in artifact.inputs_only.items()
+    }
     parameters = ranges | limited
     return document | {"parameters": parameters} if parameters else document
 

@@ -90,7 +90,11 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
         "axes": "\n".join(_axis(axis, signature) for axis in manifest.axes),
         "values": "\n".join(
             [f"{spec.name}: {spec.domain}" for spec in signature.inputs if spec.domain]
-            + [f"{each.name}: {described(each.inputs_only)} only" for each in manifest.artifacts if each.inputs_only]
+            + [
+                f"{artifact.name} on {kind}: {described(bounds)} only"
+                for artifact in manifest.artifacts
+                for kind, bounds in artifact.inputs_only.items()
+            ]
         ),
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
