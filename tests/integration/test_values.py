@@ -229,8 +229,8 @@ def test_what_no_artifact_is_right_for_is_refused_with_the_way_out(house: House,
     np.testing.assert_allclose(y, reference(folder, "vino", {"x": X}), rtol=1e-5, atol=1e-6)
     said = (
         "input 'x' has NaN at [1, 2], for which nothing that may answer 'vino@1' is right "
-        "(openvino-fp32 on openvino-cpu answers finite 'x' only); build the model with `--formats onnx` too, which answers as the "
-        "reference does"
+        "(openvino-fp32 on openvino-cpu answers finite 'x' only); build the model with `--formats onnx` too, which "
+        "answers as the reference does"
     )
     answer = post(house, "vino", {"x": NAN})
     assert (answer.status_code, answer.json()) == (400, {"error": said})

@@ -11,8 +11,8 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.http._utils import _get_inference_request
 
-from enginehouse.contract.manifest import Artifact
 from enginehouse.contract.errors import InferenceFailed, InvalidInput, NoBackend
+from enginehouse.contract.manifest import Artifact
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces import oip
 

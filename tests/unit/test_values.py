@@ -159,8 +159,8 @@ async def test_a_request_for_which_no_artifact_is_right_is_the_callers_to_change
             await asked.infer("m", {"x": np.array([[0, 1, np.inf, 2]], np.float32)})
     assert str(caught.value) == (
         "input 'x' has an infinite value at [0, 2], for which nothing that may answer 'm@1' is right "
-        "(onnx-fp32 on onnxruntime-cpu answers finite 'x' only; openvino-int8 on openvino-cpu answers finite 'x' only); "
-        "send other values"
+        "(onnx-fp32 on onnxruntime-cpu answers finite 'x' only; openvino-int8 on openvino-cpu answers finite 'x' "
+        "only); send other values"
     )
 
 

@@ -123,8 +123,8 @@ def verify(
     ran = next(iter(passed.values()))
     if artifact.precision in ("fp16", "bf16") and ran != artifact.precision:
         remarks.append(
-            f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in it "
-            "verifies it when it is loaded"
+            f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in "
+            "it verifies it when it is loaded"
         )
     return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds)
 

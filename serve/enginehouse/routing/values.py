@@ -51,12 +51,12 @@ def _way_out(version: ModelVersion, view: View, demand: Demand) -> str:
 
 
 def _servable(version: ModelVersion) -> list[tuple[Artifact, EngineKind]]:
-    """What could be loaded, with the engines that the build knows something about: those of CPUs, and what it timed."""
+    """What could be loaded, with the engines that the build knows something about."""
     manifest = version.manifest
     return [
         (artifact, kind)
         for kind in ENGINE_KINDS
         for artifact in manifest.artifacts
         if artifact.format == FORMAT_OF[kind] and artifact.status in ("ready", "unverified")
-        if ACCELERATOR_OF[kind] == "cpu" or manifest.latency_of(kind, artifact.name)
+        if ACCELERATOR_OF[kind] == "cpu" or artifact.bounds_on(kind) or manifest.latency_of(kind, artifact.name)
     ]
