@@ -164,6 +164,17 @@ async def test_a_request_for_which_no_artifact_is_right_is_the_callers_to_change
     )
 
 
+async def test_what_a_replica_has_found_on_its_node_counts_for_the_refusal(cluster: Cluster, store: Path) -> None:
+    async with routed(cluster, store, {"ort": Engine()}, {"openvino-int8": FINITE}) as (asked, _):
+        await asked.infer("m", {"x": NAN})
+        (replica,) = cluster.replicas["ort"]
+        for report in replica.reports.values():
+            report["inputs_only"] = FINITE
+        asked.view.forget()
+        with pytest.raises(InvalidInput, match="onnx-fp32 on onnxruntime-cpu answers finite 'x' only"):
+            await asked.infer("m", {"x": NAN})
+
+
 async def test_a_hint_that_leaves_no_right_backend_is_named(cluster: Cluster, store: Path) -> None:
     async with routed(cluster, store, {"ort": Engine(), "vino": Engine()}, LIMITED) as (asked, _):
         with pytest.raises(InvalidInput, match=r"NaN at \[0, 0\].*leave out the hint that restricts who may answer"):

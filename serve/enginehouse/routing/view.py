@@ -246,8 +246,10 @@ class View:
         )
 
     def _suits(self, name: str, version: ModelVersion, demand: Demand) -> bool:
-        planned = self._planned(name, version)
-        return planned is not None and not unfit(planned, demand)
+        # What its replicas have found on their nodes counts, and not what the manifest says of others.
+        warm = (state for state in self.live(version) if state.pool == name)
+        state = next(warm, None) or self._planned(name, version)
+        return state is not None and not unfit(state, demand)
 
     def _resident_may_come(self, version: ModelVersion, demand: Demand) -> bool:
         report = self._resident_report(version.key) if version.config.resident else None
