@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from enginehouse.contract import tensor_file
+from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
 from enginehouse.contract.store import Store, version_order
 from enginehouse.engines.hardware import int8_products
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.verify import Verified, verify
-from enginehouse_build.reference.reference import ANSWERS, REQUESTS, SAMPLES, Reference, make_reference
+from enginehouse_build.reference.reference import ANSWERS, PROBES, REQUESTS, SAMPLES, Reference, make_reference
 from enginehouse_build.steps import provenance
 from enginehouse_build.steps.isolate import Bounds
 from enginehouse_build.steps.kept_steps import code_digest, digest_of, link, versions
@@ -269,6 +269,7 @@ class _Build:
         (self.folder / CHECK_REQUESTS).parent.mkdir()
         tensor_file.write(self.folder / CHECK_REQUESTS, requests[:kept])
         tensor_file.write(self.folder / CHECK_ANSWERS, answers[:kept])
+        probes.write(self.folder / CHECK_PROBES, probes.kept(probes.read(source / PROBES), _CHECK_BYTES))
 
     def _manifest(self, version: str, key: str, reference: Reference, artifacts: Sequence[Artifact]) -> Manifest:
         return Manifest(
@@ -287,7 +288,7 @@ class _Build:
             hardware=dict(provenance.hardware()),
             recipe=self._recipe(),
             key=key,
-            files=tuple(self._file(path) for path in (CHECK_REQUESTS, CHECK_ANSWERS) if (self.folder / path).exists()),
+            files=tuple(self._file(path) for path in (CHECK_REQUESTS, CHECK_ANSWERS, CHECK_PROBES)),
         )
 
     def _files(self, folder: str) -> list[Path]:

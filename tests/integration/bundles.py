@@ -72,7 +72,7 @@ def publish(
         signature=SignatureRecord.of(SIGNATURE),
         max_batch=MAX_BATCH,
         artifacts=(artifact(folder, "onnx"), artifact(folder, "openvino")),
-        latency=tuple(_table(kind, median) for kind, median in latency_ms.items()),
+        latency=tuple(table(kind, median) for kind, median in latency_ms.items()),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Path(target.publish(folder, name, version))
@@ -106,7 +106,7 @@ def publish_poisonous(store: Path, name: str) -> Path:
         signature=SignatureRecord.of(signature),
         max_batch=MAX_BATCH,
         artifacts=(artifact(folder, "onnx"),),
-        latency=(_table("onnxruntime-cpu", 1.0),),
+        latency=(table("onnxruntime-cpu", 1.0),),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Path(target.publish(folder, name, "1"))
@@ -129,7 +129,7 @@ def artifact(folder: Path, fmt: str) -> Artifact:
     )
 
 
-def _table(kind: EngineKind, median: float) -> LatencyTable:
+def table(kind: EngineKind, median: float) -> LatencyTable:
     artifact = "onnx-fp32" if kind == "onnxruntime-cpu" else "openvino-fp32"
     point = LatencyPoint(rows=1, median_ms=median, p90_ms=median, min_ms=median, count=1)
     return LatencyTable(engine=kind, artifact=artifact, threads=1, host="tests", points=(point,))

@@ -16,13 +16,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.integration.cluster import Cluster, adopt_orphans
 
-from enginehouse.contract import tensor_file
+from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.manifest import Artifact, Manifest, SignatureRecord
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines.hardware import engine_versions, probe_gpus
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
 
 #: What `enginehouse build --on-cluster` does with the cluster; the first argument names the step.
 PROGRAM = """
@@ -103,6 +103,7 @@ def unfinished(tmp_path: Path) -> Path:
     requests = [{"x": rng.standard_normal((rows, 6), dtype=np.float32)} for rows in (1, 2, 8)]
     tensor_file.write(tmp_path / CHECK_REQUESTS, requests)
     tensor_file.write(tmp_path / CHECK_ANSWERS, [{"y": request["x"] @ weight} for request in requests])
+    probes.write(tmp_path / CHECK_PROBES, [])
     signature = Signature(
         (TensorSpec("x", np.dtype(np.float32), (None, 6)),), (TensorSpec("y", np.dtype(np.float32), (None, 4)),)
     )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.unit.test_policy import TENSOR, artifact
 
+from enginehouse.contract.bounds import InputBound
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import Catalog, PoolConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
@@ -34,7 +35,14 @@ class Cluster:
     replicas: dict[str, list[Replica]] = field(default_factory=dict)
     accelerators: set[str] = field(default_factory=lambda: {"cpu"})
 
-    def report(self, pool: str, *replicas: dict[str, ModelState], measured: Sequence[tuple[int, float]] = ()) -> None:
+    def report(
+        self,
+        pool: str,
+        *replicas: dict[str, ModelState],
+        measured: Sequence[tuple[int, float]] = (),
+        bounds: Sequence[dict[str, InputBound]] = (),
+    ) -> None:
+        """`bounds` are those of each replica; without them, it is of the release before, which publishes none."""
         self.replicas[pool] = [
             Replica(
                 id=f"{pool}-{number}",
@@ -46,6 +54,7 @@ class Cluster:
                         "artifact": {"ort": "onnx-fp32", "vino": "openvino-int8"}[pool] if state == "ready" else "",
                         "precision": "fp32" if state == "ready" else "",
                         "measured": list(measured),
+                        **({"inputs_only": bounds[number]} if bounds else {}),
                     }
                     for model, state in models.items()
                 },
@@ -56,7 +65,14 @@ class Cluster:
         ]
 
 
-def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -> None:
+def publish(
+    store: Path,
+    version: str,
+    latency: tuple[LatencyTable, ...] = (),
+    bounds: Mapping[str, dict[str, InputBound]] | None = None,
+) -> None:
+    """`bounds` are the values, by artifact, for which it is right."""
+    artifacts = (artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8"))
     manifest = Manifest(
         name="m",
         version=version,
@@ -64,7 +80,12 @@ def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -
         source="tests",
         signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
         max_batch=8,
-        artifacts=(artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")),
+        artifacts=tuple(
+            known.model_copy(update={"inputs_only": {kind: bounds[known.name]}})
+            if bounds and known.name in bounds
+            else known
+            for known, kind in zip(artifacts, ("onnxruntime-cpu", "openvino-cpu"), strict=True)
+        ),
         latency=latency,
     )
     folder = store / "m" / version

@@ -70,7 +70,7 @@ class Watched:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.signature, self.precision = engine.signature, engine.precision
+        self.signature, self.precision, self.inputs_only = engine.signature, engine.precision, engine.inputs_only
         self.seconds = 0.0
         self.ended: list[str] = []
 

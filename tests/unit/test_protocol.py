@@ -12,6 +12,7 @@ import tritonclient.http as triton
 from tritonclient.http._utils import _get_inference_request
 
 from enginehouse.contract.errors import InferenceFailed, InvalidInput, NoBackend
+from enginehouse.contract.manifest import Artifact
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces import oip
 
@@ -252,6 +253,12 @@ def test_documents() -> None:
         "platform": "enginehouse",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8]}],
         "outputs": [{"name": "score", "datatype": "BF16", "shape": [-1, 10]}],
+    }
+    artifact = Artifact(
+        name="a", format="openvino", precision="fp32", status="ready", inputs_only={"openvino-cpu": {"image": 2**24}}
+    )
+    assert oip.model_metadata("digits", ["1"], "enginehouse", signature, [artifact])["parameters"] == {
+        "a_on_openvino-cpu": "'image' below 2^24 only"
     }
     server = oip.server_metadata("0.1.0")
     assert server["name"] == "enginehouse" and "binary_tensor_data" in server["extensions"]

@@ -15,6 +15,7 @@ from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, until
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import table
 
+from enginehouse.contract.bounds import InputBound
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig
 from enginehouse.contract.errors import InferenceFailed, ModelNotFound, NoBackend, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors
@@ -88,10 +89,14 @@ class Asked:
 
 @contextlib.asynccontextmanager
 async def routed(
-    cluster: Cluster, store: Path, engines: Mapping[str, Infer], **pool: Any
+    cluster: Cluster,
+    store: Path,
+    engines: Mapping[str, Infer],
+    bounds: Mapping[str, dict[str, InputBound]] | None = None,
+    **pool: Any,
 ) -> AsyncIterator[tuple[Asked, dict[str, Handle]]]:
     """A router that is connected to a replica of each pool that has an engine."""
-    publish(store, "1", TIMES)
+    publish(store, "1", TIMES, bounds)
     pools = {name: config.model_copy(update=pool) for name, config in POOLS.items()}
     view = View(pools, None, "here")
     models = LiveVersions(view)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until, vino
 from tests.unit.test_policy import table
 
+from enginehouse.routing.policy import Demand
 from enginehouse.routing.versions import LiveVersions
 from enginehouse.routing.view import View
 
@@ -61,12 +62,12 @@ async def test_what_rests_is_what_could_be_woken(cluster: Cluster, store: Path) 
     served = models.get("m")
     assert [status.state for status in reports.backends(served)] == ["idle", "unavailable"]
     assert [state.pool for state in reports.idle(served)] == ["ort"]
-    assert reports.is_coming(served)
+    assert reports.is_coming(served, Demand(1))
     assert models.status()["models"][0]["state"] == "ready"
     cluster.report("ort", {"m@1": "loading"})
-    assert (reports.idle(served), reports.is_coming(served)) == ([], True)
+    assert (reports.idle(served), reports.is_coming(served, Demand(1))) == ([], True)
     cluster.report("ort", {"m@1": "ready"}, measured=[(1, 3.0)])
-    assert (len(reports.live(served, fresh=True)), reports.is_coming(served)) == (1, False)
+    assert (len(reports.live(served, fresh=True)), reports.is_coming(served, Demand(1))) == (1, False)
     # What it timed itself is known when it rests again.
     cluster.report("ort")
     (state,) = reports.idle(served)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from enginehouse.contract import parity, tensor_file
+from enginehouse.contract import parity, probes, tensor_file
+from enginehouse.contract.bounds import InputBound, described
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import (
@@ -16,7 +17,6 @@ from enginehouse.contract.manifest import (
     FORMAT_OF,
     Artifact,
     EngineKind,
-    InputBound,
     MetricRecord,
     Parity,
 )
@@ -24,9 +24,18 @@ from enginehouse.contract.parity import Limits
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
-from enginehouse_build.judge import conditioning, probes
+from enginehouse_build.judge import conditioning
 from enginehouse_build.judge.absence import missing
-from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
+from enginehouse_build.reference.reference import (
+    ANSWERS,
+    LABELS,
+    MODEL,
+    PROBES,
+    REQUESTS,
+    SAMPLES,
+    Reference,
+    in_batches,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ class Verified:
     """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
 
     `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
-    `inputs_only` what inputs have to be (see `probes`).
+    `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`).
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -44,7 +53,7 @@ class Verified:
     reason: str | None = None
     remarks: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
-    inputs_only: tuple[InputBound, ...] = ()
+    inputs_only: dict[EngineKind, dict[str, InputBound]] = field(default_factory=dict)
 
 
 def verify(
@@ -68,7 +77,8 @@ def verify(
     absent: list[str] = []
     refused: list[str] = []
     unproven: tuple[str, ...] = ()
-    bounds: dict[InputBound, EngineKind] = {}
+    bounds: dict[EngineKind, dict[str, InputBound]] = {}
+    differences: list[str] = []
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
@@ -87,9 +97,10 @@ def verify(
             parity.gate(name, limits, figures)
             slices.gate(name, kind, limits)
             unproven = slices.unproven()
-            (request, *_others) = tensor_file.read(source / REQUESTS)
-            found = probes.bounds(engine.infer, source / MODEL, request, limits, threads)
-            bounds |= dict.fromkeys(found, kind)
+            found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
+            if found:
+                bounds[kind] = found
+                differences.append(f"{kind} answers {described(found)} only: {'; '.join(faults)}")
             passed[kind] = engine.precision
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)
@@ -108,9 +119,14 @@ def verify(
             f"nothing was compared in {outputs}: empty or one value all over, in every sample; give samples that the "
             "model has something to say about"
         )
-    remarks += [f"{kind}: {probes.BOUNDS[bound]}" for bound, kind in bounds.items()]
+    remarks += differences
     ran = next(iter(passed.values()))
-    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, tuple(bounds))
+    if artifact.precision in ("fp16", "bf16") and ran != artifact.precision:
+        remarks.append(
+            f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in "
+            "it verifies it when it is loaded"
+        )
+    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds)
 
 
 def _measured(

@@ -4,6 +4,7 @@ Made once, in a process of its own, into a folder that all later steps read:
 
     model.onnx          one self-contained file, pre- and post-processing included
     requests.npz        what artifacts are compared on, and answers.npz, what the source itself says to that
+    probes.npz          requests with values that samples rarely have, and what model.onnx says to them
     samples.npz         rows to measure latency and the task metric with, and labels.npy
     calibration.npz     rows that int8 takes its ranges from; only real ones
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx as onnx_format
 
-from enginehouse.contract import tensor_file
+from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.manifest import Axis
@@ -34,12 +35,14 @@ from enginehouse_build.inputs.preprocess import Preprocess
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.onnx import finish, plain_session
+from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, prove_dynamic
 from enginehouse_build.reference.scores import prove_scores
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
 ANSWERS = "answers.npz"
+PROBES = "probes.npz"
 SAMPLES = "samples.npz"
 LABELS = "labels.npy"
 CALIBRATION = "calibration.npz"
@@ -124,6 +127,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / REQUESTS, requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
+    probes.write(folder / PROBES, make_probes(exported, onnx_format.load(model), rows, signature))
     calibration = _calibration(recipe, given.calibration if given else None, real, door)
     if calibration is not None:
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))

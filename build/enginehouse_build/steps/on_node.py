@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginehouse.contract import parity, tensor_file
+from enginehouse.contract import parity, probes, tensor_file
+from enginehouse.contract.bounds import InputBound, described
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import EngineUnavailable, ParityFailed
 from enginehouse.contract.latency import LatencyTable
@@ -21,7 +22,7 @@ from enginehouse.contract.manifest import Artifact, File, Parity
 from enginehouse.contract.parity import Limits
 from enginehouse.engines import load_engine
 from enginehouse.engines.hardware import physical_cores
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
 from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE
 from enginehouse_build.convert.tensorrt import ONNX_FILE, convert
 from enginehouse_build.judge import profile
@@ -40,7 +41,8 @@ class Made:
     """What came of it, as far as it came.
 
     Without `engine` the node could not build, without `parity` it could not run what it built, and `reason` says why.
-    `parity` has yet to pass its gate. `table` is missing where measuring failed, and `reason` says why.
+    `parity` has yet to pass its gate. `table` is missing where measuring failed, and `reason` says why. `inputs_only`
+    are the values for which it is right.
     """
 
     requires: dict[str, str]
@@ -49,11 +51,12 @@ class Made:
     parity: Parity | None = None
     table: LatencyTable | None = None
     reason: str = ""
+    inputs_only: dict[str, InputBound] = field(default_factory=dict)
 
 
 def order_of(bundle: Bundle, artifact: str) -> Order:
     """What a node needs to make the TensorRT artifact of this name, whose ONNX model is there. Raises OSError."""
-    paths = (MANIFEST, CHECK_REQUESTS, CHECK_ANSWERS, f"{artifact}/{ONNX_FILE}")
+    paths = (MANIFEST, CHECK_REQUESTS, CHECK_ANSWERS, CHECK_PROBES, f"{artifact}/{ONNX_FILE}")
     return Order(artifact, {path: (bundle.path / path).read_bytes() for path in paths})
 
 
@@ -95,6 +98,7 @@ def taken_over(made: Made, artifact: Artifact, folder: Path, limits: Limits) -> 
         "requires": made.requires,
         "remarks": artifact.remarks + made.remarks,
         "parity": made.parity,
+        "inputs_only": {"tensorrt": made.inputs_only} if made.inputs_only else {},
         "effective_precision": artifact.precision if made.parity else None,
         "status": "ready",
         "reason": None,
@@ -126,18 +130,22 @@ def _judged(bundle: Bundle, artifact: Artifact, made: Made) -> Made:
     try:
         limit = parity.LIMITS[artifact.precision].relative_l2
         figures = parity.compare_all("tensorrt", engine.infer, zip(requests, answers, strict=True), limit)
+        probed = probes.read(bundle.path / CHECK_PROBES)
+        bounds, differences = probes.found("tensorrt", engine.infer, artifact, probed)
     finally:
         engine.close()
     (bundle.path / MANIFEST).write_text(bundle.manifest.model_dump_json())
     largest = max(requests, key=lambda request: sum(array.size for array in request.values()))
     tables, faults = profile.measure(bundle, [("tensorrt", artifact.name)], largest, threads)
+    remarks = (f"tensorrt answers {described(bounds)} only: {'; '.join(differences)}",) if bounds else ()
     return Made(
         made.requires,
-        made.remarks,
+        made.remarks + remarks,
         made.engine,
         figures,
         table=tables[0] if tables else None,
         reason="; ".join(faults.values()),
+        inputs_only=bounds,
     )
 
 

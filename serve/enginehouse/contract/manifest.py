@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from enginehouse.contract.bounds import InputBound, InputBounds
 from enginehouse.contract.errors import ArtifactMissing, ManifestInvalid
 from enginehouse.contract.latency import LatencyTable
 
@@ -28,8 +29,6 @@ EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino
 Accelerator: TypeAlias = Literal["cpu", "gpu"]
 #: How a CPU adds up products of uint8 and int8: `saturating` ones are cut at 16 bits (x86-64 without VNNI or AMX).
 Int8Products: TypeAlias = Literal["exact", "saturating"]
-#: What inputs have to be for an artifact to answer as the reference: without NaN and infinities, or ids below 2^24.
-InputBound: TypeAlias = Literal["finite", "below-2^24"]
 
 ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
 #: The one format that each kind of engine loads, and the hardware that it needs.
@@ -105,7 +104,8 @@ class Artifact(Record):
     (TensorRT flavour, version, compute capability). `remarks` are what the build changed or noticed. `limit` is the
     recipe's own relative L2 limit, for engines that are verified elsewhere; None is that of the precision.
     `int8_products` is the kind of CPU that int8 artifacts for CPUs were made for, verified and timed on. `unproven` are
-    outputs in which the samples had nothing to compare: empty or one value all over.
+    outputs in which the samples had nothing to compare: empty or one value all over. `inputs_only` are, by engine, the
+    values of inputs for which it answers as the reference (see `contract.bounds`): no other request is sent there.
     """
 
     name: str
@@ -121,13 +121,17 @@ class Artifact(Record):
     limit: float | None = None
     int8_products: Int8Products | None = None
     unproven: tuple[str, ...] = ()
-    inputs_only: tuple[InputBound, ...] = ()
+    inputs_only: dict[EngineKind, dict[str, InputBound]] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # The release before refuses fields that it does not know: only artifacts that need one of these have it.
         fields: dict[str, Any] = serialize(self)
         return {name: value for name, value in fields.items() if value or name not in _LATE_FIELDS}
+
+    def bounds_on(self, kind: EngineKind) -> InputBounds:
+        """For which values of inputs it is right on an engine of this kind, as far as the build knows."""
+        return self.inputs_only.get(kind, {})
 
     @property
     def numerics_class(self) -> NumericsClass:

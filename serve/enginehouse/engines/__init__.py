@@ -22,12 +22,13 @@ from typing import Protocol
 
 import numpy as np
 
+from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.latency import AS_GOOD
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.engines.recheck import needs_recheck, recheck
+from enginehouse.engines.recheck import bounds_here, needs_recheck, recheck
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Engine(Protocol):
     signature: Signature
     precision: str
     """The precision the engine really computes in, as it reports it itself (not the one asked for)."""
+    inputs_only: InputBounds
+    """For which values of its inputs it is right: those of the artifact, and what loading it here has found."""
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Run one batch. The caller owns the outputs. Raises InvalidInput or InferenceFailed."""
@@ -77,7 +80,8 @@ def load_engine(
 
     A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` is called with
     what is done.
-    What nobody has verified yet, or only where it is computed otherwise, answers the bundle's check requests first.
+    What nobody has verified yet, or only where it is computed otherwise, answers the bundle's check requests and probes
+    first.
     Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
     """
     if artifact.format != FORMAT_OF[kind]:
@@ -102,6 +106,7 @@ def load_engine(
     try:
         if needs_recheck(kind, manifest, options.artifact):
             recheck(kind, engine.infer, bundle, artifact)
+            engine.inputs_only = bounds_here(kind, engine.infer, bundle, artifact)
         warm_up(engine, manifest, warm_rows)
     except BaseException:
         engine.close()

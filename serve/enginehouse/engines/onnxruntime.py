@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.errors import EngineUnavailable, InvalidInput
 from enginehouse.contract.manifest import EngineKind
 from enginehouse.contract.tensors import Signature, Tensors
@@ -49,6 +50,7 @@ class _OnnxRuntime:
 
     def __init__(self, options: EngineOptions, providers: Sequence[Any], settings: Mapping[str, str]) -> None:
         self.signature: Signature = options.signature
+        self.inputs_only: InputBounds = options.artifact.bounds_on(self.kind)
         self._outputs = [spec.name for spec in options.signature.outputs]
         specs = options.signature.inputs + options.signature.outputs
         self._has_bfloat16 = any(spec.dtype == _BFLOAT16 for spec in specs)

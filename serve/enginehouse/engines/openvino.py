@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
 from enginehouse.contract.manifest import Artifact, EngineKind, Precision
 from enginehouse.contract.tensors import Signature, Tensors
@@ -54,6 +55,7 @@ class OpenVinoCpu:
 
     def __init__(self, options: EngineOptions) -> None:
         self.signature: Signature = options.signature
+        self.inputs_only: InputBounds = options.artifact.bounds_on(_KIND)
         specs = options.signature.inputs + options.signature.outputs
         if any(spec.dtype.hasobject for spec in specs):
             # Observed with 2026.4.1: one inference with a string tensor corrupts the heap and the process aborts.

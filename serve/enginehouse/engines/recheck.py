@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enginehouse.contract import tensor_file
+from enginehouse.contract import probes, tensor_file
+from enginehouse.contract.bounds import InputBounds, narrower
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import ACCELERATOR_OF, Artifact, EngineKind, Manifest, Parity
@@ -16,6 +17,8 @@ from enginehouse.engines.hardware import int8_products, probe_cpu
 #: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
 CHECK_REQUESTS = "check/requests.npz"
 CHECK_ANSWERS = "check/answers.npz"
+#: The same of values that samples rarely have, in the format of `contract.probes`.
+CHECK_PROBES = "check/probes.npz"
 
 
 def needs_recheck(kind: EngineKind, manifest: Manifest, artifact: Artifact) -> bool:
@@ -56,3 +59,17 @@ def recheck(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundl
     except (ParityFailed, InferenceFailed, InvalidInput) as error:
         raise EngineUnavailable(kind, f"verified on loading: {error}") from None
     return figures
+
+
+def bounds_here(
+    kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact
+) -> InputBounds:
+    """For which values of inputs `artifact` is right on this engine too, by the bundle's probes if it has any.
+
+    Raises DigestMismatch.
+    """
+    carried = [file for file in bundle.manifest.files if file.path == CHECK_PROBES]
+    if not carried:
+        return artifact.bounds_on(kind)
+    found, _ = probes.found(kind, infer, artifact, probes.read(bundle.verified(carried[0])))
+    return narrower(artifact.bounds_on(kind), found)

@@ -168,6 +168,7 @@ class HostedModels:
             artifact=loaded.artifact.name,
             precision=loaded.engine.precision,
             measured=loaded.measured,
+            inputs_only=dict(loaded.engine.inputs_only),
         )
         return loaded
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
+
+from enginehouse.contract.bounds import InputBounds
 
 ModelState = Literal["loading", "ready", "failed", "unavailable"]
 
@@ -11,7 +13,8 @@ class ModelReport(TypedDict):
     """What one replica publishes about one model version.
 
     `engine` (its kind), `artifact` and `precision` are empty unless it is loaded. `measured` are (rows, milliseconds)
-    timed by the replica where no latency table of the bundle holds.
+    timed by the replica where no latency table of the bundle holds. `inputs_only` are the bounds of the loaded engine;
+    replicas of the release before know only those in the manifest.
     """
 
     state: ModelState
@@ -20,3 +23,4 @@ class ModelReport(TypedDict):
     artifact: str
     precision: str
     measured: list[tuple[int, float]]
+    inputs_only: NotRequired[InputBounds]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from enginehouse.contract.bounds import described
 from enginehouse.contract.tensors import Timing
 from enginehouse.routing.policy import Choice
 from enginehouse.routing.view import ModelVersion
@@ -57,6 +58,7 @@ class Explained(NamedTuple):
                 "cost": _finite(choice.cost),
                 "reason": choice.reason or choice.backend.fails or (choice.behind and f"behind {choice.behind}"),
                 "may_answer": not choice.reason,
+                "inputs_only": described(choice.backend.inputs_only),
             }
             for choice in self.choices
         ]

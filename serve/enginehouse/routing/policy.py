@@ -1,6 +1,7 @@
 """The policy: which backend a request is sent to. Pure functions of plain values: no Ray, no clock, no network.
 
-1. A backend that the request does not allow (another pool, numerics, precision) or that has no warm replica is out.
+1. A backend that the request does not allow (another pool, numerics, precision), that has no warm replica, or whose
+   artifact is not right for a value in the request, is out.
 2. The time to an answer is predicted for each of the others: the wait in its queues plus the time of the engine call,
    from the latency table, corrected by what calls take lately.
 3. One that would only slow a faster engine on its nodes (`behind`) is ranked last but for failing ones.
@@ -15,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from enginehouse.contract.bounds import InputBounds, Values, described
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind, NumericsClass, Precision
 
@@ -38,6 +40,7 @@ class BackendState(NamedTuple):
     - `pace`: recent call times divided by the latency table's, by the bit length of the rows of a call; the entry at 0
       is for numbers of rows not seen yet.
     - `fails`: why its last calls failed; such a backend is tried last.
+    - `inputs_only`: the values of inputs for which its artifact is right.
     - `queued_rows`: rows that wait in this router, to be sent `batch_rows` at a time. They lately drained at `drain_ms`
       ms per row (0: there was no queue).
     """
@@ -57,6 +60,7 @@ class BackendState(NamedTuple):
     fails: str = ""
     batch_rows: int = 1
     drain_ms: float = 0.0
+    inputs_only: InputBounds = {}
     queued_rows: int = 0
 
     def queued(self, rows: int) -> BackendState:
@@ -83,6 +87,7 @@ class Demand(NamedTuple):
     - `budget_ms`: time left until the deadline. A deadline that the caller has `stated` is checked against the whole
       predicted time, and the cheapest backend that meets it is preferred. The default deadline is checked only against
       the predicted wait, and the fastest backend is preferred.
+    - `values`: those of its inputs, which are looked at only if a backend asks; None when they are not known.
     """
 
     rows: int
@@ -93,6 +98,7 @@ class Demand(NamedTuple):
     budget_ms: float = math.inf
     stated: bool = False
     suspected: bool = False
+    values: Values | None = None
 
 
 class Choice(NamedTuple):
@@ -134,7 +140,7 @@ class FastestInTime:
         fit: list[Choice] = []
         out: list[Choice] = []
         for backend in backends:
-            if reason := _unfit(backend, demand):
+            if reason := unfit(backend, demand):
                 out.append(Choice(backend, reason))
             else:
                 fit.append(_predict(backend, demand, most_queued))
@@ -149,7 +155,8 @@ class FastestInTime:
         return [*(choice for choice in fit if choice not in late), *(_refused(choice, demand) for choice in late), *out]
 
 
-def _unfit(backend: BackendState, demand: Demand) -> str:
+def unfit(backend: BackendState, demand: Demand) -> str:
+    """Why `backend` may not answer such a request, however fast it is; "" when it may."""
     if demand.pool is not None and demand.pool != backend.pool:
         return f"the request asks for {demand.pool}"
     if backend.replicas <= 0:
@@ -160,6 +167,9 @@ def _unfit(backend: BackendState, demand: Demand) -> str:
         return f"its {backend.artifact} is not of the numerics class {demand.numerics!r}"
     if EXACTNESS[backend.precision] < EXACTNESS[demand.min_precision]:
         return f"{backend.precision} is less exact than {demand.min_precision}"
+    # Last: it takes a look at all values, once for each request.
+    if backend.inputs_only and demand.values is not None and (value := demand.values.beyond(backend.inputs_only)):
+        return f"its {backend.artifact} answers {described(backend.inputs_only)} only, and {value}"
     return ""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from ray.serve.handle import DeploymentHandle
 
+from enginehouse.contract.bounds import Values
 from enginehouse.contract.config import AppConfig
 from enginehouse.contract.errors import (
     DeadlineExceeded,
@@ -33,6 +34,7 @@ from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
+from enginehouse.routing.values import wrong_values
 from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker
@@ -84,7 +86,7 @@ class Router:
         Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises
         EnginehouseError.
         """
-        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints)
+        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints, Values(inputs))
         budget_s = demand.budget_ms / 1e3
         failover = Failover(self, version, inputs, demand, hints.priority, time.monotonic() + budget_s)
         try:
@@ -115,9 +117,9 @@ class Router:
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
         """See `failover.Ranking`. A new request waits only for an idle or loading pool."""
         if is_new:
-            return not _some_are_late(choices) and self._view.is_coming(version)
+            return not _some_are_late(choices) and self._view.is_coming(version, demand)
         # Replicas that had it may be gone for good, with their nodes.
-        return self._view.may_come(version, demand.pool)
+        return self._view.may_come(version, demand)
 
     def check_served(self, version: ModelVersion) -> None:
         """See `failover.Ranking`. Another version of the model is no reason to give up: this one is still loaded."""
@@ -145,10 +147,14 @@ class Router:
                     return
 
     def refusal(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
-        """See `failover.Ranking`: NoBackend; or DeadlineExceeded or Overloaded, when all of them would be late."""
+        """See `failover.Ranking`: DeadlineExceeded or Overloaded when all of them would be late, else NoBackend.
+
+        InvalidInput when no backend could ever answer, because of values in the request.
+        """
         late = [choice for choice in choices if choice.predicted_ms < math.inf]
         if not late:
-            return NoBackend(self._nothing_live(version, choices))
+            refused = wrong_values(version, self._view, [choice.backend for choice in choices], demand)
+            return refused or NoBackend(self._nothing_live(version, choices))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
         # A refused request is demand all the same: more replicas might have answered it.
         self.backend(version, soonest).count_demand(demand.rows, demand.size)
@@ -158,7 +164,9 @@ class Router:
             return DeadlineExceeded(text)
         return Overloaded(text, max(0.001, round((soonest.predicted_ms - demand.budget_ms) / 1e3, 3)))
 
-    def _demand(self, version: ModelVersion, rows: int, size: int | None, hints: Hints) -> Demand:
+    def _demand(
+        self, version: ModelVersion, rows: int, size: int | None, hints: Hints, values: Values | None = None
+    ) -> Demand:
         deadline_s, pool = hints.deadline_s, hints.backend
         budget_s = self._config.router.default_deadline_s if deadline_s is None else deadline_s
         if budget_s <= 0:
@@ -173,6 +181,7 @@ class Router:
             hints.min_precision,
             budget_s * 1e3,
             deadline_s is not None,
+            values,
         )
 
     def _sender(self, backend: Backend) -> Sender:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ACCELERATOR_LABEL, APP_NAME, ModelConfig, PoolConfig
-from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Signature
 from enginehouse.pools import nodes
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.pools.report import ModelReport, ModelState
-from enginehouse.routing import replicas
-from enginehouse.routing.policy import BackendState
+from enginehouse.routing import replicas, reported
+from enginehouse.routing.policy import BackendState, Demand, unfit
 
 logger = logging.getLogger("ray.serve")
 
@@ -50,7 +49,10 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """One model version on one pool: replicas, how many have it `ready`, why it is not live or load notes."""
+    """One model version on one pool: replicas, how many have it `ready`, why it is not live or load notes.
+
+    `inputs_only` says for which values of inputs it answers, "" for all.
+    """
 
     pool: str
     engine: str
@@ -60,6 +62,7 @@ class BackendStatus:
     artifact: str
     precision: str
     reason: str
+    inputs_only: str = ""
 
 
 class _Live(NamedTuple):
@@ -98,8 +101,7 @@ class View:
 
     def backends(self, version: ModelVersion) -> list[BackendStatus]:
         """The status of the version on every pool, and in this process if it is resident."""
-        model_key = version.key
-        resident = [self._resident(model_key)] if version.config.resident else []
+        resident = [self._resident(version)] if version.config.resident else []
         return [*resident, *(self._backend(name, pool, version) for name, pool in self._pools.items())]
 
     def live(self, version: ModelVersion, fresh: bool = False) -> list[BackendState]:
@@ -120,35 +122,31 @@ class View:
         for name, pool in self._pools.items():
             if pool.min_replicas or not self._may_run(name) or replicas.of_pool(APP_NAME, name):
                 continue
-            if choice := self._choice(name, version):
-                engine, artifact = choice
-                table = self._measured.get((name, version.key))
-                table = table or version.manifest.latency_of(engine, artifact.name)
-                precision, numerics = artifact.precision, artifact.numerics_class
-                states.append(
-                    BackendState(name, engine, artifact.name, precision, numerics, 1, table, price=pool.price)
-                )
+            if planned := self._planned(name, version):
+                states.append(planned)
         return states
 
-    def is_coming(self, version: ModelVersion) -> bool:
-        """Whether a pool that may be idle is idle or loading."""
+    def is_coming(self, version: ModelVersion, demand: Demand) -> bool:
+        """Whether a pool that may be idle is idle or loading, and may answer such a request when it is up."""
         return any(
-            self._backend(name, pool, version).state in ("idle", "loading")
+            self._backend(name, pool, version).state in ("idle", "loading") and self._suits(name, version, demand)
             for name, pool in self._pools.items()
             if not pool.min_replicas
         )
 
-    def may_come(self, version: ModelVersion, pool: str | None = None) -> bool:
-        """Whether a backend, of `pool` if one is named, could still come up: it loads, or there is hardware for it."""
-        resident = self._resident_report(version.key) if version.config.resident else None
-        if resident and resident["state"] == "loading" and (pool is None or pool.startswith(RESIDENT)):
-            return True
+    def may_come(self, version: ModelVersion, demand: Demand) -> bool:
+        """Whether a backend that may answer such a request could still come up: it loads, or has hardware."""
         # A node may have joined since they were counted; a replica proves that it has.
-        return not self._nodes or any(
-            (self._may_run(name) or replicas.of_pool(APP_NAME, name)) and self._choice(name, version)
+        return self._resident_may_come(version, demand) or any(
+            (not self._nodes or self._may_run(name) or replicas.of_pool(APP_NAME, name))
+            and self._suits(name, version, demand)
             for name in self._pools
-            if pool in (None, name)
         )
+
+    def could_answer(self, version: ModelVersion, demand: Demand) -> bool:
+        """Whether a pool would load what may answer such a request, if it had hardware and time."""
+        suits = any(self._suits(name, version, demand) for name in self._pools)
+        return suits or self._resident_may_come(version, demand)
 
     def forget(self) -> None:
         """Drop the cached lists: the catalog has changed."""
@@ -160,18 +158,19 @@ class View:
         resident = self._resident_report(model_key) if version.config.resident else None
         if self._residents and resident and resident["state"] == "ready":
             pool = f"{RESIDENT}{resident['engine']}"
-            states.append(
-                _state(pool, version, resident, 1, {self._node}, self._residents.backlog_ms(model_key))._replace(
-                    resident=True
-                )
+            state = reported.state(
+                pool, version.manifest, [resident], {self._node}, self._residents.backlog_ms(model_key)
             )
+            states.append(state._replace(resident=True))
         now = time.monotonic()
         for name, pool_config in self._pools.items():
             warm = [replica for replica in replicas.of_pool(APP_NAME, name) if replica.has(model_key)]
             if warm:
                 nodes = {replica.node for replica in warm}
                 wait_ms = min(replica.channel.wait_ms(now, model_key) for replica in warm)
-                state = _state(name, version, warm[0].reports[model_key], len(warm), nodes, wait_ms)
+                state = reported.state(
+                    name, version.manifest, [replica.reports[model_key] for replica in warm], nodes, wait_ms
+                )
                 states.append(state._replace(price=pool_config.price))
                 if state.table is not None and not pool_config.min_replicas:
                     self._measured[name, model_key] = state.table
@@ -223,7 +222,39 @@ class View:
             artifact=shown["artifact"] if shown else "",
             precision=shown["precision"] if shown else "",
             reason=shown["reason"] if shown else reason,
+            inputs_only=reported.described_bounds(version.manifest, shown),
         )
+
+    def _planned(self, name: str, version: ModelVersion) -> BackendState | None:
+        """The backend that a pool would be with one replica; None where it would load nothing."""
+        choice = self._choice(name, version)
+        if choice is None:
+            return None
+        engine, artifact = choice
+        table = self._measured.get((name, version.key)) or version.manifest.latency_of(engine, artifact.name)
+        precision, numerics, price = artifact.precision, artifact.numerics_class, self._pools[name].price
+        return BackendState(
+            name,
+            engine,
+            artifact.name,
+            precision,
+            numerics,
+            1,
+            table,
+            price=price,
+            inputs_only=artifact.bounds_on(engine),
+        )
+
+    def _suits(self, name: str, version: ModelVersion, demand: Demand) -> bool:
+        # What its replicas have found on their nodes counts, and not what the manifest says of others.
+        warm = (state for state in self.live(version) if state.pool == name)
+        state = next(warm, None) or self._planned(name, version)
+        return state is not None and not unfit(state, demand)
+
+    def _resident_may_come(self, version: ModelVersion, demand: Demand) -> bool:
+        report = self._resident_report(version.key) if version.config.resident else None
+        is_allowed = demand.pool is None or demand.pool.startswith(RESIDENT)
+        return is_allowed and report is not None and report["state"] == "loading"
 
     def _may_run(self, name: str) -> bool:
         return bool(self._nodes.get(name)) or self._pools[name].starts_nodes
@@ -238,8 +269,8 @@ class View:
     def _resident_report(self, model_key: str) -> ModelReport | None:
         return self._residents.reports.get(model_key) if self._residents else None
 
-    def _resident(self, model_key: str) -> BackendStatus:
-        report = self._resident_report(model_key)
+    def _resident(self, version: ModelVersion) -> BackendStatus:
+        report = self._resident_report(version.key)
         states: dict[ModelState, BackendKind] = {"ready": "live", "failed": "failing", "unavailable": "unavailable"}
         return BackendStatus(
             pool=f"{RESIDENT}{report['engine']}" if report else RESIDENT,
@@ -250,44 +281,13 @@ class View:
             artifact=report["artifact"] if report else "",
             precision=report["precision"] if report else "",
             reason=report["reason"] if report else "",
+            inputs_only=reported.described_bounds(version.manifest, report),
         )
 
 
 def _is_open_to(pool: PoolConfig, version: ModelVersion) -> bool:
     """Whether the pool is not reserved for other models."""
     return pool.models is None or version.config.name in pool.models
-
-
-def _state(
-    pool: str, version: ModelVersion, ready: ModelReport, replicas: int, nodes: Iterable[str], wait_ms: float
-) -> BackendState:
-    artifact = version.manifest.artifact(ready["artifact"])
-    engine = cast(EngineKind, ready["engine"])
-    return BackendState(
-        pool=pool,
-        engine=engine,
-        artifact=artifact.name,
-        precision=ready["precision"] or artifact.precision,
-        numerics=artifact.numerics_class,
-        replicas=replicas,
-        # A replica measures its engine only where no table of the manifest holds for its node.
-        table=_measured(ready) or version.manifest.latency_of(engine, artifact.name),
-        nodes=frozenset(nodes),
-        wait_ms=wait_ms,
-    )
-
-
-def _measured(report: ModelReport) -> LatencyTable | None:
-    return _table(report["artifact"], tuple((rows, time_ms) for rows, time_ms in report["measured"]))
-
-
-@functools.lru_cache(maxsize=256)
-def _table(artifact: str, measured: tuple[tuple[int, float], ...]) -> LatencyTable | None:
-    """A replica's own measurements as a latency table; kept, because every request needs it."""
-    if not measured:
-        return None
-    points = [LatencyPoint(rows=rows, median_ms=ms, p90_ms=ms, min_ms=ms, count=3) for rows, ms in measured]
-    return LatencyTable(engine="", artifact=artifact, threads=0, host="", points=tuple(points))
 
 
 def _reports(pool: str, model_key: str, state: ModelState) -> list[ModelReport]:

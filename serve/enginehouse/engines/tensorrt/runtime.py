@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.errors import EngineUnavailable, InvalidInput
 from enginehouse.contract.tensors import DTYPES, Signature, Tensors
 from enginehouse.engines import EngineOptions
@@ -45,6 +46,7 @@ class TensorRT:
 
     def __init__(self, options: EngineOptions) -> None:
         self.signature: Signature = options.signature
+        self.inputs_only: InputBounds = options.artifact.bounds_on("tensorrt")
         # Networks are strongly typed: what the file was built from is what it computes in.
         self.precision: str = options.artifact.effective_precision or options.artifact.precision
         trt = library(options.artifact.requires["flavour"])

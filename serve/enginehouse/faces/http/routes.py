@@ -70,7 +70,9 @@ async def server(_: Request) -> Response:
 
 async def model(request: Request) -> Response:
     version = _ingress().versions.get(*_model_of(request))
-    return _json(oip.model_metadata(version.config.name, [version.config.version], "enginehouse", version.signature))
+    name, number = version.config.name, version.config.version
+    artifacts = version.manifest.artifacts
+    return _json(oip.model_metadata(name, [number], "enginehouse", version.signature, artifacts))
 
 
 async def model_ready(request: Request) -> Response:

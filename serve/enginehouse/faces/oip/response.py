@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from enginehouse.contract.bounds import described
 from enginehouse.contract.elements import to_bytes, to_json
 from enginehouse.contract.errors import InferenceFailed
-from enginehouse.contract.manifest import TensorRecord
+from enginehouse.contract.manifest import Artifact, TensorRecord
 from enginehouse.contract.tensors import Signature, TensorSpec, datatype
 from enginehouse.faces.oip.request import InferRequest
 
@@ -62,12 +63,15 @@ def encode_response(
     return (b"".join([text, *payloads]), len(text)) if payloads else (text, None)
 
 
-def model_metadata(name: str, versions: Sequence[str], platform: str, signature: Signature) -> dict[str, Any]:
+def model_metadata(
+    name: str, versions: Sequence[str], platform: str, signature: Signature, artifacts: Sequence[Artifact] = ()
+) -> dict[str, Any]:
     """The document of `GET /v2/models/{name}`; -1 stands for a free dimension.
 
     What the protocol has no place for is in `parameters`, as elsewhere in it: of an input, `dimension_1` is the name of
     its free dimension 1, `min_value` and `max_value` are the ends of its domain; of the model, `NAME_min` and
-    `NAME_max` are the extents that the dimension NAME may have.
+    `NAME_max` are the extents that the dimension NAME may have, and `ARTIFACT_on_ENGINE`, of those that have bounds,
+    for which values that one answers.
     """
     document = {
         "name": name,
@@ -76,13 +80,19 @@ def model_metadata(name: str, versions: Sequence[str], platform: str, signature:
         "inputs": [_described(spec, signature) for spec in signature.inputs],
         "outputs": [_described(spec, signature) for spec in signature.outputs],
     }
-    ranges = {
+    ranges: dict[str, int | str] = {
         f"{free.name}_{end}": extent
         for free in signature.free
         if free.range is not None
         for end, extent in zip(("min", "max"), free.range, strict=True)
     }
-    return document | {"parameters": ranges} if ranges else document
+    limited = {
+        f"{artifact.name}_on_{kind}": f"{described(bounds)} only"
+        for artifact in artifacts
+        for kind, bounds in artifact.inputs_only.items()
+    }
+    parameters = ranges | limited
+    return document | {"parameters": parameters} if parameters else document
 
 
 def _described(spec: TensorSpec, signature: Signature) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def show(document: dict[str, Any]) -> None:
             f"{entry['artifact']} ({entry['precision']})",
             str(entry["replicas"]),
             *(_shown(entry[key]) for key in ("wait_ms", "compute_ms", "predicted_ms", "cost")),
-            entry["reason"],
+            entry["reason"] or (f"answers {entry['inputs_only']} only" if entry["inputs_only"] else ""),
         )
     for pool, reason in document["out"].items():
         table.add_row("-", pool, "", "", "", "", "", "", reason)

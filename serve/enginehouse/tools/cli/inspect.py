@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from enginehouse.contract.bounds import described
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ConfigError, ModelNotFound
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Manifest, Parity
@@ -87,7 +88,14 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
             f"{artifact.name}: {_figures(artifact.parity)}" for artifact in manifest.artifacts if artifact.parity
         ),
         "axes": "\n".join(_axis(axis, signature) for axis in manifest.axes),
-        "values": "\n".join(f"{spec.name}: {spec.domain}" for spec in signature.inputs if spec.domain),
+        "values": "\n".join(
+            [f"{spec.name}: {spec.domain}" for spec in signature.inputs if spec.domain]
+            + [
+                f"{artifact.name} on {kind}: {described(bounds)} only"
+                for artifact in manifest.artifacts
+                for kind, bounds in artifact.inputs_only.items()
+            ]
+        ),
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
         "remarks": "\n".join(manifest.remarks),

@@ -44,6 +44,8 @@ def show(document: dict[str, Any]) -> None:
             head = ("", "")
             if backend and backend["reason"]:
                 reasons[f"{backend['pool']}: {backend['reason']}"] = None
+            if backend and backend["inputs_only"]:
+                reasons[f"{entry['name']}: {backend['pool']} answers {backend['inputs_only']} only"] = None
     out.print(table)
     for reason in reasons:
         out.print(f"  {reason}", highlight=False, markup=False)

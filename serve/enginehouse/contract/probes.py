@@ -1,0 +1,126 @@
+"""Probes: inputs that samples rarely have and engines silently answer otherwise, and the reference's answers to them.
+
+The build makes them and tries them on every artifact. The bundle carries them, so that an engine of other hardware is
+tried where it is first loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from enginehouse.contract import tensor_file
+from enginehouse.contract.bounds import InputBound, narrower
+from enginehouse.contract.errors import BundleError, EnginehouseError
+from enginehouse.contract.manifest import Artifact, EngineKind
+from enginehouse.contract.parity import first_difference, limits_of
+from enginehouse.contract.tensors import Tensors
+
+#: Engines of the reference's own library, which refuse what it refuses and compute whole numbers as such.
+_REFERENCE = "onnxruntime-"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One request, which has `values` in the inputs `names`, and the reference's answer; None where it refuses that.
+
+    An engine that answers otherwise is right for these inputs `within` only. A `request` that is None cannot be made,
+    for the reason in `values`: then no engine but the reference's own is known to be right beyond `within`.
+    """
+
+    names: tuple[str, ...]
+    within: InputBound
+    values: str
+    request: Tensors | None
+    answer: Tensors | None
+
+    def fault(self, kind: EngineKind, infer: Callable[[Tensors], Tensors], artifact: Artifact) -> str | None:
+        """In words, how `infer` differs from the reference; None if it does not."""
+        if self.request is None:
+            return None if kind.startswith(_REFERENCE) else f"nothing larger was tried: {self.values}"
+        asked = f"with {self.values} in {' and '.join(map(repr, self.names))}"
+        if self.answer is None and not kind.startswith(_REFERENCE):
+            # Not asked: OpenVINO answers zeros for an id beyond its table, and other operators write there.
+            return f"{asked} the reference refuses the request"
+        try:
+            got = infer(self.request)
+        except EnginehouseError as error:
+            return f"{asked} it refuses what the reference answers ({error})" if self.answer is not None else None
+        if self.answer is None:
+            return f"{asked} it answers what the reference refuses"
+        limits = limits_of(artifact.precision, artifact.limit)
+        share = dict.fromkeys(self.answer, 0.0 if artifact.precision == "fp32" else limits.differing)
+        difference = first_difference(got, self.answer, limits.worst_row, limits.worst_row, share)
+        return f"{asked} its {difference}" if difference else None
+
+    @property
+    def is_about_range(self) -> bool:
+        """Whether it is about large floats, which int8 cannot tell apart beyond what it was calibrated with."""
+        if self.within == "finite" or self.request is None:
+            return False
+        return self.request[self.names[0]].dtype.kind not in "iu"
+
+
+def found(
+    kind: EngineKind, infer: Callable[[Tensors], Tensors], artifact: Artifact, probes: Iterable[Probe]
+) -> tuple[dict[str, InputBound], tuple[str, ...]]:
+    """The bounds of `artifact` on the engine of `infer`, and the faults that led to them, in words."""
+    bounds: dict[str, InputBound] = {}
+    faults: dict[tuple[str, ...], str] = {}
+    for probe in probes:
+        if artifact.precision == "int8" and probe.is_about_range:
+            continue
+        if fault := probe.fault(kind, infer, artifact):
+            before = bounds
+            bounds = narrower(bounds, dict.fromkeys(probe.names, probe.within))
+            if bounds != before:
+                faults[probe.names] = fault
+    return bounds, tuple(dict.fromkeys(faults.values()))
+
+
+def write(path: Path, probes: Sequence[Probe]) -> None:
+    """Write `probes` to `path`, each as three mappings: what it is about, its request, and the answer."""
+    tensors: list[Tensors] = []
+    for probe in probes:
+        about = {
+            "names": np.array([name.encode() for name in probe.names], dtype=object),
+            # Powers of two and what is below them: exact.
+            "within": np.array(0.0 if probe.within == "finite" else probe.within, np.float64),
+            "values": np.array([probe.values.encode()], dtype=object),
+            "is_made": np.array(probe.request is not None),
+            "is_answered": np.array(probe.answer is not None),
+        }
+        tensors += [about, probe.request or {}, probe.answer or {}]
+    tensor_file.write(path, tensors)
+
+
+def read(path: Path) -> list[Probe]:
+    """What `write` wrote. Raises BundleError."""
+    tensors = tensor_file.read(path)
+    try:
+        return [
+            Probe(
+                names=tuple(name.decode() for name in about["names"]),
+                within=int(about["within"]) or "finite",
+                values=about["values"][0].decode(),
+                request=request if about["is_made"] else None,
+                answer=answer if about["is_answered"] else None,
+            )
+            for about, request, answer in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+        ]
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{path} holds no probes: {type(error).__name__}: {error}") from None
+
+
+def kept(probes: Sequence[Probe], most_bytes: int) -> list[Probe]:
+    """Of `probes` those that a bundle carries along: in order, the whole of them at most so many bytes."""
+    chosen, total = [], 0
+    for probe in probes:
+        size = sum(array.nbytes for part in (probe.request, probe.answer) if part for array in part.values())
+        if total + size <= most_bytes:
+            chosen.append(probe)
+            total += size
+    return chosen
