@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.unit.test_policy import TENSOR, artifact
 
@@ -56,7 +57,7 @@ class Cluster:
         ]
 
 
-def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -> None:
+def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = (), numerics: str = "any") -> None:
     manifest = Manifest(
         name="m",
         version=version,
@@ -66,6 +67,7 @@ def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -
         max_batch=8,
         artifacts=(artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")),
         latency=latency,
+        recipe={"numerics": numerics},
     )
     folder = store / "m" / version
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,14 @@ def publish(store: Path, version: str, latency: tuple[LatencyTable, ...] = ()) -
 
 def catalog(store: Path, version: str, **settings: object) -> Catalog:
     return Catalog.parse({"store": str(store), "models": [{"name": "m", "version": version, **settings}]})
+
+
+def entry(models: LiveVersions) -> dict[str, Any]:
+    """Status of the first model, with the view asked in the place of a router."""
+    view = models._view
+    (entry, *_) = models.status(lambda version: bool(view.live(version, fresh=True) or view.idle(version)))["models"]
+    known: dict[str, Any] = entry
+    return known
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:

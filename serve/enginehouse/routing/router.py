@@ -30,7 +30,7 @@ from enginehouse.routing import ray_private
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
-from enginehouse.routing.hints import Hints
+from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
 from enginehouse.routing.versions import Versions
@@ -75,8 +75,13 @@ class Router:
         return bool(self._view.live(version))
 
     def is_ready(self, version: ModelVersion) -> bool:
-        """Whether a request would find a backend now, or wake one."""
-        return bool(self._view.live(version) or self._view.idle(version))
+        """Whether a request of one row would be answered now: it is ranked as one, or would wait for an idle pool."""
+        demand = self._demand(version, 1, None, NO_HINTS)
+        choices = self.rank(version, demand, NO_HINTS.priority, fresh=True)
+        if any(not choice.reason for choice in choices):
+            # Those whose last calls failed are tried, but would hardly answer.
+            return any(not choice.reason and not choice.backend.fails for choice in choices)
+        return self.may_wait(version, choices, demand, is_new=True)
 
     async def infer(self, version: ModelVersion, inputs: Tensors, rows: int, hints: Hints) -> Answer:
         """Answer a request of `rows` rows, already checked against the signature, within its deadline.
@@ -167,7 +172,7 @@ class Router:
             raise InvalidInput(f"backend {pool!r} is not known; the backends are {', '.join(self._handles)}")
         return Demand(
             rows,
-            version.config.numerics,
+            version.numerics,
             pool,
             size,
             hints.min_precision,

@@ -14,6 +14,7 @@ from rich.table import Table
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ConfigError, ModelNotFound
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Manifest, Parity
+from enginehouse.contract.numerics import left_out
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature
 from enginehouse.tools.cli.console import out
@@ -61,6 +62,8 @@ def show(console: Console, manifest: Manifest) -> None:
             # Those about INVALID tables follow below, once.
             if "INVALID" not in reason:
                 console.print(f"  {escape(reason)}", style="dim", highlight=False)
+    if told := left_out(manifest, manifest.numerics):
+        console.print(f"when served: {escape(told)}", highlight=False)
     notes: dict[str, list[str]] = {}
     for artifact in manifest.artifacts:
         for note in (artifact.reason, *artifact.remarks):
@@ -88,6 +91,7 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
         ),
         "axes": "\n".join(_axis(axis, signature) for axis in manifest.axes),
         "values": "\n".join(f"{spec.name}: {spec.domain}" for spec in signature.inputs if spec.domain),
+        "numerics": manifest.numerics,
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
         "remarks": "\n".join(manifest.remarks),
