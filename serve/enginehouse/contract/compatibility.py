@@ -92,12 +92,15 @@ def _of_ties(old: Signature, new: Signature) -> list[str]:
     fixed = {(spec.name, dim): extent for spec in old.inputs for dim, extent in enumerate(spec.shape)}
     found = []
     for free in new.free:
-        first, *others = (dim for dim in free.dims if dim in fixed)
-        loose = [dim for dim in others if not _tied(old.free, first, dim) and _differ(fixed[first], fixed[dim])]
-        found += [
-            f"dimension {dim} of input {name!r} has to be that of dimension {first[1]} of {first[0]!r}, and had not"
-            for name, dim in loose
-        ]
+        # Those of inputs that are new, or have more dimensions, are told already.
+        known = [place for place in free.dims if place in fixed]
+        for name, dim in known[1:]:
+            first, other = known[0], (name, dim)
+            if not _tied(old.free, first, other) and _differ(fixed[first], fixed[other]):
+                found.append(
+                    f"dimension {dim} of input {name!r} has to be that of dimension {first[1]} of {first[0]!r}, "
+                    "and had not"
+                )
     return found
 
 
