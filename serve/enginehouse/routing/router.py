@@ -120,7 +120,9 @@ class Router:
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
         """See `failover.Ranking`. A new request waits only for an idle or loading pool."""
         if is_new:
-            return not _some_are_late(choices) and self._view.is_coming(version)
+            # One may have come up since the list was made that was ranked.
+            is_there = len(self._view.live(version, fresh=True)) > len(choices)
+            return not _some_are_late(choices) and (is_there or self._view.is_coming(version))
         # Replicas that had it may be gone for good, with their nodes.
         return self._view.may_come(version, demand.pool)
 
