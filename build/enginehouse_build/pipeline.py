@@ -113,9 +113,7 @@ class _Build:
         judged = [self._verified(bundle, artifact, source, reference) for artifact in artifacts]
         artifacts = [artifact for artifact, _ in judged]
         if not any(is_servable(artifact) and admits(recipe.numerics or "any", artifact) for artifact in artifacts):
-            reasons = "; ".join(
-                f"{artifact.name} is {artifact.status}: {artifact.reason or 'left out'}" for artifact in artifacts
-            )
+            reasons = "; ".join(f"{one.name} is {one.status}: {one.reason or 'left out'}" for one in artifacts)
             raise BuildError(f"no artifact of {recipe.name} can be served: {reasons}")
         bundle = self._write(manifest.model_copy(update={"artifacts": tuple(artifacts)}))
         targets = [(kind, artifact.name) for artifact, kinds in judged for kind in kinds]

@@ -58,8 +58,8 @@ def _extents(signature: Signature, spec: TensorSpec, dim: int) -> tuple[float, f
     if fixed is not None:
         return fixed, fixed
     ranges = [free.range for free in signature.free if free.range is not None and (spec.name, dim) in free.dims]
-    least = 1 if signature.batched and dim == 0 else 0
-    return (max([least, *(low for low, _ in ranges)]), min([math.inf, *(high for _, high in ranges)]))
+    # Nobody has a use for an empty input, even where it would be let in.
+    return max([1, *(low for low, _ in ranges)]), min([math.inf, *(high for _, high in ranges)])
 
 
 def _shown(least: float, most: float) -> str:
@@ -89,14 +89,14 @@ def _of_batch(old: Signature, new: Signature) -> list[str]:
 
 def _of_ties(old: Signature, new: Signature) -> list[str]:
     """Dimensions that have to agree now and had not."""
-    fixed = {(spec.name, dim): extent for spec in old.inputs for dim, extent in enumerate(spec.shape)}
+    extents = {(spec.name, dim): extent for spec in old.inputs for dim, extent in enumerate(spec.shape)}
     found = []
     for free in new.free:
         # Those of inputs that are new, or have more dimensions, are told already.
-        known = [place for place in free.dims if place in fixed]
+        known = [place for place in free.dims if place in extents]
         for name, dim in known[1:]:
             first, other = known[0], (name, dim)
-            if not _tied(old.free, first, other) and _differ(fixed[first], fixed[other]):
+            if not _tied(old.free, first, other) and _differ(extents[first], extents[other]):
                 found.append(
                     f"dimension {dim} of input {name!r} has to be that of dimension {first[1]} of {first[0]!r}, "
                     "and had not"

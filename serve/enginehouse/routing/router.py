@@ -120,9 +120,10 @@ class Router:
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
         """See `failover.Ranking`. A new request waits only for an idle or loading pool."""
         if is_new:
+            if _some_are_late(choices):
+                return False
             # One may have come up since the list was made that was ranked.
-            is_there = len(self._view.live(version, fresh=True)) > len(choices)
-            return not _some_are_late(choices) and (is_there or self._view.is_coming(version))
+            return len(self._view.live(version, fresh=True)) > len(choices) or self._view.is_coming(version)
         # Replicas that had it may be gone for good, with their nodes.
         return self._view.may_come(version, demand.pool)
 

@@ -9,8 +9,9 @@ import typer
 from enginehouse.cluster import connect
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
+from enginehouse.contract.manifest import NumericsRule
 from enginehouse.tools.cli.console import out, say
-from enginehouse.tools.cli.serve import Numerics, model_of, wait_until_served
+from enginehouse.tools.cli.serve import model_of, wait_until_served
 from enginehouse.tools.cli.status import Address, show
 
 app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
@@ -20,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list model
 def add(
     name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
     numerics: Annotated[
-        Numerics | None, typer.Option(help="Which artifacts may answer; default: what the bundle says, else full.")
+        NumericsRule | None, typer.Option(help="Which artifacts may answer; default: what the bundle says, else full.")
     ] = None,
     max_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most rows merged into one batch; default: the best measured.")
@@ -78,6 +79,8 @@ def add(
             deploy.take_back(model, old)
             if old is None:
                 raise NoBackend(f"{model.id} was not added: {why}")
+            if old.id == model.id:
+                raise NoBackend(f"{old.id} goes on with the settings it had; with the new ones it cannot serve: {why}")
             raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
         show(document)
 

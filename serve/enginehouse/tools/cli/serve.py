@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -14,14 +14,13 @@ from enginehouse.cluster import connect
 from enginehouse.cluster.moves import check_numerics
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
+from enginehouse.contract.manifest import NumericsRule
 from enginehouse.contract.store import Store
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.status import show
 
 #: Every answer comes from one Router or another; so many in a row have very likely asked them all.
 _AGREEING_ANSWERS = 5
-
-Numerics = Literal["full", "int8", "any"]
 
 
 def serve(
@@ -43,7 +42,7 @@ def serve(
         str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")
     ] = "",
     numerics: Annotated[
-        Numerics | None,
+        NumericsRule | None,
         typer.Option(help="Which artifacts may answer; default: what each bundle says, else full, without int8."),
     ] = None,
     force: Annotated[
@@ -87,7 +86,7 @@ def serve(
 
 
 def catalog_of(
-    store: str, models: str, resident: str = "", numerics: Numerics | None = None, live: Catalog | None = None
+    store: str, models: str, resident: str = "", numerics: NumericsRule | None = None, live: Catalog | None = None
 ) -> Catalog:
     """The catalog for `--models` and `--resident`; without the former all of the store, the newest versions.
 
