@@ -19,6 +19,7 @@ from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, File, Format, Manifest, Precision, SignatureRecord, Step
+from enginehouse.contract.numerics import admits, is_servable
 from enginehouse.contract.store import Store, version_order
 from enginehouse.engines.hardware import int8_products
 from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
@@ -111,8 +112,8 @@ class _Build:
         artifacts = [artifact for artifact, _ in elsewhere] or artifacts
         judged = [self._verified(bundle, artifact, source, reference) for artifact in artifacts]
         artifacts = [artifact for artifact, _ in judged]
-        if not any(artifact.status in ("ready", "unverified") for artifact in artifacts):
-            reasons = "; ".join(f"{artifact.name} is {artifact.status}: {artifact.reason}" for artifact in artifacts)
+        if not any(is_servable(artifact) and admits(recipe.numerics or "any", artifact) for artifact in artifacts):
+            reasons = "; ".join(f"{one.name} is {one.status}: {one.reason or 'left out'}" for one in artifacts)
             raise BuildError(f"no artifact of {recipe.name} can be served: {reasons}")
         bundle = self._write(manifest.model_copy(update={"artifacts": tuple(artifacts)}))
         targets = [(kind, artifact.name) for artifact, kinds in judged for kind in kinds]

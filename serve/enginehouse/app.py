@@ -119,7 +119,7 @@ class Ingress:
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, why a backend is not live, and flags that this process was started without."""
-        return {**self.versions.status(), "missing_flags": missing_flags()}
+        return {**self.versions.status(self.plane.router.is_ready), "missing_flags": missing_flags()}
 
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one answers for, once that is not what `tag` stands for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse.contract.bundle import MANIFEST, sha256_of
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
-from enginehouse.contract.manifest import Artifact, EngineKind, File, Manifest, SignatureRecord
+from enginehouse.contract.manifest import Artifact, EngineKind, File, Manifest, Precision, SignatureRecord
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature, TensorSpec
 
@@ -37,45 +38,58 @@ def publish(
     factor: float,
     latency_ms: Mapping[EngineKind, float] = GPU_POOL_FIRST,
     idles: int = 0,
+    int8_factor: float | None = None,
+    precisions: tuple[Precision, ...] = ("fp32",),
+    output: str = "y",
 ) -> Path:
-    """`y = x * factor` with an ONNX and an OpenVINO artifact, after so many products of large matrices of zeros."""
+    """`y = x * factor` with an ONNX and an OpenVINO artifact, after so many products of large matrices of zeros.
+
+    What is called int8 has a factor of its own, so that an answer tells which artifact gave it.
+    """
     target = Store(store)
     folder = target.staging()
+    factors: dict[Precision, float] = {precision: factor for precision in precisions}
+    if int8_factor is not None:
+        factors["int8"] = int8_factor
+    artifacts = [made for precision, by in factors.items() for made in _artifacts(folder, precision, by, idles, output)]
+    signature = Signature(SIGNATURE.inputs, (replace(SIGNATURE.outputs[0], name=output),))
+    manifest = Manifest(
+        name=name,
+        version=version,
+        created="2026-01-01T00:00:00Z",
+        source=f"y = x * {factor}",
+        signature=SignatureRecord.of(signature),
+        max_batch=MAX_BATCH,
+        artifacts=tuple(artifacts),
+        latency=tuple(table(kind, median) for kind, median in latency_ms.items()) if "fp32" in factors else (),
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return Path(target.publish(folder, name, version))
+
+
+def _artifacts(folder: Path, precision: Precision, factor: float, idles: int, output: str) -> tuple[Artifact, Artifact]:
     zeros = numpy_helper.from_array(np.zeros((IDLE_SIDE, IDLE_SIDE), np.float32), "zeros")
     idle = [
         helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
         helper.make_node("Add", ["zeros", "largest"], ["idle0"]),
         *(helper.make_node("MatMul", [f"idle{n}", "zeros"], [f"idle{n + 1}"]) for n in range(idles)),
         helper.make_node("ReduceMax", [f"idle{idles}"], ["nothing"], keepdims=0),
-        helper.make_node("Add", ["scaled", "nothing"], ["y"]),
+        helper.make_node("Add", ["scaled", "nothing"], [output]),
     ]
     graph = helper.make_graph(
-        [helper.make_node("Mul", ["x", "factor"], ["scaled" if idles else "y"]), *(idle if idles else [])],
-        name,
+        [helper.make_node("Mul", ["x", "factor"], ["scaled" if idles else output]), *(idle if idles else [])],
+        "scaled",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", WIDTH])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["rows", WIDTH])],
         [numpy_helper.from_array(np.array([factor], np.float32), "factor"), *([zeros] if idles else [])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    for part in ("onnx-fp32", "openvino-fp32"):
-        (folder / part).mkdir()
-    source = folder / "onnx-fp32" / "model.onnx"
+    source, converted = folder / f"onnx-{precision}" / "model.onnx", folder / f"openvino-{precision}" / "model.xml"
+    for file in (source, converted):
+        file.parent.mkdir()
     onnx.save(model, source)
-    openvino.save_model(
-        openvino.Core().read_model(source), folder / "openvino-fp32" / "model.xml", compress_to_fp16=False
-    )
-    manifest = Manifest(
-        name=name,
-        version=version,
-        created="2026-01-01T00:00:00Z",
-        source=f"y = x * {factor}",
-        signature=SignatureRecord.of(SIGNATURE),
-        max_batch=MAX_BATCH,
-        artifacts=(artifact(folder, "onnx"), artifact(folder, "openvino")),
-        latency=tuple(table(kind, median) for kind, median in latency_ms.items()),
-    )
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
-    return Path(target.publish(folder, name, version))
+    openvino.save_model(openvino.Core().read_model(source), converted, compress_to_fp16=False)
+    return artifact(folder, "onnx", precision), artifact(folder, "openvino", precision)
 
 
 def publish_poisonous(store: Path, name: str) -> Path:
@@ -112,14 +126,15 @@ def publish_poisonous(store: Path, name: str) -> Path:
     return Path(target.publish(folder, name, "1"))
 
 
-def artifact(folder: Path, fmt: str) -> Artifact:
+def artifact(folder: Path, fmt: str, precision: Precision = "fp32") -> Artifact:
     """What the manifest says of the files of one format."""
-    files = sorted((folder / f"{fmt}-fp32").iterdir())
+    name = f"{fmt}-{precision}"
+    files = sorted((folder / name).iterdir())
     return Artifact.model_validate(
         {
-            "name": f"{fmt}-fp32",
+            "name": name,
             "format": fmt,
-            "precision": "fp32",
+            "precision": precision,
             "status": "ready",
             "files": [
                 File(path=path.relative_to(folder).as_posix(), sha256=sha256_of(path), bytes=path.stat().st_size)

@@ -39,6 +39,12 @@ GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
         ({"threads": 0}, "--threads: Input should be greater than or equal to 1 (got 0)"),
         ({"batched": False, "max_batch": 8}, "max_batch 8 needs a batch dimension; drop it or drop --no-batch"),
         ({"samples": "none.npz"}, "--samples: none.npz is no file"),
+        ({"numerics": "fp16"}, "--numerics: Input should be 'full', 'int8' or 'any' (got 'fp16')"),
+        (
+            {"numerics": "int8"},
+            "numerics 'int8' needs an artifact of that class; the precisions fp32, fp16, bf16 make only full",
+        ),
+        ({"numerics": "full", "precisions": ("int8",)}, "numerics 'full' needs an artifact of that class"),
         ({"precison": "fp32"}, "precison is not known; did you mean precisions?"),
     ],
 )
@@ -76,6 +82,7 @@ def test_a_recipe_file_says_the_same_with_paths_from_its_folder(tmp_path: Path) 
         name = "m"
         store = "store"
         precisions = ["fp32", "int8"]
+        numerics = "int8"
         samples = "real.npz"
         preprocess = "imagenet"
         [axes]
@@ -89,6 +96,7 @@ def test_a_recipe_file_says_the_same_with_paths_from_its_folder(tmp_path: Path) 
     assert (recipe.name, recipe.precisions, recipe.samples) == ("other", ("fp32", "int8"), tmp_path / "real.npz")
     assert recipe.axes["sequence"].opt == 64
     assert recipe.preprocess is not None
+    assert recipe.numerics == "int8"
 
 
 @pytest.mark.parametrize(

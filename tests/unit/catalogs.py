@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.unit.test_policy import TENSOR, artifact
 
@@ -70,6 +71,7 @@ def publish(
     version: str,
     latency: tuple[LatencyTable, ...] = (),
     bounds: Mapping[str, dict[str, InputBound]] | None = None,
+    numerics: str = "any",
 ) -> None:
     """`bounds` are the values, by artifact, for which it is right."""
     artifacts = (artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8"))
@@ -87,6 +89,7 @@ def publish(
             for known, kind in zip(artifacts, ("onnxruntime-cpu", "openvino-cpu"), strict=True)
         ),
         latency=latency,
+        recipe={"numerics": numerics},
     )
     folder = store / "m" / version
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,14 @@ def publish(
 
 def catalog(store: Path, version: str, **settings: object) -> Catalog:
     return Catalog.parse({"store": str(store), "models": [{"name": "m", "version": version, **settings}]})
+
+
+def entry(models: LiveVersions) -> dict[str, Any]:
+    """Status of the first model, with the view asked in the place of a router."""
+    view = models._view
+    (entry, *_) = models.status(lambda version: bool(view.live(version, fresh=True) or view.idle(version)))["models"]
+    known: dict[str, Any] = entry
+    return known
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until
+from tests.unit.catalogs import POOLS, Cluster, answers, catalog, entry, publish, serving, turns, until
 
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import Catalog, ModelConfig
@@ -28,15 +28,18 @@ async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, stor
         models.get("m")
     cluster.report("ort", {"m@1": "loading"})
     await turns()
-    assert models.status()["models"][0]["state"] == "loading"
+    assert entry(models)["state"] == "loading"
     cluster.report("ort", {"m@1": "ready"})
     await until(lambda: answers(models) == "1")
-    assert models.status()["models"][0] | {"backends": []} == {
+    assert entry(models) | {"backends": []} == {
         "name": "m",
         "wanted": "1",
         "serving": "1",
+        "ready": True,
         "state": "ready",
         "reason": "",
+        "settings": {},
+        "left_out": "",
         "backends": [],
     }
 
@@ -47,7 +50,7 @@ async def test_a_new_version_takes_over_only_when_it_is_warm(cluster: Cluster, s
     cluster.report("ort", {"m@1": "ready", "m@2": "loading"})
     await turns()
     assert answers(models) == "1"
-    status = models.status()["models"][0]
+    status = entry(models)
     assert (status["serving"], status["wanted"], status["state"]) == ("1", "2", "loading")
     cluster.report("ort", {"m@1": "ready", "m@2": "ready"})
     await until(lambda: answers(models) == "2")
@@ -96,7 +99,7 @@ async def test_a_version_that_no_pool_can_load_leaves_the_old_one_and_says_why(c
     cluster.report("vino", {"m@2": "unavailable"})
     await turns()
     assert answers(models) == "1"
-    status = models.status()["models"][0]
+    status = entry(models)
     assert (status["serving"], status["state"]) == ("1", "failed")
     assert [backend["reason"] for backend in status["backends"]] == ["why failed", "why unavailable"]
 
@@ -110,8 +113,8 @@ async def test_a_bad_manifest_leaves_the_old_version_and_says_why(
     if content is not None:
         (store / "m" / "3" / MANIFEST).write_text(content)
     models.apply(catalog(store, "3"))
-    await until(lambda: models.status()["models"][0]["state"] == "failed")
-    status = models.status()["models"][0]
+    await until(lambda: entry(models)["state"] == "failed")
+    status = entry(models)
     assert status["serving"] == "1"
     assert told in status["reason"]
     assert answers(models) == "1"
@@ -123,7 +126,7 @@ async def test_a_manifest_that_appears_later_is_found(
     monkeypatch.setattr(versions, "RETRY_AFTER_S", 0.01)
     models = await serving(cluster, store)
     models.apply(catalog(store, "3"))
-    await until(lambda: models.status()["models"][0]["state"] == "failed")
+    await until(lambda: entry(models)["state"] == "failed")
     cluster.report("ort", {"m@1": "ready", "m@3": "ready"})
     publish(store, "3")
     await until(lambda: answers(models) == "3")
@@ -135,7 +138,7 @@ async def test_one_unreadable_store_does_not_hold_up_other_models(cluster: Clust
     gone = ModelConfig(name="gone", version="1")
     models.apply(Catalog(store=str(store), models=(gone, ModelConfig(name="m", version="1"))))
     await until(lambda: answers(models) == "1")
-    await until(lambda: models.status()["models"][0]["state"] == "failed")
+    await until(lambda: entry(models)["state"] == "failed")
     with pytest.raises(NoBackend, match="'gone@1' is not warm yet: ManifestInvalid"):
         models.get("gone")
 
@@ -145,7 +148,7 @@ async def test_a_removed_model_stops_answering_at_once(cluster: Cluster, store: 
     models.apply(Catalog(store=str(store)))
     with pytest.raises(ModelNotFound, match="served: none"):
         models.get("m")
-    assert models.status()["models"] == []
+    assert models.status(lambda _: True)["models"] == []
 
 
 async def test_settings_that_change_nothing_loaded_change_without_a_gap(cluster: Cluster, store: Path) -> None:
@@ -168,7 +171,7 @@ async def test_settings_that_something_else_is_loaded_for_take_over_when_that_is
     cluster.report("ort", {"m@1": "ready", wanted.key: "loading"})
     await turns()
     assert models.get("m").key == "m@1"
-    assert models.status()["models"][0]["state"] == "loading"
+    assert entry(models)["state"] == "loading"
     cluster.report("ort", {"m@1": "ready", wanted.key: "ready"})
     await until(lambda: models.get("m").key == wanted.key)
     assert models.get("m", "1").config == wanted
@@ -182,16 +185,16 @@ async def test_going_back_while_the_new_version_loads_keeps_the_old_one(cluster:
     cluster.report("ort", {"m@1": "ready", "m@2": "ready"})
     await turns()
     assert answers(models) == "1"
-    assert models.status()["models"][0]["state"] == "ready"
+    assert entry(models)["state"] == "ready"
 
 
 async def test_losing_every_replica_is_told_as_failed_and_heals(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     cluster.report("ort")
     assert models._view.live(models.get("m")) == []
-    assert models.status()["models"][0]["state"] == "failed"
+    assert entry(models)["state"] == "failed"
     cluster.report("ort", {"m@1": "ready"})
-    assert models.status()["models"][0]["state"] == "ready"
+    assert entry(models)["state"] == "ready"
 
 
 async def test_health_fails_when_the_catalog_is_no_longer_followed(
@@ -224,9 +227,9 @@ async def test_stores_are_read_side_by_side_and_one_that_hangs_is_reported_and_t
     names = [ModelConfig(name=name, version="1") for name in ("hangs", "m")]
     models.apply(Catalog(store=str(store), models=tuple(names)))
     await until(lambda: answers(models) == "1", 1.2)
-    assert models.status()["models"][0]["state"] == "loading"
-    await until(lambda: models.status()["models"][0]["state"] == "failed")
-    assert "has not answered for 1.5 s" in models.status()["models"][0]["reason"]
+    assert entry(models)["state"] == "loading"
+    await until(lambda: entry(models)["state"] == "failed")
+    assert "has not answered for 1.5 s" in entry(models)["reason"]
     # A new catalog meanwhile is followed at once, and no second thread hangs.
     models.apply(Catalog(store=str(store), models=(names[0],)))
     with pytest.raises(ModelNotFound):
@@ -234,5 +237,5 @@ async def test_stores_are_read_side_by_side_and_one_that_hangs_is_reported_and_t
     await turns()
     assert begun.count("hangs") == 1
     go_on.set()
-    await until(lambda: models.status()["models"][0]["state"] == "ready")
+    await until(lambda: entry(models)["state"] == "ready")
     assert begun.count("hangs") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, turns, until, vino
+from tests.unit.catalogs import POOLS, Cluster, answers, catalog, entry, publish, serving, turns, until, vino
 from tests.unit.test_policy import table
 
 from enginehouse.routing.policy import Demand
@@ -43,7 +43,7 @@ async def test_why_a_backend_is_not_live_is_told(cluster: Cluster, store: Path) 
     cluster.accelerators = set()
     await until(lambda: vino(models).state == "no-hardware")
     assert "no live node has the label enginehouse.io/accelerator=cpu" in vino(models).reason
-    assert [pool["nodes"] for pool in models.status()["pools"]] == [0, 0]
+    assert [pool["nodes"] for pool in models.status(lambda _: True)["pools"]] == [0, 0]
 
 
 async def test_a_replica_that_is_warm_outweighs_one_that_failed(cluster: Cluster, store: Path) -> None:
@@ -54,6 +54,7 @@ async def test_a_replica_that_is_warm_outweighs_one_that_failed(cluster: Cluster
 
 async def test_what_rests_is_what_could_be_woken(cluster: Cluster, store: Path) -> None:
     may_rest = {name: pool.model_copy(update={"min_replicas": 0}) for name, pool in POOLS.items()}
+    publish(store, "1", numerics="full")
     reports = View(may_rest, None, "here")
     models = LiveVersions(reports)
     models.apply(catalog(store, "1"))
@@ -63,7 +64,7 @@ async def test_what_rests_is_what_could_be_woken(cluster: Cluster, store: Path) 
     assert [status.state for status in reports.backends(served)] == ["idle", "unavailable"]
     assert [state.pool for state in reports.idle(served)] == ["ort"]
     assert reports.is_coming(served, Demand(1))
-    assert models.status()["models"][0]["state"] == "ready"
+    assert entry(models)["state"] == "ready"
     cluster.report("ort", {"m@1": "loading"})
     assert (reports.idle(served), reports.is_coming(served, Demand(1))) == ([], True)
     cluster.report("ort", {"m@1": "ready"}, measured=[(1, 3.0)])

@@ -12,7 +12,7 @@ import psutil
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
-from enginehouse.contract.manifest import Format, Objective, Precision
+from enginehouse.contract.manifest import Format, NumericsRule, Objective, Precision
 from enginehouse.contract.parity import Limits, limits_of
 from enginehouse.contract.store import Store, check_name
 from enginehouse.engines.hardware import probe_cpu
@@ -83,6 +83,7 @@ class Recipe(BaseModel):
     - `samples`, `calibration`: .npz files with one array for each input; `labels`: an .npy file.
     - `metric`: "accuracy" or `module:function`; an artifact may lose `max_drop` of it.
     - `limits`: the relative L2 error that passes, by precision, instead of `enginehouse.contract.parity.LIMITS`.
+    - `numerics`: which artifacts answer when the model is served and nobody says otherwise; None is `full`.
     - `threads`: CPU threads that parity and latency are measured with.
     - `step_timeout_s` and `memory_mib` bound every step of the build, which is a process of its own.
     """
@@ -106,6 +107,7 @@ class Recipe(BaseModel):
     metric: str | None = None
     max_drop: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     limits: dict[Precision, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    numerics: NumericsRule | None = None
     objective: Objective = "throughput"
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     threads: int = Field(default_factory=lambda: probe_cpu().cores, ge=1)
@@ -189,6 +191,12 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"none of the formats {', '.join(self.formats)} has the precision {', '.join(self.precisions)}; "
                 + "; ".join(f"{format} has {', '.join(known)}" for format, known in PRECISIONS_OF.items())
+            )
+        classes = {"int8" if precision == "int8" else "full" for _, precision in self.matrix}
+        if self.numerics not in (None, "any", *classes):
+            raise ValueError(
+                f"numerics {self.numerics!r} needs an artifact of that class; the precisions "
+                f"{', '.join(self.precisions)} make only {', '.join(sorted(classes))}"
             )
         return self
 

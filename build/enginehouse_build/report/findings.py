@@ -18,6 +18,7 @@ from enginehouse.contract.manifest import (
     Step,
     TensorRecord,
 )
+from enginehouse.contract.numerics import left_out
 
 #: Ends of the scale that distances to the reference are drawn on: rounding of float64, and no resemblance at all.
 NEAREST, FARTHEST = 1e-8, 1.0
@@ -161,6 +162,11 @@ class Findings:
         return tuple(
             self._verdict(chosen) for chosen in sorted(self.manifest.chosen, key=lambda c: c.numerics != "full")
         )
+
+    @cached_property
+    def left_out(self) -> str:
+        """What does not answer unless somebody says so, and how."""
+        return left_out(self.manifest, self.manifest.numerics)
 
     @cached_property
     def counts(self) -> tuple[tuple[str, int], ...]:

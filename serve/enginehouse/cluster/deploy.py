@@ -19,7 +19,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from enginehouse.cluster import ray_private
+from enginehouse.cluster import moves, ray_private
 from enginehouse.cluster.ray_private import Applications
 from enginehouse.contract.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, NoBackend
@@ -73,11 +73,19 @@ def apply(change: Change) -> None:
             time.sleep(0.2 * (attempt + 1))
 
 
-def deploy(app: AppConfig, catalog: Catalog, host: str, port: int) -> None:
+def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool = False) -> None:
     """Start Serve if it is not running, and deploy or replace our application.
 
-    `host` and `port` are for Serve's HTTP; they take effect only when it is started here.
+    `host` and `port` are for Serve's HTTP; they take effect only when it is started here. Raises ConfigError when a
+    model has no artifact of the numerics class that the catalog names, or, without `force`, when the clients of a
+    version that is served now could not go on.
     """
+    for model in catalog.models:
+        if model.numerics:
+            moves.check_numerics(catalog.store, model)
+    if not force and (before := deployed_catalog()):
+        for model in catalog.models:
+            moves.check_signature(before, catalog.store, model)
     config = serve_config(app, catalog, host, port)
     start = functools.partial(
         serve.start,
@@ -96,8 +104,16 @@ def http_address() -> tuple[str, int]:
     return str(options["host"]), int(options["port"])
 
 
-def add_model(model: ModelConfig) -> None:
-    """Serve `model`, or change its version or settings; no process restarts. Raises ConfigError when not deployed."""
+def add_model(model: ModelConfig, force: bool = False) -> None:
+    """Serve `model`, or change its version or settings; no process restarts.
+
+    Raises ConfigError when nothing is deployed, when no artifact of it may answer, or, without `force`, when the
+    clients of the version that is served now could not go on.
+    """
+    before = live_catalog()
+    moves.check_numerics(before.store, model)
+    if not force:
+        moves.check_signature(before, before.store, model)
     apply(functools.partial(_change_catalog, functools.partial(_with_model, model)))
 
 
@@ -119,6 +135,12 @@ def undeploy() -> None:
 def live_catalog() -> Catalog:
     """The deployed catalog. Raises ConfigError when our application is not deployed."""
     return _catalog_of(_live_application())
+
+
+def deployed_catalog() -> Catalog | None:
+    """The deployed catalog; None when our application is not deployed."""
+    applications = _within(ASK_S, ray_private.live_applications)
+    return _catalog_of(applications[APP_NAME]) if APP_NAME in applications else None
 
 
 def live_app() -> AppConfig:

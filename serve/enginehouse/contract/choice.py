@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from enginehouse.contract.manifest import (
     ACCELERATOR_OF,
@@ -19,9 +19,10 @@ from enginehouse.contract.manifest import (
     Artifact,
     EngineKind,
     Manifest,
-    NumericsClass,
+    NumericsRule,
     Precision,
 )
+from enginehouse.contract.numerics import admits, is_servable
 
 _RESOLUTION = 0.03
 _MOST_CHANCE = 0.10
@@ -106,7 +107,7 @@ def preferred(field: Sequence[_AnyContender]) -> _AnyContender:
 
 
 def choose_artifact(
-    manifest: Manifest, engines: Sequence[EngineKind], numerics: NumericsClass | Literal["any"]
+    manifest: Manifest, engines: Sequence[EngineKind], numerics: NumericsRule
 ) -> tuple[EngineKind, Artifact] | None:
     """The servable artifact within the numerics class that the rule takes at full batch, and on which of `engines`.
 
@@ -118,9 +119,7 @@ def choose_artifact(
             _contender(manifest, engine, artifact)
             for engine in engines
             for artifact in manifest.artifacts
-            if artifact.status in ("ready", "unverified")
-            and artifact.format == FORMAT_OF[engine]
-            and numerics in ("any", artifact.numerics_class)
+            if is_servable(artifact) and artifact.format == FORMAT_OF[engine] and admits(numerics, artifact)
         ]
     )
     if not field:

@@ -14,12 +14,12 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from enginehouse.contract.errors import ConfigError
-from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKind, NumericsClass
+from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKind, NumericsRule
 
 APP_NAME = "enginehouse"
 ROUTER = "Router"
@@ -140,7 +140,7 @@ class AppConfig(_Config):
 
 
 class ModelConfig(_Config):
-    """One model to serve. `numerics` says which artifacts may answer; batching values override the manifest's.
+    """One model to serve. `numerics` says which artifacts may answer, and batching how: None is what the manifest says.
 
     A `resident` model is also loaded into every router, on its fastest CPU engine: requests that it is the best choice
     for save the hop to a pool. A crash of that engine takes a router with it.
@@ -148,7 +148,7 @@ class ModelConfig(_Config):
 
     name: str
     version: str
-    numerics: NumericsClass | Literal["any"] = "full"
+    numerics: NumericsRule | None = None
     max_batch_size: int | None = Field(default=None, ge=1)
     batch_wait_ms: float = Field(default=0, ge=0, le=10_000)
     resident: bool = False
@@ -167,6 +167,10 @@ class ModelConfig(_Config):
         """
         digest = _settings_digest(self.numerics, self.max_batch_size)
         return f"{self.id}+{digest}" if digest else self.id
+
+    def settings(self) -> dict[str, Any]:
+        """What is not the default of it, besides name and version, as plain data."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "version"})
 
 
 class Catalog(_Config):

@@ -22,6 +22,8 @@ from enginehouse.contract.tensors import DTYPES, Signature, Tensors
 Format: TypeAlias = Literal["onnx", "openvino", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 NumericsClass: TypeAlias = Literal["full", "int8"]
+#: Which numerics class of a model may answer.
+NumericsRule: TypeAlias = Literal["full", "int8", "any"]
 #: `ready` was verified where it was built; `unverified` has to pass its gate where it is first loaded.
 Status: TypeAlias = Literal["ready", "unverified", "failed", "unavailable"]
 Objective: TypeAlias = Literal["latency", "throughput"]
@@ -205,11 +207,19 @@ class Manifest(Record):
         for record in manifest.signature.inputs + manifest.signature.outputs:
             if record.datatype not in DTYPES:
                 raise ManifestInvalid(path, f"tensor {record.name!r} has unknown datatype {record.datatype!r}")
+        if manifest.numerics not in get_args(NumericsRule):
+            raise ManifestInvalid(path, f"recipe.numerics is {manifest.numerics!r}, not full, int8 or any")
         return manifest
 
     def request_signature(self) -> Signature:
         """The signature that requests are checked against: that of the graph, and what `axes` say of its dimensions."""
         return with_free_dims(self.signature.signature(), self.axes, self.recipe.get("axes", ()))
+
+    @property
+    def numerics(self) -> NumericsRule:
+        """Which artifacts answer unless the catalog says otherwise: what the recipe declared, else `full`."""
+        rule: NumericsRule = self.recipe.get("numerics") or "full"
+        return rule
 
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`, or ArtifactMissing listing what there is."""

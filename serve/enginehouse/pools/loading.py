@@ -12,7 +12,8 @@ from contextlib import suppress
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import ArtifactMissing, EngineUnavailable
-from enginehouse.contract.manifest import ACCELERATOR_OF, FORMAT_OF, EngineKind, Manifest
+from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
+from enginehouse.contract.numerics import why_nothing
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
@@ -92,9 +93,10 @@ class Loader:
     def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         store = Store(url)
         manifest = store.manifest(config.name, config.version).timed_for(int8_products())
-        choice = choose_artifact(manifest, self._engines, config.numerics)
+        numerics = config.numerics or manifest.numerics
+        choice = choose_artifact(manifest, self._engines, numerics)
         if choice is None:
-            reasons = "; ".join(_why_nothing(manifest, kind) for kind in self._engines)
+            reasons = "; ".join(why_nothing(manifest, kind, numerics) for kind in self._engines)
             raise ArtifactMissing(config.id, f"nothing here for {self._name}: {reasons}")
         kind, artifact = choice
         bundle = store.open(config.name, config.version, [artifact.name])
@@ -126,12 +128,3 @@ def _close_late(loading: asyncio.Future[LoadedModel]) -> None:
     """Of a load that was given up nobody waits for the engine any more."""
     if not loading.cancelled() and loading.exception() is None:
         asyncio.get_running_loop().run_in_executor(None, loading.result().engine.close)
-
-
-def _why_nothing(manifest: Manifest, kind: EngineKind) -> str:
-    reasons = [
-        f"{artifact.name} is {artifact.status}" + (f" ({artifact.reason})" if artifact.reason else "")
-        for artifact in manifest.artifacts
-        if artifact.format == FORMAT_OF[kind]
-    ]
-    return "; ".join(reasons) or f"the bundle has no {FORMAT_OF[kind]} artifact"

@@ -63,7 +63,7 @@ class DataPlane:
             return await turn.infer(inputs, turn.signature.check(inputs), hints)
 
     def is_ready(self, model: str, version: str | None = None) -> bool:
-        """Whether a request for `model` would be answered now, or wake a backend. Raises ModelNotFound."""
+        """Whether a request for `model` would be answered now. Raises ModelNotFound."""
         try:
             return self.router.is_ready(self.versions.get(model, version))
         except NoBackend:

@@ -67,7 +67,12 @@ async def publish(config: AppConfig, answering: Callable[[], Iterable[ModelVersi
         await asyncio.sleep(LOOK_S)
     versions = list(answering())
     entries = [
-        {"config": one.config.model_dump(mode="json"), "manifest": one.manifest.model_dump_json()} for one in versions
+        # Without defaults: a client of the release before refuses what it does not know.
+        {
+            "config": one.config.model_dump(mode="json", exclude_defaults=True),
+            "manifest": one.manifest.model_dump_json(),
+        }
+        for one in versions
     ]
     return {"tag": _tag(versions), "args": config.model_dump(mode="json"), "models": entries}
 

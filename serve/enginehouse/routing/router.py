@@ -31,7 +31,7 @@ from enginehouse.routing import ray_private
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
-from enginehouse.routing.hints import Hints
+from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
 from enginehouse.routing.values import wrong_values
@@ -77,8 +77,13 @@ class Router:
         return bool(self._view.live(version))
 
     def is_ready(self, version: ModelVersion) -> bool:
-        """Whether a request would find a backend now, or wake one."""
-        return bool(self._view.live(version) or self._view.idle(version))
+        """Whether a request of one row would be answered now: it is ranked as one, or would wait for an idle pool."""
+        demand = self._demand(version, 1, None, NO_HINTS)
+        choices = self.rank(version, demand, NO_HINTS.priority, fresh=True)
+        if any(not choice.reason for choice in choices):
+            # Those whose last calls failed are tried, but would hardly answer.
+            return any(not choice.reason and not choice.backend.fails for choice in choices)
+        return self.may_wait(version, choices, demand, is_new=True)
 
     async def infer(self, version: ModelVersion, inputs: Tensors, rows: int, hints: Hints) -> Answer:
         """Answer a request of `rows` rows, already checked against the signature, within its deadline.
@@ -117,7 +122,10 @@ class Router:
     def may_wait(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand, is_new: bool) -> bool:
         """See `failover.Ranking`. A new request waits only for an idle or loading pool."""
         if is_new:
-            return not _some_are_late(choices) and self._view.is_coming(version, demand)
+            if _some_are_late(choices):
+                return False
+            # One may have come up since the list was made that was ranked.
+            return len(self._view.live(version, fresh=True)) > len(choices) or self._view.is_coming(version, demand)
         # Replicas that had it may be gone for good, with their nodes.
         return self._view.may_come(version, demand)
 
@@ -175,13 +183,13 @@ class Router:
             raise InvalidInput(f"backend {pool!r} is not known; the backends are {', '.join(self._handles)}")
         return Demand(
             rows,
-            version.config.numerics,
+            version.numerics,
             pool,
             size,
             hints.min_precision,
             budget_s * 1e3,
             deadline_s is not None,
-            values,
+            values=values,
         )
 
     def _sender(self, backend: Backend) -> Sender:

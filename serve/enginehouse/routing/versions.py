@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
 from enginehouse.contract.manifest import Manifest
+from enginehouse.contract.numerics import left_out
 from enginehouse.contract.store import Store
 from enginehouse.routing import replicas
-from enginehouse.routing.view import ModelVersion, View
+from enginehouse.routing.view import BackendKind, ModelVersion, View
 
 #: Seconds for which a version that is warm on one pool waits for another pool that loads it, before it takes over.
 PATIENCE_S = 60.0
@@ -119,32 +120,42 @@ class LiveVersions:
             raise NoBackend(f"model {wanted.id!r} is not warm yet: {self._why_not(wanted)}")
         raise ModelNotFound(model, version, self.answering.ids())
 
-    def status(self) -> dict[str, Any]:
-        """Models, versions, pools, backends and reasons, as plain data."""
+    def status(self, answers: Callable[[ModelVersion], bool]) -> dict[str, Any]:
+        """Models, versions, pools, backends and reasons, as plain data; `answers` says whether a request would be.
+
+        Of each model `ready` is what a request would meet now; `state` is how far what is wanted of it has come, and
+        so are its backends.
+        """
         return {
             "store": self._catalog.store,
-            "models": [self._model_status(model) for model in self._catalog.models],
+            "models": [self._model_status(model, answers) for model in self._catalog.models],
             "pools": self._view.pools(),
         }
 
-    def _model_status(self, model: ModelConfig) -> dict[str, Any]:
-        current, coming = self.answering.get(model.name), self._coming.get(model.name)
+    def _model_status(self, model: ModelConfig, answers: Callable[[ModelVersion], bool]) -> dict[str, Any]:
+        try:
+            current: ModelVersion | None = self.get(model.name)
+        except NoBackend:
+            current = None
+        coming = self._coming.get(model.name)
         shown = coming or current
         backends = self._view.backends(shown) if shown else []
         problem = self._unreadable.get(model.key, "")
-        states = {backend.state for backend in backends}
-        hopeless = "failing" in states and not states & {"live", "loading", "cold", "idle"}
+        ready = current is not None and answers(current)
         state: State = "loading"
         if current is not None and current.config == model:
-            state = "ready" if states & {"live", "idle"} else "failed"
-        elif problem or hopeless:
+            state = "ready" if ready else "failed"
+        elif problem or _is_hopeless({backend.state for backend in backends}):
             state = "failed"
         return {
             "name": model.name,
             "wanted": model.version,
             "serving": current.config.version if current else None,
+            "ready": ready,
             "state": state,
             "reason": problem,
+            "settings": model.settings(),
+            "left_out": left_out(shown.manifest, shown.numerics) if shown else "",
             "backends": [asdict(backend) for backend in backends],
         }
 
@@ -223,6 +234,13 @@ class LiveVersions:
         since = self._warm_since.setdefault(coming.key, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
         return current is None or waited or all(backend.state != "loading" for backend in backends)
+
+
+def _is_hopeless(states: set[BackendKind]) -> bool:
+    """Whether none of the pools will load it, as far as is known, and no node can change that."""
+    if not states or states & {"live", "loading", "cold", "idle"}:
+        return False
+    return "failing" in states or "no-hardware" not in states
 
 
 async def _keep_connected() -> None:

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ACCELERATOR_LABEL, APP_NAME, ModelConfig, PoolConfig
 from enginehouse.contract.latency import LatencyTable
-from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
+from enginehouse.contract.manifest import Artifact, EngineKind, Manifest, NumericsRule
+from enginehouse.contract.numerics import why_nothing
 from enginehouse.contract.tensors import Signature
 from enginehouse.pools import nodes
 from enginehouse.pools.hosting import HostedModels
@@ -43,8 +44,12 @@ class ModelVersion:
     #: `ModelConfig.key`, kept: every request needs it.
     key: str = field(init=False)
 
+    #: Which numerics class may answer.
+    numerics: NumericsRule = field(init=False)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.config.key)
+        object.__setattr__(self, "numerics", self.config.numerics or self.manifest.numerics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class View:
         self._live: dict[str, _Live] = {}
         # The last latency tables of pools that scale to zero, by pool and `ModelVersion.key`.
         self._measured: dict[tuple[str, str], LatencyTable] = {}
+        # By the same: why such a pool could not load it when it was last awake.
+        self._failed: dict[tuple[str, str], str] = {}
 
     def pools(self) -> list[dict[str, Any]]:
         """The pools as plain data."""
@@ -127,11 +134,17 @@ class View:
         return states
 
     def is_coming(self, version: ModelVersion, demand: Demand) -> bool:
-        """Whether a pool that may be idle is idle or loading, and may answer such a request when it is up."""
+        """Whether a pool that may be idle is idle or loading, and may answer such a request when it is up.
+
+        One that failed to load the model when it was last awake does not count.
+        """
         return any(
-            self._backend(name, pool, version).state in ("idle", "loading") and self._suits(name, version, demand)
-            for name, pool in self._pools.items()
-            if not pool.min_replicas
+            status.state in ("idle", "loading") and not status.reason and self._suits(name, version, demand)
+            for name, status in (
+                (name, self._backend(name, pool, version))
+                for name, pool in self._pools.items()
+                if not pool.min_replicas
+            )
         )
 
     def may_come(self, version: ModelVersion, demand: Demand) -> bool:
@@ -151,6 +164,7 @@ class View:
     def forget(self) -> None:
         """Drop the cached lists: the catalog has changed."""
         self._live.clear()
+        self._failed.clear()
 
     def _live_now(self, version: ModelVersion) -> list[BackendState]:
         model_key = version.key
@@ -172,8 +186,11 @@ class View:
                     name, version.manifest, [replica.reports[model_key] for replica in warm], nodes, wait_ms
                 )
                 states.append(state._replace(price=pool_config.price))
+                self._failed.pop((name, model_key), None)
                 if state.table is not None and not pool_config.min_replicas:
                     self._measured[name, model_key] = state.table
+            elif not pool_config.min_replicas and (failed := _reports(name, model_key, "failed")):
+                self._failed[name, model_key] = f"when it was last awake: {failed[0]['reason']}"
         return states
 
     async def count_nodes(self) -> None:
@@ -191,28 +208,25 @@ class View:
         ready = _reports(name, model_key, "ready")
         state: BackendKind
         shown: ModelReport | None = None
+        reason = ""
         if ready:
             state, shown = "live", ready[0]
         elif failed := _reports(name, model_key, "failed"):
             state, shown = "failing", failed[0]
         elif unavailable := _reports(name, model_key, "unavailable"):
             state, shown = "unavailable", unavailable[0]
-        elif known and not _is_open_to(pool, version):
-            # Its replicas run for other models: this one will never be loaded there.
-            state = "unavailable"
+        elif self._choice(name, version) is None:
+            # With or without replicas, which run for other models too: this one will never be loaded there.
+            state, reason = "unavailable", self._why_nothing(name, version)
         elif known:
-            state = "loading"
+            state, reason = "loading", self._failed.get((name, model_key), "")
         elif not self._may_run(name):
-            state = "no-hardware"
+            label = f"{ACCELERATOR_LABEL}={'|'.join(pool.nodes)}"
+            state, reason = "no-hardware", f"no live node has the label {label} (ray start --labels)"
         elif pool.min_replicas:
             state = "cold"
         else:
-            state = "idle" if self._choice(name, version) else "unavailable"
-        reason = (
-            f"no live node has the label {ACCELERATOR_LABEL}={'|'.join(pool.nodes)} (ray start --labels)"
-            if state == "no-hardware"
-            else ""
-        )
+            state, reason = "idle", self._failed.get((name, model_key), "")
         return BackendStatus(
             pool=name,
             engine=pool.engine,
@@ -264,7 +278,13 @@ class View:
         pool = self._pools[name]
         if not _is_open_to(pool, version):
             return None
-        return choose_artifact(version.manifest, (pool.engine,), version.config.numerics)
+        return choose_artifact(version.manifest, (pool.engine,), version.numerics)
+
+    def _why_nothing(self, name: str, version: ModelVersion) -> str:
+        pool = self._pools[name]
+        if not _is_open_to(pool, version):
+            return f"the pool is kept for {', '.join(pool.models or ())}"
+        return why_nothing(version.manifest, pool.engine, version.numerics)
 
     def _resident_report(self, model_key: str) -> ModelReport | None:
         return self._residents.reports.get(model_key) if self._residents else None

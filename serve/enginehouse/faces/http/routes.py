@@ -57,8 +57,7 @@ async def live(_: Request) -> Response:
 
 async def ready(_: Request) -> Response:
     """200 when every model of the catalog is ready (Triton's strict readiness), else 400."""
-    models = _ingress().versions.status()["models"]
-    waiting = [model["name"] for model in models if not _ingress().plane.is_ready(model["name"])]
+    waiting = [model["name"] for model in _models() if not model["ready"]]
     if waiting:
         return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
     return Response(status_code=200)
@@ -184,18 +183,27 @@ def _header(fact: str) -> str:
 
 async def index(_: Request) -> Response:
     """Triton's repository index: every model with its version, state and reason."""
-    models = _ingress().versions.status()["models"]
     return _json(
         [
             {
                 "name": entry["name"],
                 "version": entry["serving"] or entry["wanted"],
-                "state": "READY" if _ingress().plane.is_ready(entry["name"]) else "UNAVAILABLE",
-                "reason": entry["reason"],
+                "state": "READY" if entry["ready"] else "UNAVAILABLE",
+                "reason": entry["reason"] or ("" if entry["ready"] else _why_not(entry)),
             }
-            for entry in models
+            for entry in _models()
         ]
     )
+
+
+def _models() -> list[dict[str, Any]]:
+    ingress = _ingress()
+    models: list[dict[str, Any]] = ingress.versions.status(ingress.plane.router.is_ready)["models"]
+    return models
+
+
+def _why_not(entry: dict[str, Any]) -> str:
+    return "; ".join(f"{backend['pool']}: {backend['reason'] or backend['state']}" for backend in entry["backends"])
 
 
 def _model_of(request: Request) -> tuple[str, str | None]:

@@ -49,6 +49,9 @@ def build(
     limit: Annotated[
         list[str] | None, typer.Option(help="PRECISION=X, the relative L2 error that passes; may be repeated.")
     ] = None,
+    numerics: Annotated[
+        str | None, typer.Option(help="Which artifacts answer by default when served: full (default), int8 or any.")
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="throughput (default) or latency.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Bound for the choice of throughput.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: physical cores).")] = None,
@@ -82,6 +85,7 @@ def build(
         "metric": metric,
         "max_drop": max_drop,
         "limits": _pairs("--limit", limit),
+        "numerics": numerics,
         "objective": objective,
         "max_latency_ms": max_latency_ms,
         "threads": threads,

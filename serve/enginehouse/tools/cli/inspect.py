@@ -15,6 +15,7 @@ from enginehouse.contract.bounds import described
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ConfigError, ModelNotFound
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Manifest, Parity
+from enginehouse.contract.numerics import left_out
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature
 from enginehouse.tools.cli.console import out
@@ -62,6 +63,8 @@ def show(console: Console, manifest: Manifest) -> None:
             # Those about INVALID tables follow below, once.
             if "INVALID" not in reason:
                 console.print(f"  {escape(reason)}", style="dim", highlight=False)
+    if told := left_out(manifest, manifest.numerics):
+        console.print(f"when served: {escape(told)}", highlight=False)
     notes: dict[str, list[str]] = {}
     for artifact in manifest.artifacts:
         for note in (artifact.reason, *artifact.remarks):
@@ -96,6 +99,7 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
                 for kind, bounds in artifact.inputs_only.items()
             ]
         ),
+        "numerics": manifest.numerics,
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
         "remarks": "\n".join(manifest.remarks),

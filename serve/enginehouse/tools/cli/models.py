@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from enginehouse.cluster import connect
-from enginehouse.contract.config import Catalog
+from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
+from enginehouse.contract.manifest import NumericsRule
 from enginehouse.tools.cli.console import out, say
-from enginehouse.tools.cli.serve import Numerics, model_of, wait_until_served
+from enginehouse.tools.cli.serve import model_of, wait_until_served
 from enginehouse.tools.cli.status import Address, show
 
 app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
@@ -19,33 +20,45 @@ app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list model
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Model in the application's store, `name` or `name@version`.")],
-    numerics: Annotated[Numerics, typer.Option(help="Which artifacts may answer.")] = "full",
+    numerics: Annotated[
+        NumericsRule | None, typer.Option(help="Which artifacts may answer; default: what the bundle says, else full.")
+    ] = None,
     max_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most rows merged into one batch; default: the best measured.")
     ] = None,
     batch_wait_ms: Annotated[
-        float, typer.Option(min=0, max=10_000, help="How long a batch waits for more requests.")
-    ] = 0.0,
-    resident: Annotated[bool, typer.Option(help="Let routers host it too, which saves the hop to a pool.")] = False,
+        float | None, typer.Option(min=0, max=10_000, help="How long a batch waits for more requests; default 0.")
+    ] = None,
+    resident: Annotated[
+        bool | None, typer.Option(help="Let routers host it too, which saves the hop to a pool; default: not.")
+    ] = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Settings that are not named go back to their defaults, and are not kept.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a version that clients of the present one could not go on with.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 120,
     address: Address = "auto",
 ) -> None:
-    """Serve a model, or move it to another version. A version that cannot be loaded leaves the old one serving."""
+    """Serve a model, or move it to another version, which keeps its settings, or change those.
+
+    What cannot be loaded leaves in place what was there.
+    """
     with connect.connected(address):
         from enginehouse.cluster import deploy
 
         before = deploy.live_catalog()
-        model = model_of(
-            before.store,
-            name,
-            numerics=numerics,
-            max_batch_size=max_batch_size,
-            batch_wait_ms=batch_wait_ms,
-            resident=resident,
-        )
-        old = before.find(model.name)
-        deploy.add_model(model)
-        say(f"{model.id}: loading")
+        old = before.find(name.partition("@")[0])
+        named: dict[str, Any] = {
+            "numerics": numerics,
+            "max_batch_size": max_batch_size,
+            "batch_wait_ms": batch_wait_ms,
+            "resident": resident,
+        }
+        model = model_of(before.store, name, None if reset else old, **named)
+        deploy.add_model(model, force)
+        say(f"{model.id}: loading{_kept(model, named)}")
         # For this model alone: others may be loading, changed or removed by other commands meanwhile.
         try:
             document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout)
@@ -60,14 +73,23 @@ def add(
             reasons = [
                 f"{backend['pool']}: {backend['reason']}"
                 for backend in entry["backends"]
-                if backend["state"] == "failing"
+                if backend["state"] in ("failing", "unavailable")
             ]
             why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
             deploy.take_back(model, old)
             if old is None:
                 raise NoBackend(f"{model.id} was not added: {why}")
+            if old.id == model.id:
+                raise NoBackend(f"{old.id} goes on with the settings it had; with the new ones it cannot serve: {why}")
             raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
         show(document)
+
+
+def _kept(model: ModelConfig, named: dict[str, Any]) -> str:
+    """Settings that are not the defaults and were not named by this command."""
+    kept = {key: value for key, value in model.settings().items() if named[key] is None}
+    told = ", ".join(f"{key} {value}" for key, value in kept.items())
+    return f", with {told} as before (--reset for the defaults)" if told else ""
 
 
 @app.command()

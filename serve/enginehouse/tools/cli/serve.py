@@ -5,22 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from enginehouse.cluster import connect
+from enginehouse.cluster.moves import check_numerics
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
+from enginehouse.contract.manifest import NumericsRule
 from enginehouse.contract.store import Store
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.status import show
 
 #: Every answer comes from one Router or another; so many in a row have very likely asked them all.
 _AGREEING_ANSWERS = 5
-
-Numerics = Literal["full", "int8", "any"]
 
 
 def serve(
@@ -41,9 +41,13 @@ def serve(
     resident: Annotated[
         str, typer.Option(help="Models that routers also host themselves, by comma, or `all`: saves the hop to a pool.")
     ] = "",
-    numerics: Annotated[Numerics, typer.Option(help="Which artifacts may answer: int8 ones are not by default.")] = (
-        "full"
-    ),
+    numerics: Annotated[
+        NumericsRule | None,
+        typer.Option(help="Which artifacts may answer; default: what each bundle says, else full, without int8."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also versions that clients of those served now could not go on with.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
@@ -58,11 +62,14 @@ def serve(
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
-    catalog = catalog_of(store, models, resident, numerics)
     if address != "local":
         with connect.connected(address):
-            _deploy(app, catalog, host, port, timeout, started)
+            from enginehouse.cluster import deploy
+
+            catalog = catalog_of(store, models, resident, numerics, deploy.deployed_catalog())
+            _deploy(app, catalog, host, port, timeout, started, force=force)
         return
+    catalog = catalog_of(store, models, resident, numerics)
     stop = threading.Event()
     say("starting a local Ray")
     with connect.local(host, port, app) as ray_address:
@@ -78,8 +85,13 @@ def serve(
         say("stopping")
 
 
-def catalog_of(store: str, models: str, resident: str = "", numerics: Numerics = "full") -> Catalog:
-    """The catalog for `--models` and `--resident`; without the former all of the store, the newest versions."""
+def catalog_of(
+    store: str, models: str, resident: str = "", numerics: NumericsRule | None = None, live: Catalog | None = None
+) -> Catalog:
+    """The catalog for `--models` and `--resident`; without the former all of the store, the newest versions.
+
+    Models that are served `live` already keep the settings that no option names.
+    """
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:
@@ -88,14 +100,19 @@ def catalog_of(store: str, models: str, resident: str = "", numerics: Numerics =
     residents = names if resident == "all" else {entry.strip() for entry in resident.split(",") if entry.strip()}
     if unknown := sorted(residents - names):
         raise ConfigError(f"--resident {', '.join(unknown)}: not served; served are {', '.join(sorted(names))}")
-    chosen = [
-        model_of(root, entry, resident=entry.partition("@")[0] in residents, numerics=numerics) for entry in wanted
-    ]
+    chosen = []
+    for entry in wanted:
+        name = entry.partition("@")[0]
+        is_resident = name in residents if resident else None
+        chosen.append(model_of(root, entry, live.find(name) if live else None, resident=is_resident, numerics=numerics))
     return Catalog.parse({"store": root, "models": [model.model_dump() for model in chosen]})
 
 
-def model_of(store: str, entry: str, **options: Any) -> ModelConfig:
-    """The catalog entry for `name` (its newest version) or `name@version`. Raises ConfigError, InvalidInput."""
+def model_of(store: str, entry: str, before: ModelConfig | None = None, **options: Any) -> ModelConfig:
+    """The catalog entry for `name` (its newest version) or `name@version`; an option that is None is as `before`.
+
+    Raises ConfigError, InvalidInput.
+    """
     name, _, version = entry.partition("@")
     versions = Store(store).versions(name)
     if not versions:
@@ -104,7 +121,12 @@ def model_of(store: str, entry: str, **options: Any) -> ModelConfig:
     if version and version not in versions:
         raise ConfigError(f"{store} has no version {version!r} of {name!r}; it has {', '.join(versions)}")
     version = version or versions[-1]
-    return ModelConfig(name=name, version=version, **options)
+    named = {key: value for key, value in options.items() if value is not None}
+    kept = before.settings() if before else {}
+    model = ModelConfig.model_validate(kept | named | {"name": name, "version": version})
+    if model.numerics:
+        check_numerics(store, model)
+    return model
 
 
 def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
@@ -129,7 +151,7 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
             waiting = [
                 model.id
                 for model in catalog.models
-                if known.get(model.name, {}).get("wanted") != model.version or not _settled(known[model.name])
+                if not _is_wanted(model, known.get(model.name)) or not _settled(known[model.name])
             ]
             settled = 0 if waiting else settled + 1
             if settled == _AGREEING_ANSWERS:
@@ -139,6 +161,11 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
     if stop and stop.is_set():
         return {"store": catalog.store, "models": [], "pools": [], "missing_flags": []}
     raise NoBackend(f"not served within {timeout:g} s: {missing} (see `enginehouse status`)")
+
+
+def _is_wanted(model: ModelConfig, entry: dict[str, Any] | None) -> bool:
+    """Whether the router that answered has the catalog with this version and these settings."""
+    return entry is not None and (entry["wanted"], entry["settings"]) == (model.version, model.settings())
 
 
 def _settled(entry: dict[str, Any]) -> bool:
@@ -157,16 +184,20 @@ def _deploy(
     timeout: float,
     started: float,
     stop: threading.Event | None = None,
+    force: bool = False,
 ) -> None:
     from enginehouse.cluster import deploy
 
     say(f"deploying {', '.join(model.id for model in catalog.models)}")
-    deploy.deploy(app, catalog, host, port)
+    for model in catalog.models:
+        if settings := model.settings():
+            say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
+    deploy.deploy(app, catalog, host, port, force)
     document = wait_until_served(catalog, timeout, stop)
     if stop and stop.is_set():
         return
     show(document)
-    ready = [entry["name"] for entry in document["models"] if entry["state"] == "ready"]
+    ready = [entry["name"] for entry in document["models"] if entry["ready"]]
     if not ready:
         say("deployed, but no model answers yet; `enginehouse status` shows when one does")
         return

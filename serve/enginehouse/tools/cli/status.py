@@ -33,10 +33,18 @@ def show(document: dict[str, Any]) -> None:
     for column in ("model", "state", "backend", "is", "artifact", "precision", "warm"):
         table.add_column(column, no_wrap=True)
     reasons: dict[str, None] = {}
+    notes: list[str] = []
     for entry in document["models"]:
         version = entry["serving"] or "-"
         shown = version if version == entry["wanted"] else f"{version} -> {entry['wanted']}"
-        head = (f"{entry['name']}@{shown}", entry["state"])
+        # A request is answered while something else is loaded, or could not be.
+        state = entry["state"] if entry["state"] == "ready" or not entry["ready"] else f"ready, {entry['state']}"
+        head = (f"{entry['name']}@{shown}", state)
+        if entry["settings"]:
+            told = ", ".join(f"{name} {value}" for name, value in entry["settings"].items())
+            notes.append(f"{entry['name']}@{entry['wanted']}: {told}")
+        if entry["left_out"]:
+            notes.append(f"{entry['name']}@{entry['wanted']}: {entry['left_out']}")
         if entry["reason"]:
             reasons[f"{entry['name']}@{entry['wanted']}: {entry['reason']}"] = None
         for backend in entry["backends"] or [None]:
@@ -47,7 +55,7 @@ def show(document: dict[str, Any]) -> None:
             if backend and backend["inputs_only"]:
                 reasons[f"{entry['name']}: {backend['pool']} answers {backend['inputs_only']} only"] = None
     out.print(table)
-    for reason in reasons:
+    for reason in [*reasons, *notes]:
         out.print(f"  {reason}", highlight=False, markup=False)
     out.print(f"  store: {document['store']}", highlight=False, markup=False)
     if missing := document["missing_flags"]:

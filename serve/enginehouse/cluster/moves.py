@@ -1,0 +1,34 @@
+"""What a model may be changed to while clients use it: refused before the cluster hears of it."""
+
+from __future__ import annotations
+
+from enginehouse.contract import numerics
+from enginehouse.contract.compatibility import differences
+from enginehouse.contract.config import Catalog, ModelConfig
+from enginehouse.contract.errors import ConfigError, EnginehouseError
+from enginehouse.contract.store import Store
+
+
+def check_numerics(store: str, model: ModelConfig) -> None:
+    """Raise ConfigError, with what there is, when no artifact of `model`, a bundle of `store`, may answer."""
+    manifest = Store(store).manifest(model.name, model.version)
+    numerics.check(manifest, model.numerics or manifest.numerics)
+
+
+def check_signature(before: Catalog, store: str, model: ModelConfig) -> None:
+    """Raise ConfigError when clients of the version in `before` could not go on with `model`, a bundle of `store`."""
+    old = before.find(model.name)
+    if old is None or (before.store, old.id) == (store, model.id):
+        return
+    new = Store(store).manifest(model.name, model.version)
+    try:
+        known = Store(before.store).manifest(old.name, old.version)
+    except (EnginehouseError, OSError) as error:
+        raise ConfigError(
+            f"{model.id} cannot be compared with {old.id}, which is served: {error}; --force changes to it all the same"
+        ) from None
+    if found := differences(known.request_signature(), new.request_signature()):
+        raise ConfigError(
+            f"clients of {old.id} could not go on with {model.id}: {'; '.join(found)}; serve it under another name, or "
+            "say --force to change to it all the same"
+        )
