@@ -9,11 +9,13 @@ from pathlib import Path
 from enginehouse.contract import tensor_file
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.manifest import Format, Precision
+from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert import fp16, int8_lint, openvino, quantize, tensorrt
+from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.tensorrt import Converted
-from enginehouse_build.reference.reference import CALIBRATION, MODEL, REQUESTS, Reference
+from enginehouse_build.reference.reference import ANSWERS, CALIBRATION, MODEL, REQUESTS, Reference
 
 #: How int8 is kept from saturating where this CPU's products would (`enginehouse.engines.hardware.int8_products`).
 _PRECISE: Mapping[Format, str] = {
@@ -23,18 +25,28 @@ _PRECISE: Mapping[Format, str] = {
 
 
 def convert(
-    folder: Path, format: Format, precision: Precision, reference: Reference, source: Path, timing_cache: Path
+    folder: Path,
+    format: Format,
+    precision: Precision,
+    reference: Reference,
+    source: Path,
+    limits: Limits,
+    timing_cache: Path,
 ) -> Converted:
     """Write the artifact's files into `folder`, from the reference's files in `source`.
 
-    Raises ConversionFailed or EngineUnavailable with the converter's reason.
+    What would take its answers beyond `limits` stays in fp32, as far as can be known here. Raises ConversionFailed or
+    EngineUnavailable with the converter's reason.
     """
     onnx = source / MODEL
+    asked = tensor_file.read(source / REQUESTS)
+    agreement = Agreement(asked, tensor_file.read(source / ANSWERS), limits, reference.signature.batched)
     if format == "openvino":
         samples = _calibration(source) if precision == "int8" else ()
-        return Converted(remarks=_said(openvino.convert(onnx, folder, precision, samples), _cpu(format, precision)))
+        said = openvino.convert(onnx, folder, precision, samples, agreement)
+        return Converted(remarks=_said(said, _cpu(format, precision)))
     model = folder / "model.onnx"
-    remarks = _said(_onnx(onnx, model, format, precision, source))
+    remarks = _said(_onnx(onnx, model, format, precision, source, agreement))
     if format == "onnx":
         return Converted(remarks=remarks + _said(_cpu(format, precision)))
     int8_lint.check_for_tensorrt(model)
@@ -44,12 +56,12 @@ def convert(
     return Converted(built.requires, remarks + built.remarks)
 
 
-def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source: Path) -> str:
+def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source: Path, agreement: Agreement) -> str:
     if precision == "fp16":
-        return fp16.to_fp16(onnx, model, tensor_file.read(source / REQUESTS))
+        return fp16.to_fp16(onnx, model, agreement.requests, agreement)
     if precision == "int8":
         quantized = quantize.quantize_for_tensorrt if format == "tensorrt" else quantize.quantize_for_onnxruntime
-        return quantized(onnx, model, _calibration(source))
+        return quantized(onnx, model, _calibration(source), agreement)
     shutil.copyfile(onnx, model)
     return ""
 

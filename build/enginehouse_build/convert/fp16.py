@@ -6,7 +6,8 @@ intermediate outputs and If branches with contradicting types, the one in onnxru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.tensors import Tensors
+from enginehouse_build.convert import fallback
+from enginehouse_build.convert.agreement import Agreement, Found
+from enginehouse_build.convert.half_arithmetic import simulated
 from enginehouse_build.convert.ranges import Range, ranges
 from enginehouse_build.graph.graph import POSTPROCESS, captured, constants, element_types, name_nodes, subgraphs, tally
 from enginehouse_build.reference.onnx import reason
@@ -39,26 +43,68 @@ _HEADROOM = 2.0
 _LARGEST_WHOLE = 2048.0
 
 
-def to_fp16(source: Path, target: Path, requests: Sequence[Tensors] = ()) -> str:
+def to_fp16(source: Path, target: Path, requests: Sequence[Tensors] = (), agreement: Agreement | None = None) -> str:
     """Write the ONNX file `source` with its arithmetic in fp16 to `target`.
 
     What makes or takes tensors that fp16 cannot hold on `requests` stays in fp32: values near its end, whole numbers
-    beyond 2048, and what a normalisation would square beyond it.
+    beyond 2048, and what a normalisation would square beyond it. With an `agreement` fp16 is simulated, and what takes
+    the answers beyond its limits stays in fp32 too.
 
-    Returns what its reader should know: operators that stay in fp32 and why a weight is not what it was, or "".
-    Weights beyond fp16's range become its largest number. Raises ConversionFailed when no operator can be in fp16.
+    Returns what its reader should know: operators that stay in fp32 and why, and why a weight is not what it was, or
+    "". Weights beyond fp16's range become its largest number. Raises ConversionFailed when no operator can be in fp16.
     """
     try:
         proto = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
         name_nodes(proto)
-        remark = _Conversion(proto, ranges(source, requests)).run()
-        onnx.checker.check_model(proto, full_check=True)
-        onnx.save(proto, target)
+        seen = ranges(source, requests)
+        if agreement is None:
+            return _converted(proto, target, seen).remark
+        with tempfile.TemporaryDirectory(prefix="enginehouse-") as scratch:
+            return _agreeing(proto, target, seen, agreement, Path(scratch))
     except ConversionFailed:
         raise
     except Exception as error:
         raise ConversionFailed(f"the model cannot be converted to fp16: {reason(error)}") from error
-    return remark
+
+
+def _agreeing(
+    proto: onnx.ModelProto, target: Path, seen: Mapping[str, Range], agreement: Agreement, scratch: Path
+) -> str:
+    """Convert with as few nodes left in fp32 as the agreement needs; the remark."""
+    trial, wide = scratch / "trial.onnx", scratch / "wide.onnx"
+    made: list[tuple[_Conversion, Found]] = []
+
+    def attempt(left: Sequence[str]) -> str:
+        conversion = _converted(proto, target, seen, left)
+        made[:] = [(conversion, agreement.found(simulated(target, _HALF, wide)))]
+        return made[0][1].fault
+
+    def loss(names: Sequence[str]) -> float:
+        _converted(proto, trial, seen, set(made[0][0].halved).difference(names))
+        return agreement.few().found(simulated(trial, _HALF, wide)).loss
+
+    left = fallback.fewest_left(attempt, lambda: made[0][0].halved, loss)
+    ((conversion, found),) = made
+    told = (
+        conversion.remark,
+        fallback.remark(left, "fp16"),
+        f"its arithmetic in fp16, simulated because CPUs compute it in fp32, is {found.relative_l2:.1e} from the "
+        "reference (relative L2)",
+    )
+    return "; ".join(filter(None, told))
+
+
+def _converted(
+    proto: onnx.ModelProto, target: Path, seen: Mapping[str, Range], left: Collection[str] = ()
+) -> _Conversion:
+    """Write `proto` in fp16, except the nodes called as those in `left`, to `target`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    conversion = _Conversion(copy, seen, left)
+    conversion.run()
+    onnx.checker.check_model(copy, full_check=True)
+    onnx.save(copy, target)
+    return conversion
 
 
 class _Conversion:
@@ -68,7 +114,11 @@ class _Conversion:
     where a tensor is made as one and used as the other there is a Cast behind its producer.
     """
 
-    def __init__(self, proto: onnx.ModelProto, seen: Mapping[str, Range]) -> None:
+    def __init__(self, proto: onnx.ModelProto, seen: Mapping[str, Range], left: Collection[str]) -> None:
+        self.left = left
+        #: Nodes that compute in fp16, and what is to be said, once it has run.
+        self.halved: list[str] = []
+        self.remark = ""
         self.graph = proto.graph
         self.opset = next(opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx"))
         self.types = element_types(proto.graph)
@@ -79,12 +129,13 @@ class _Conversion:
         self.wide = {name: found for name, found in seen.items() if _is_wide(found)}
         self.squared = {name for name in squared if name in seen and _overflows(seen[name].magnitude ** 2)}
 
-    def run(self) -> str:
+    def run(self) -> None:
         graph = self.graph
         sizes = self._sizes()
         body = [node for node in graph.node if node.op_type != "Constant"]
         made_half = {node.name: self._half_sides(node) for node in body if self._fits(node, sizes)}
-        if not any(inputs or outputs for inputs, outputs in made_half.values()):
+        self.halved = [name for name, (inputs, outputs) in made_half.items() if inputs or outputs]
+        if not self.halved:
             raise ConversionFailed(
                 f"nothing to convert to fp16: none of the operators ({tally(node.op_type for node in body)}) computes "
                 f"in fp32 where fp16 would do{self._about_wide('; ')}"
@@ -93,6 +144,7 @@ class _Conversion:
             node.op_type
             for node in body
             if node.name not in made_half
+            and node.name not in self.left
             and not sizes.intersection(node.output)
             and any(self._is_float(name) for name in (*node.input, *node.output))
         ]
@@ -125,14 +177,16 @@ class _Conversion:
         graph.node.extend(nodes)
         # What was inferred for the fp32 graph no longer holds.
         del graph.value_info[:]
-        return self._remark(kept)
+        self.remark = self._remark(kept)
 
     def _is_float(self, name: str) -> bool:
         return bool(self.types.get(name) == TensorProto.FLOAT)
 
     def _fits(self, node: onnx.NodeProto, sizes: set[str]) -> bool:
         """Whether `node` may compute in fp16: its definition allows it, and nothing is known against it."""
-        if node.domain not in ("", "ai.onnx") or subgraphs(node) or node.op_type in _WIDE:
+        if node.name in self.left or node.op_type in _WIDE:
+            return False
+        if node.domain not in ("", "ai.onnx") or subgraphs(node):
             return False
         if node.op_type not in ("Shape", "Size") and sizes.intersection(node.output):
             return False
