@@ -12,9 +12,10 @@ from enginehouse.contract.manifest import Format, Precision
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines.hardware import int8_products
-from enginehouse_build.convert import fp16, int8_lint, openvino, quantize, tensorrt
+from enginehouse_build.convert import fallback, fp16, int8_lint, openvino, quantize, tensorrt
 from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.tensorrt import Converted
+from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.reference import ANSWERS, CALIBRATION, MODEL, REQUESTS, Reference
 
 #: How int8 is kept from saturating where this CPU's products would (`enginehouse.engines.hardware.int8_products`).
@@ -39,16 +40,21 @@ def convert(
     EngineUnavailable with the converter's reason.
     """
     onnx = source / MODEL
-    asked = tensor_file.read(source / REQUESTS)
-    agreement = Agreement(asked, tensor_file.read(source / ANSWERS), limits, reference.signature.batched)
-    if format == "openvino":
-        samples = _calibration(source) if precision == "int8" else ()
-        said = openvino.convert(onnx, folder, precision, samples, agreement)
-        return Converted(remarks=_said(said, _cpu(format, precision)))
     model = folder / "model.onnx"
-    remarks = _said(_onnx(onnx, model, format, precision, source, agreement))
-    if format == "onnx":
-        return Converted(remarks=remarks + _said(_cpu(format, precision)))
+    requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
+    agreement = Agreement(requests, answers, limits, reference.signature.batched)
+    try:
+        if format == "openvino":
+            samples = _calibration(source) if precision == "int8" else ()
+            said = openvino.convert(onnx, folder, precision, samples, agreement)
+        else:
+            said = _onnx(onnx, model, format, precision, source, agreement)
+    except fallback.NothingHelps as error:
+        explanation = conditioning.explain(onnx, requests[0], answers[0], precision, 0)
+        raise ConversionFailed("; ".join(filter(None, (str(error), explanation)))) from error
+    if format != "tensorrt":
+        return Converted(remarks=_said(said, _cpu(format, precision)))
+    remarks = _said(said)
     int8_lint.check_for_tensorrt(model)
     built = tensorrt.convert(
         model, folder, reference.signature, reference.max_rows, reference.axes, precision, timing_cache

@@ -17,6 +17,10 @@ _RUNS = 64
 _NAMED = 8
 
 
+class NothingHelps(ConversionFailed):
+    """The answers of a conversion leave the limits, however much stays in fp32."""
+
+
 def fewest_left(
     attempt: Callable[[Sequence[str]], str],
     names: Callable[[], Sequence[str]],
@@ -28,7 +32,7 @@ def fewest_left(
 
     Where some have to, `names` are those there are, in the order of the model, and `loss` tells what nodes cost if
     nothing else is converted, in any unit. `macs` are the multiplications of the nodes that have any, and `budget` is
-    how many may stay in all. What the last attempt made is what is returned. Raises ConversionFailed with the fault
+    how many may stay in all. What the last attempt made is what is returned. Raises NothingHelps with the fault
     where nothing within the budget helps.
     """
     fault = attempt(())
@@ -39,7 +43,7 @@ def fewest_left(
     while tried and (fault := attempt(ranked[:tried])):
         failing, tried = tried, min(2 * tried, len(ranked)) if tried < len(ranked) else 0
     if not tried:
-        raise ConversionFailed(
+        raise NothingHelps(
             f"not worth it: even with the {len(ranked)} nodes left in fp32 that lose most, as many as may be, {fault}"
         )
     passing = tried

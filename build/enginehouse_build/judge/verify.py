@@ -24,8 +24,9 @@ from enginehouse.contract.parity import Limits
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
-from enginehouse_build.judge import conditioning, probes
+from enginehouse_build.judge import probes
 from enginehouse_build.judge.absence import missing
+from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.reference import ANSWERS, LABELS, MODEL, REQUESTS, SAMPLES, Reference, in_batches
 
 
