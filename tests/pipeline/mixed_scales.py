@@ -95,20 +95,27 @@ def one_head_for_both(folder: Path) -> Mixed:
     return mixed(folder, built(nodes, parts, 4 + CLASSES, SIZE // 2, SIZE // 2), above(4))
 
 
-def rare_channel(folder: Path) -> Mixed:
+def rare_channel(folder: Path, *, pooled: bool = False) -> Mixed:
     """One channel in the middle that is a thousand times as large as the others and scaled down behind it."""
     nodes, parts = trunk()
     nodes += [
         node("Conv", ["a", "wm"], ["m"], name="middle"),
         node("Relu", ["m"], ["am"]),
-        node("Conv", ["am", "wh", "bh"], ["logits"], name="head"),
+        node("MaxPool", ["am"], ["pm"], kernel_shape=[2, 2]) if pooled else node("Identity", ["am"], ["pm"]),
+        node("Conv", ["pm", "wh", "bh"], ["logits"], name="head"),
         node("Sigmoid", ["logits"], ["y"]),
     ]
     large = np.ones(8, f32)
     large[5] = 1000
     parts |= {"wm": head(8, 3, 1) * large[:, None, None, None], "bh": np.full(CLASSES, -1, f32)}
     parts |= {"wh": weights(CLASSES, 8, 1, 1, seed=2) / large[:, None, None]}
-    return mixed(folder, built(nodes, parts, CLASSES, SIZE // 2, SIZE // 2), above(0))
+    size = SIZE // 2 - pooled
+    return mixed(folder, built(nodes, parts, CLASSES, size, size), above(0))
+
+
+def rare_channel_pooled(folder: Path) -> Mixed:
+    """The same where something that only moves numbers stands before the layer that needs them."""
+    return rare_channel(folder, pooled=True)
 
 
 def sum_of_unlike(folder: Path) -> Mixed:
@@ -210,6 +217,7 @@ MIXED = [
     boxes_beside_scores,
     one_head_for_both,
     rare_channel,
+    rare_channel_pooled,
     sum_of_unlike,
     softmax_beside_regression,
     sizes_by_exp,

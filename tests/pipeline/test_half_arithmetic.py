@@ -227,3 +227,19 @@ def test_where_all_of_it_is_wrong_in_fp16_there_is_none(tmp_path: Path) -> None:
     asked = floats(6, 1, 20000)
     with pytest.raises(ConversionFailed, match=r"not worth it: .* is too far from the fp32 reference"):
         to_fp16(path, tmp_path / "half.onnx", [asked(0)], agreement(path, asked))
+
+
+def test_model_that_was_converted_before_keeps_its_own_names(tmp_path: Path) -> None:
+    """The file of an fp16 artifact, part of which stayed in fp32, as a source."""
+    proto, asked = time_since()
+    path = save(tmp_path / "full.onnx", proto)
+    to_fp16(path, tmp_path / "half.onnx", [asked(0)], agreement(path, asked))
+    again = tmp_path / "again.onnx"
+    proto = onnx.load(tmp_path / "half.onnx")
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("t", onnx.TensorProto.FLOAT, ["n", 6]))
+    proto.graph.node.append(node("Relu", ["t"], ["z"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["n", 6]))
+    save(again, proto)
+    to_fp16(again, tmp_path / "twice.onnx", [asked(0)], agreement(again, asked))
+    for got, want in zip(ask_exactly(tmp_path / "twice.onnx", asked(9)), ask(again, asked(9)), strict=True):
+        assert distance(got, want) < LIMIT.relative_l2

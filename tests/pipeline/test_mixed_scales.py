@@ -19,7 +19,7 @@ from enginehouse_build.convert.fallback import fewest_left
 from enginehouse_build.convert.macs import macs
 from enginehouse_build.convert.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
 
-from .graphs import Inputs, f32, model, node, save, weights
+from .graphs import Inputs, f32, i64, model, node, save, weights
 from .mixed_scales import MIXED, Mixed, one_head_for_both, rare_channel
 from .small_nets import Convert, ask, ask_openvino, attention, recurrent, residual
 
@@ -127,16 +127,62 @@ def attention_without_weights() -> onnx.ModelProto:
     return model(nodes, {"x": (f32, ["n", 40, 16])}, {"y": (f32, ["n", 40, 2])}, {"w": weights(16, 2)})
 
 
-@pytest.mark.parametrize("make", [partly_double, attention_without_weights])
-@pytest.mark.parametrize("quantize", [quantize_for_onnxruntime, quantize_for_tensorrt])
-def test_model_with_little_to_quantize_is_not_called_int8(
-    tmp_path: Path, quantize: Convert, make: Callable[[], onnx.ModelProto]
+def only_recurrent() -> onnx.ModelProto:
+    """An LSTM and nothing else that multiplies."""
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("LSTM", ["t", "w", "r"], ["all", "last"], hidden_size=6),
+        node("Squeeze", ["last", "axes"], ["y"]),
+    ]
+    parts = {"w": weights(1, 24, 16), "r": weights(1, 24, 6), "axes": np.array([0], i64)}
+    return model(nodes, {"x": (f32, ["n", 9, 16])}, {"y": (f32, ["n", 6])}, parts)
+
+
+def only_elementwise() -> onnx.ModelProto:
+    nodes = [node("Mul", ["x", "w"], ["m"]), node("Sigmoid", ["m"], ["y"])]
+    return model(nodes, {"x": (f32, ["n", 16])}, {"y": (f32, ["n", 16])}, {"w": weights(16)})
+
+
+def products_of_what_comes_in() -> onnx.ModelProto:
+    nodes = [
+        node("Softplus", ["x"], ["s"]),
+        node("MatMul", ["s", "x"], ["y"]),
+    ]
+    return model(nodes, {"x": (f32, ["n", 16, 16])}, {"y": (f32, ["n", 16, 16])})
+
+
+@pytest.mark.parametrize("make", [only_recurrent, only_elementwise, products_of_what_comes_in])
+@pytest.mark.parametrize("kind", ["onnxruntime", "tensorrt", "openvino"])
+def test_model_without_layers_to_quantize_is_not_called_int8(
+    tmp_path: Path, kind: str, make: Callable[[], onnx.ModelProto]
 ) -> None:
-    proto = make()
-    path = save(tmp_path / "little.onnx", proto)
+    path, data = sampled(tmp_path, make())
+    with pytest.raises(ConversionFailed, match="nothing to quantize"):
+        converted(kind, path, tmp_path, data)
+
+
+def sampled(folder: Path, proto: onnx.ModelProto) -> tuple[Path, list[Inputs]]:
     shape = [4, *(dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:])]
+    return save(folder / "little.onnx", proto), [{"x": weights(*shape, seed=seed)} for seed in range(4)]
+
+
+def converted(kind: str, path: Path, folder: Path, data: list[Inputs]) -> None:
+    if kind == "openvino":
+        for_openvino.convert(path, folder, "int8", data)
+    else:
+        quantize = quantize_for_onnxruntime if kind == "onnxruntime" else quantize_for_tensorrt
+        quantize(path, folder / "int8.onnx", data)
+
+
+# OpenVINO quantizes products of what comes in as well.
+@pytest.mark.parametrize("make", [partly_double, attention_without_weights])
+@pytest.mark.parametrize("kind", ["onnxruntime", "tensorrt"])
+def test_model_with_little_to_quantize_is_not_called_int8(
+    tmp_path: Path, kind: str, make: Callable[[], onnx.ModelProto]
+) -> None:
+    path, data = sampled(tmp_path, make())
     with pytest.raises(ConversionFailed, match=r"not worth it: .* less than 50% it is not called so"):
-        quantize(path, tmp_path / "int8.onnx", [{"x": weights(*shape, seed=seed)} for seed in range(4)])
+        converted(kind, path, tmp_path, data)
 
 
 def test_multiplications_are_those_of_the_shapes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
 from enginehouse.contract.manifest import Precision
 from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.best_of import Calibration
-from enginehouse_build.convert.fp16 import LARGEST
+from enginehouse_build.convert.half_graph import LARGEST
 from enginehouse_build.convert.openvino_int8 import quantized
 
 
