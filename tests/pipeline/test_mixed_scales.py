@@ -213,9 +213,17 @@ def test_as_few_nodes_as_it_takes_stay(bad: set[str]) -> None:
     assert set(left) == attempts[-1] == bad
 
 
+def test_what_loses_by_itself_and_does_not_matter_is_converted() -> None:
+    losses = {"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.0}
+    left = fewest_left(
+        lambda left: "" if "c" in left else "loses c", lambda: list(losses), lambda alone: losses[alone[0]]
+    )
+    assert left == ("c",)
+
+
 def test_no_more_stays_than_the_budget_allows() -> None:
     cost = {"a": 6, "b": 1, "c": 3}
-    with pytest.raises(ConversionFailed, match=r"even with the 1 nodes left .* loses a"):
+    with pytest.raises(ConversionFailed, match=r"1 node left in fp32, as many as may be, do not help: loses a"):
         fewest_left(lambda left: "" if "a" in left else "loses a", lambda: list("abc"), lambda _: 1.0, cost, lambda: 2)
     assert fewest_left(
         lambda left: "" if "c" in left else "loses c", lambda: list("abc"), lambda _: 1.0, cost, lambda: 4

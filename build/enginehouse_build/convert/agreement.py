@@ -14,7 +14,7 @@ from enginehouse.contract.tensors import Tensors
 
 #: Requests that single nodes are judged by, at most: there may be hundreds of nodes.
 _FEW = 6
-_HERE = "this machine"
+_IT, _HERE = "the conversion", "this machine"
 
 
 def some(requests: Sequence[Tensors]) -> Sequence[Tensors]:
@@ -65,8 +65,8 @@ class Agreement:
             slices.used(limits),
         )
         try:
-            parity.gate("it", limits, figures)
-            slices.gate("it", _HERE, limits)
+            parity.gate(_IT, limits, figures)
+            slices.gate(_IT, _HERE, limits)
         except ParityFailed as error:
             return Found(str(error), max(parts), figures.relative_l2)
         return Found("", max(parts), figures.relative_l2)

@@ -13,7 +13,7 @@ from enginehouse.contract.errors import ConversionFailed
 LEAST_SHARE = 0.5
 #: How often the loss of single nodes is looked at, at most: each is a conversion and a few requests.
 _RUNS = 64
-#: Names that a remark lists, at most.
+#: Nodes that a remark lists, and that are tried one by one for whether they need to stay, at most.
 _NAMED = 8
 
 
@@ -43,16 +43,22 @@ def fewest_left(
     while tried and (fault := attempt(ranked[:tried])):
         failing, tried = tried, min(2 * tried, len(ranked)) if tried < len(ranked) else 0
     if not tried:
-        raise NothingHelps(
-            f"not worth it: even with the {len(ranked)} nodes left in fp32 that lose most, as many as may be, {fault}"
-        )
+        raise NothingHelps(f"not worth it: {_many(len(ranked))} left in fp32, as many as may be, do not help: {fault}")
     passing = tried
     while passing - failing > 1:
         tried = (passing + failing) // 2
         failing, passing = (tried, passing) if attempt(ranked[:tried]) else (failing, tried)
-    if tried != passing:
-        attempt(ranked[:passing])
-    return tuple(ranked[:passing])
+    left = _needed(attempt, ranked[:passing])
+    attempt(left)
+    return tuple(left)
+
+
+def _needed(attempt: Callable[[Sequence[str]], str], left: Sequence[str]) -> Sequence[str]:
+    """Those of a few without which there is a fault: what loses most by itself may be lost on what follows."""
+    for name in left[:-1] if len(left) <= _NAMED else ():
+        others = [other for other in left if other != name]
+        left = left if attempt(others) else others
+    return left
 
 
 def check_share(converted: float, precision: str) -> None:
@@ -68,10 +74,13 @@ def remark(names: Sequence[str], precision: str) -> str:
     """Which nodes were left in fp32, or ""."""
     if not names:
         return ""
-    count = "1 node" if len(names) == 1 else f"{len(names)} nodes"
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     listed = ", ".join(repr(name) for name in names[:_NAMED])
-    return f"kept in fp32, because {precision} loses too much there: {count}, {listed}{more}"
+    return f"kept in fp32, because {precision} loses too much there: {_many(len(names))}, {listed}{more}"
+
+
+def _many(nodes: int) -> str:
+    return "1 node" if nodes == 1 else f"{nodes} nodes"
 
 
 def _losses(names: Sequence[str], loss: Callable[[Sequence[str]], float]) -> Mapping[str, float]:

@@ -180,7 +180,9 @@ def _is_stored_rounded(value: Any) -> bool:
 def _macs(model: Any, request: Tensors) -> Mapping[str, int]:
     """Multiply-accumulates that `request` takes, by name of the layer."""
     sized = model.clone()
-    sized.reshape({value.get_any_name(): list(request[value.get_any_name()].shape) for value in sized.inputs})
+    sized.reshape(
+        {name: list(request[name].shape) for value in sized.inputs for name in value.get_names() if name in request}
+    )
     return {
         node.get_friendly_name(): _products(node)
         for node in sized.get_ops()
@@ -214,7 +216,8 @@ def _run(model: Any) -> Callable[[Tensors], Tensors]:
 
     def run(request: Tensors) -> Tensors:
         answer = compiled(dict(request))
-        return {output.get_any_name(): np.array(answer[output]) for output in compiled.outputs}
+        # An output may have several names, of which the reference knows one.
+        return {name: np.array(answer[output]) for output in compiled.outputs for name in sorted(output.get_names())}
 
     return run
 
