@@ -81,8 +81,8 @@ def boxes_beside_scores(folder: Path) -> Mixed:
     return mixed(folder, built(nodes, parts, 4 + CLASSES, CELLS), above(4))
 
 
-def one_head_for_both(folder: Path) -> Mixed:
-    """One convolution that makes boxes in pixels and logits, which are split behind it."""
+def one_head_for_both(folder: Path, scale: float = 300) -> Mixed:
+    """One convolution that makes boxes in pixels, of this size, and logits, which are split behind it."""
     nodes, parts = trunk()
     nodes += [
         node("Conv", ["a", "w", "b"], ["raw"], name="head"),
@@ -90,8 +90,8 @@ def one_head_for_both(folder: Path) -> Mixed:
         node("Sigmoid", ["logits"], ["scores"]),
         node("Concat", ["boxes", "scores"], ["y"], name="join", axis=1),
     ]
-    parts |= {"w": np.concatenate([head(4, 300, 1), head(CLASSES, 2, 2)]), "sizes": np.array([4, CLASSES], i64)}
-    parts |= {"b": np.concatenate([np.full(4, 500, f32), np.full(CLASSES, -1, f32)])}
+    parts |= {"w": np.concatenate([head(4, scale, 1), head(CLASSES, 2, 2)]), "sizes": np.array([4, CLASSES], i64)}
+    parts |= {"b": np.concatenate([np.full(4, scale, f32), np.full(CLASSES, -1, f32)])}
     return mixed(folder, built(nodes, parts, 4 + CLASSES, SIZE // 2, SIZE // 2), above(4))
 
 
@@ -101,8 +101,8 @@ def rare_channel(folder: Path, *, pooled: bool = False) -> Mixed:
     nodes += [
         node("Conv", ["a", "wm"], ["m"], name="middle"),
         node("Relu", ["m"], ["am"]),
-        node("MaxPool", ["am"], ["pm"], kernel_shape=[2, 2]) if pooled else node("Identity", ["am"], ["pm"]),
-        node("Conv", ["pm", "wh", "bh"], ["logits"], name="head"),
+        *([node("MaxPool", ["am"], ["pm"], kernel_shape=[2, 2])] if pooled else []),
+        node("Conv", ["pm" if pooled else "am", "wh", "bh"], ["logits"], name="head"),
         node("Sigmoid", ["logits"], ["y"]),
     ]
     large = np.ones(8, f32)

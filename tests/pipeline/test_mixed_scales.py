@@ -56,6 +56,16 @@ def test_openvino_in_int8_detects_what_fp32_detects(tmp_path: Path, make: Callab
     check(mixed, lambda request: ask_openvino(tmp_path, "int8", request))
 
 
+@pytest.mark.parametrize("scale", [1, 10, 30, 100])
+def test_scores_beside_boxes_of_any_size_are_kept_though_the_gate_would_let_them_go(
+    tmp_path: Path, scale: float
+) -> None:
+    mixed = one_head_for_both(tmp_path, scale)
+    told = quantize_for_onnxruntime(mixed.path, tmp_path / "int8.onnx", mixed.calibration)
+    check(mixed, lambda request: ask(tmp_path / "int8.onnx", request)[0])
+    assert ("'head'" in told) == (scale > 1)
+
+
 def test_what_stays_in_fp32_is_the_head_and_is_named(tmp_path: Path) -> None:
     mixed = one_head_for_both(tmp_path)
     told = quantize_for_onnxruntime(mixed.path, tmp_path / "int8.onnx", mixed.calibration)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enginehouse.contract import parity
 from enginehouse.contract.errors import EngineUnavailable, ParityFailed
 from enginehouse.contract.parity import Limits
-from enginehouse.contract.slices import compare_slices
+from enginehouse.contract.slices import BESIDE_ROW, compare_slices
 from enginehouse.contract.tensors import Tensors
 
 #: Requests that single nodes are judged by, at most: there may be hundreds of nodes.
@@ -24,11 +24,15 @@ def some(requests: Sequence[Tensors]) -> Sequence[Tensors]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`fault` says which figures are past their limit, or is ""; `loss` is the worst figure in parts of its limit."""
+    """`fault` says which figures are past their limit, or is ""; `loss` is the worst figure in parts of its limit.
+
+    `relative_l2` is that of the whole, `slice` how far the worst slice is off in its own size.
+    """
 
     fault: str
     loss: float
     relative_l2: float = math.inf
+    slice: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,17 @@ class Agreement:
             raise
         except Exception as error:
             return Found(str(error) or type(error).__name__, math.inf)
-        parts = (
+        worst = slices.worst()
+        loss = max(
             figures.relative_l2 / limits.relative_l2,
             figures.worst_row / limits.worst_row,
             figures.differing / limits.differing,
-            slices.used(limits),
+            worst / (BESIDE_ROW * limits.worst_row),
         )
+        fault = ""
         try:
             parity.gate(_IT, limits, figures)
             slices.gate(_IT, _HERE, limits)
         except ParityFailed as error:
-            return Found(str(error), max(parts), figures.relative_l2)
-        return Found("", max(parts), figures.relative_l2)
+            fault = str(error)
+        return Found(fault, loss, figures.relative_l2, worst)

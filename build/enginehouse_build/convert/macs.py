@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 
 from enginehouse.contract.tensors import Tensors
+from enginehouse_build.convert.ranges import inside
 from enginehouse_build.graph.graph import constants, element_types
-from enginehouse_build.reference.onnx import plain_session
 
 #: Operators whose multiplications are counted.
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
@@ -30,14 +29,7 @@ def macs(model: Path, request: Tensors) -> Mapping[str, int]:
     sizes |= {name: array.shape for name, array in request.items()}
     products = [node for node in graph.node if node.op_type in PRODUCTS]
     wanted = {name for node in products for name in (*node.input[:3], node.output[0]) if name in types}
-    known = {value.name for value in graph.output}
-    graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, types[name], None) for name in sorted(wanted - known - sizes.keys())
-    )
-    with tempfile.TemporaryDirectory(prefix="enginehouse-") as folder:
-        path = Path(folder) / "sizes.onnx"
-        onnx.save(proto, path, save_as_external_data=proto.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF)
-        sizes |= {name: array.shape for name, array in plain_session(path)(request).items()}
+    sizes |= {name: array.shape for name, array in inside(proto, wanted - sizes.keys())(request).items()}
     return {node.name: _macs(node, sizes) for node in products}
 
 

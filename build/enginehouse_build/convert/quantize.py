@@ -8,7 +8,7 @@ Weights have a scale per output channel in both. Ranges of activations come from
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,11 +16,12 @@ import onnx
 from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
 from enginehouse.contract.parity import LIMITS
 from enginehouse_build.convert import fallback
-from enginehouse_build.convert.agreement import Agreement
+from enginehouse_build.convert.agreement import Agreement, Found
 from enginehouse_build.convert.best_of import Answers, Calibration, best_of
 from enginehouse_build.convert.macs import PRODUCTS, macs
 from enginehouse_build.convert.quantizer import CONVOLUTIONS, LAYERS, METHODS, prepare, quantize, quiet
-from enginehouse_build.convert.ranges import Range, ranges
+from enginehouse_build.convert.ranges import ranges
+from enginehouse_build.convert.unlike import unlike_ends, unlike_joins
 from enginehouse_build.graph.graph import POSTPROCESS, PREPROCESS, constants, tally
 from enginehouse_build.reference.onnx import plain_session, reason
 
@@ -28,8 +29,8 @@ from enginehouse_build.reference.onnx import plain_session, reason
 _ACTIVATIONS = ("Relu", "Clip")
 #: Between convolutions these stay in int8; each step through fp32 costs more than it (ResNet-18: 2.6x -> 3.0x).
 _BETWEEN = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Sigmoid"})
-#: A Concat has one scale for all of its inputs. One that is this much narrower than the widest is left 32 of 256 steps.
-_UNLIKE = 8.0
+#: The worst slice of an answer is further off than the whole by this where one scale was too coarse for it.
+_COARSE = 4.0
 
 
 def quantize_for_onnxruntime(
@@ -80,7 +81,7 @@ def _converted(
     heavy = [node for node in graph.node if node.op_type in PRODUCTS and not _is_processing(node)]
     counted = macs(prepared, calibration[0])
     total = max(sum(counted[node.name] for node in heavy), 1)
-    apart = set() if symmetric else _unlike(graph, ranges(prepared, calibration))
+    apart = set() if symmetric else unlike_joins(graph, ranges(prepared, calibration))
     chosen = layers + _between(graph, ("Add",) if symmetric else _BETWEEN, apart)
     method, folded = METHODS[0], []
     if symmetric:
@@ -99,8 +100,12 @@ def _converted(
     def made(nodes: Sequence[onnx.NodeProto], path: Path) -> Path:
         return quantize(prepared, path, [*nodes, *folded], method, calibration, symmetric=symmetric, kept_ranges=kept)
 
+    latest: list[Found] = []
+
     def attempt(left: Sequence[str]) -> str:
-        return judge.found(plain_session(made([node for node in chosen if node.name not in left], target))).fault
+        nodes = [node for node in chosen if node.name not in left]
+        latest[:] = [judge.found(plain_session(made(nodes, target)))]
+        return latest[0].fault
 
     def loss(names: Sequence[str]) -> float:
         alone = [node for node in chosen if node.name in names]
@@ -110,6 +115,16 @@ def _converted(
     fallback.check_share(possible / total, "int8")
     spare = possible - fallback.LEAST_SHARE * total
     left = fallback.fewest_left(attempt, lambda: [node.name for node in chosen], loss, counted, lambda: spare)
+    (before,) = latest
+    if not symmetric and before.slice > _COARSE * before.relative_l2:
+        names = {node.name for node in chosen} - set(left)
+        ends = unlike_ends(graph, names, {node.name for node in layers}, prepared, calibration)
+        finer = (*left, *ends)
+        if ends and sum(counted.get(name, 0) for name in finer) <= spare:
+            if not attempt(finer) and latest[0].slice < before.slice / 2:
+                left = finer
+            else:
+                attempt(left)
     done = _in_int8(onnx.load(target).graph)
     if not done:
         raise ConversionFailed(
@@ -148,16 +163,6 @@ def _layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
             "nothing to quantize: the model has no Conv, Gemm or MatMul with constant weights, only "
             f"{tally(node.op_type for node in graph.node)}"
         )
-    return found
-
-
-def _unlike(graph: onnx.GraphProto, seen: Mapping[str, Range]) -> set[str]:
-    """Names of the Concats that join tensors of unlike ranges, as boxes in pixels and scores."""
-    found = set()
-    for node in graph.node:
-        widths = [seen[name].width for name in node.input if name in seen and seen[name].width > 0]
-        if node.op_type == "Concat" and widths and max(widths) > _UNLIKE * min(widths):
-            found.add(node.name)
     return found
 
 

@@ -23,7 +23,7 @@ _ENOUGH = 16
 _NOTHING = 1e-6
 #: A slice may be off by so many times what a row may be: it is the worst of many, and often of small numbers (the
 #: probability of a class that no sample belongs to).
-_BESIDE_ROW = 2.0
+BESIDE_ROW = 2.0
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Slices:
 
     def gate(self, artifact: str, engine: str, limits: Limits) -> None:
         """Raises ParityFailed when a slice is lost, naming the worst of each axis."""
-        limit = _BESIDE_ROW * limits.worst_row
+        limit = BESIDE_ROW * limits.worst_row
         faults = []
         for (name, axis), off in self._distances():
             worst = int(off.argmax())
@@ -70,10 +70,9 @@ class Slices:
         if faults:
             raise ParityFailed(f"{artifact} on {engine} loses parts of its answer: {'; '.join(faults)}")
 
-    def used(self, limits: Limits) -> float:
-        """How far the worst slice is off, in parts of what it may be; 0 where there is none to judge."""
-        worst = max((float(off.max()) for _, off in self._distances()), default=0.0)
-        return worst / (_BESIDE_ROW * limits.worst_row)
+    def worst(self) -> float:
+        """How far the worst slice is off, in its own size; 0 where there is none to judge."""
+        return max((float(off.max()) for _, off in self._distances()), default=0.0)
 
     def unproven(self) -> tuple[str, ...]:
         """Outputs that were empty in every answer of the reference, or one and the same value all over."""
