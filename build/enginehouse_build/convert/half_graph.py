@@ -230,4 +230,4 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def _cast(name: str, result: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [name], [result], name=f"{result}/cast", to=to)
+    return helper.make_node("Cast", [name], [result], name=f"{name}/to/{result}", to=to)

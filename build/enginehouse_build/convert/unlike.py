@@ -32,8 +32,8 @@ def unlike_ends(
 ) -> list[str]:
     """Those of the `chosen` nodes that make channels of unlike ranges which no further layer weighs.
 
-    A layer learned how to weigh its inputs; behind the last one each channel is an answer, as those of a head that makes
-    both boxes and logits. `model` is the file of `graph`, `layers` are the names of its layers.
+    A layer learned how to weigh its inputs; behind the last one each channel is an answer, as of a head that makes both
+    boxes and logits. `model` is the file of `graph`, `layers` are the names of its layers.
     """
     last = {value.name for value in graph.output}
     ends: dict[str, str] = {}
