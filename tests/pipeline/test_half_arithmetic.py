@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.parity import LIMITS, compare
 from enginehouse_build.convert.agreement import Agreement
@@ -191,6 +192,17 @@ def test_what_fp16_gets_wrong_stays_in_fp32(tmp_path: Path, make: Callable[[], C
         assert 0 < distance(got, want) < LIMIT.relative_l2
         assert off(got, want) < LIMIT.worst_row
     assert "simulated" in told
+
+
+def test_a_build_keeps_in_fp32_what_its_cpu_would_not_show(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
+    proto, asked = time_since()
+    np.savez(tmp_path / "x.npz", x=asked(0)["x"])
+    bundle = build_onnx(save(tmp_path / "full.onnx", proto), precisions=("fp32", "fp16"), samples=tmp_path / "x.npz")
+    artifact = bundle.manifest.artifact("onnx-fp16")
+    assert artifact.status == "ready"
+    assert any("1 node, 'Sub_d'; its arithmetic in fp16, simulated because" in said for said in artifact.remarks)
+    (half,) = bundle.verified_files(artifact)
+    assert off(ask_exactly(half, asked(9))[0], ask(tmp_path / "full.onnx", asked(9))[0]) < LIMIT.worst_row
 
 
 @pytest.mark.parametrize("make", [attention, residual, pixels])

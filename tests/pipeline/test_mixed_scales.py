@@ -10,8 +10,10 @@ import onnx
 import openvino
 import pytest
 
+from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.parity import LIMITS
+from enginehouse.engines import load_engine
 from enginehouse_build.convert import fallback
 from enginehouse_build.convert import openvino as for_openvino
 from enginehouse_build.convert.agreement import Agreement
@@ -83,6 +85,21 @@ def test_what_stays_in_fp32_is_the_head_and_is_named(tmp_path: Path) -> None:
     }
     assert made_by["head/WithoutBiases"].get_type_name() == "Relu"
     assert all(made_by[name].get_type_name() == "FakeQuantize" for name in ("stem", "body", "middle"))
+
+
+def test_a_build_keeps_what_int8_would_lose_and_says_so(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
+    mixed = rare_channel(tmp_path)
+    np.savez(tmp_path / "x.npz", x=np.concatenate([request["x"] for request in mixed.calibration]))
+    options = {"precisions": ("fp32", "int8"), "samples": tmp_path / "x.npz"}
+    bundle = build_onnx(mixed.path, formats=("onnx", "openvino"), **options)
+    for name, kind in (("onnx-int8", "onnxruntime-cpu"), ("openvino-int8", "openvino-cpu")):
+        artifact = bundle.manifest.artifact(name)
+        assert (artifact.status, artifact.reason) == ("ready", None)
+        assert any("kept in fp32, because int8 loses too much there" in said for said in artifact.remarks)
+        assert "kept in fp32, because int8 loses too much there" in (bundle.path / "report.html").read_text()
+        engine = load_engine(kind, bundle, artifact, threads=1)  # type: ignore[arg-type]
+        check(mixed, lambda request, engine=engine: engine.infer(request)["y"])  # type: ignore[misc]
+        engine.close()
 
 
 @pytest.mark.parametrize("make", [residual, attention])
