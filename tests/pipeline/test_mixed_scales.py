@@ -212,6 +212,17 @@ def test_model_with_little_to_quantize_is_not_called_int8(
         converted(kind, path, tmp_path, data)
 
 
+def test_conversions_are_tried_on_some_rows_of_each_size() -> None:
+    requests = [{"x": weights(rows, 3, seed=rows)} for rows in (1, 2, 40, 40, 40, 2)]
+    judge = Agreement.of(requests, lambda request: {"y": request["x"] * 2}, LIMIT).cut(64)
+    assert [len(request["x"]) for request in judge.requests] == [1, 2, 40, 24, 2]
+    assert [len(answer["y"]) for answer in judge.answers] == [1, 2, 40, 24, 2]
+    assert judge.found(lambda request: {"y": request["x"] * 2}).loss == 0
+    assert judge.found(lambda request: {"y": request["x"]}).fault
+    whole = Agreement(requests[2:3], [{}], LIMIT, batched=False)
+    assert whole.cut(64).requests == requests[2:3]
+
+
 def test_multiplications_are_those_of_the_shapes(tmp_path: Path) -> None:
     path, asked = recurrent(tmp_path)
     layer = 4 * 9 * 5 * 64

@@ -14,6 +14,8 @@ from enginehouse.contract.tensors import Tensors
 
 #: Requests that single nodes are judged by, at most: there may be hundreds of nodes.
 _FEW = 6
+#: Rows of a request that is there for its size.
+_SMALL = 2
 _IT, _HERE = "the conversion", "this machine"
 
 
@@ -49,6 +51,18 @@ class Agreement:
         """With the answers that `run` gives."""
         return cls(requests, [run(request) for request in requests], limits)
 
+    def cut(self, rows: int) -> Agreement:
+        """The same with about so many rows in all, and every request of one or two rows: those of other sizes."""
+        requests, answers = [], []
+        for request, answer in zip(self.requests, self.answers, strict=True):
+            count = len(next(iter(request.values()))) if self.batched else 1
+            taken = count if count <= _SMALL else min(count, rows)
+            rows -= taken if count > _SMALL else 0
+            if taken:
+                requests.append(_first(request, taken) if self.batched else request)
+                answers.append(_first(answer, taken) if self.batched else answer)
+        return Agreement(requests, answers, self.limits, self.batched)
+
     def few(self) -> Agreement:
         """The same with some of the requests."""
         return Agreement(some(self.requests), some(self.answers), self.limits, self.batched)
@@ -76,3 +90,7 @@ class Agreement:
         except ParityFailed as error:
             fault = str(error)
         return Found(fault, loss, figures.relative_l2, worst)
+
+
+def _first(tensors: Tensors, rows: int) -> Tensors:
+    return {name: array[:rows] for name, array in tensors.items()}
