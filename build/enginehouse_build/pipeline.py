@@ -170,11 +170,12 @@ class _Build:
 
     def _converted(self, source: Path, reference: Reference, format: Format, precision: Precision) -> Artifact:
         name = f"{format}-{precision}"
-        key = [format, precision, self.content, provenance.of_machine()]
+        limits = self.recipe.limits_of(precision)
+        key = [format, precision, self.content, limits.relative_l2, provenance.of_machine()]
         timing = self.steps.kept.shared("tensorrt-timing")
         try:
             folder, made = self.steps.run(
-                f"convert {name}", key, convert, format, precision, reference, source, timing,
+                f"convert {name}", key, convert, format, precision, reference, source, limits, timing,
                 detail=lambda made: "; ".join(made.remarks),
             )  # fmt: skip
         except EnginehouseError as error:

@@ -120,13 +120,18 @@ def attention(folder: Path) -> tuple[Path, list[Inputs]]:
     return save(folder / "attention.onnx", proto), [{"ids": found} for found in ids]
 
 
-def recurrent(folder: Path) -> tuple[Path, list[Inputs]]:
+def recurrent(folder: Path, width: int = 64) -> tuple[Path, list[Inputs]]:
+    """Linear layers of 90 * `width` multiplications a row, an LSTM of 2,376, and a linear layer of 18."""
     nodes = [
-        node("LSTM", ["x", "w", "r"], ["all", "last"], hidden_size=6),
+        node("MatMul", ["x", "up"], ["m"], name="first"),
+        node("Relu", ["m"], ["a"]),
+        node("MatMul", ["a", "down"], ["d"], name="second"),
+        node("LSTM", ["d", "w", "r"], ["all", "last"], name="lstm", hidden_size=6),
         node("Squeeze", ["last", "axes"], ["h"]),
-        node("MatMul", ["h", "out"], ["y"]),
+        node("MatMul", ["h", "out"], ["y"], name="third"),
     ]
     parts = {"w": weights(1, 24, 5), "r": weights(1, 24, 6), "out": weights(6, 3), "axes": np.array([0], i64)}
+    parts |= {"up": weights(5, width), "down": weights(width, 5) / f32(width)}
     proto = model(nodes, {"x": (f32, [9, "n", 5])}, {"y": (f32, ["n", 3])}, parts)
     generator = np.random.default_rng(0)
     return save(folder / "lstm.onnx", proto), [{"x": generator.standard_normal((9, 4, 5), f32)} for _ in range(6)]

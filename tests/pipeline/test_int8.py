@@ -18,7 +18,7 @@ from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import EngineOptions
 from enginehouse.engines import onnxruntime as for_onnxruntime
 from enginehouse_build.convert import openvino as for_openvino
-from enginehouse_build.convert import quantize
+from enginehouse_build.convert import quantizer
 from enginehouse_build.convert.best_of import Calibration, best_of
 from enginehouse_build.convert.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
 from enginehouse_build.inputs.preprocess import Preprocess
@@ -125,7 +125,7 @@ def test_recurrent_layers_stay_in_fp32(tmp_path: Path) -> None:
     path, calibration = recurrent(tmp_path)
     want = ask(path, calibration[0])[0]
     remark = quantize_for_onnxruntime(path, tmp_path / "u8.onnx", calibration)
-    assert remark == "1 of 2 layers stay in fp32: LSTM 1"
+    assert remark == "1 of 4 layers stay in fp32: LSTM 1"
     assert distance(ask(tmp_path / "u8.onnx", calibration[0])[0], want) < 0.02
     for_openvino.convert(path, tmp_path, "int8", calibration)
     assert distance(ask_openvino(tmp_path, "int8", calibration[0]), want) < 0.02
@@ -205,7 +205,7 @@ def test_layers_that_share_weights_load_where_products_would_saturate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_for: str
 ) -> None:
     path, calibration = shared(tmp_path)
-    monkeypatch.setattr(quantize, "int8_products", lambda: made_for)
+    monkeypatch.setattr(quantizer, "int8_products", lambda: made_for)
     quantize_for_onnxruntime(path, tmp_path / "u8.onnx", calibration)
     types = [tensor.data_type for tensor in onnx.load(tmp_path / "u8.onnx").graph.initializer if len(tensor.dims) == 2]
     assert types == [onnx.TensorProto.INT8] * (2 if made_for == "saturating" else 1)

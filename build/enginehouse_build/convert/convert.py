@@ -9,34 +9,54 @@ from pathlib import Path
 from enginehouse.contract import tensor_file
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.manifest import Format, Precision
+from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines.hardware import int8_products
-from enginehouse_build.convert import fp16, int8_lint, openvino, quantize, tensorrt
+from enginehouse_build.convert import fallback, fp16, int8_lint, openvino, quantize, tensorrt
+from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.tensorrt import Converted
-from enginehouse_build.reference.reference import CALIBRATION, MODEL, REQUESTS, Reference
+from enginehouse_build.reference import conditioning
+from enginehouse_build.reference.reference import ANSWERS, CALIBRATION, MODEL, REQUESTS, Reference
 
 #: How int8 is kept from saturating where this CPU's products would (`enginehouse.engines.hardware.int8_products`).
 _PRECISE: Mapping[Format, str] = {
     "onnx": "this CPU has no VNNI: ONNX Runtime computes int8 in its precise mode (uint8 weights), which takes longer",
     "openvino": "this CPU has no VNNI: the weights have 7 bits, so that no product of int8 saturates",
 }
+#: Rows that conversions are tried on: those of the gate, which asks all, would take a ResNet-18 longer than the rest.
+_ROWS = 64
 
 
 def convert(
-    folder: Path, format: Format, precision: Precision, reference: Reference, source: Path, timing_cache: Path
+    folder: Path,
+    format: Format,
+    precision: Precision,
+    reference: Reference,
+    source: Path,
+    limits: Limits,
+    timing_cache: Path,
 ) -> Converted:
     """Write the artifact's files into `folder`, from the reference's files in `source`.
 
-    Raises ConversionFailed or EngineUnavailable with the converter's reason.
+    What would take its answers beyond `limits` stays in fp32, as far as can be known here. Raises ConversionFailed or
+    EngineUnavailable with the converter's reason.
     """
     onnx = source / MODEL
-    if format == "openvino":
-        samples = _calibration(source) if precision == "int8" else ()
-        return Converted(remarks=_said(openvino.convert(onnx, folder, precision, samples), _cpu(format, precision)))
     model = folder / "model.onnx"
-    remarks = _said(_onnx(onnx, model, format, precision, source))
-    if format == "onnx":
-        return Converted(remarks=remarks + _said(_cpu(format, precision)))
+    requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
+    agreement = Agreement(requests, answers, limits, reference.signature.batched).cut(_ROWS)
+    try:
+        if format == "openvino":
+            samples = _calibration(source) if precision == "int8" else ()
+            said = openvino.convert(onnx, folder, precision, samples, agreement)
+        else:
+            said = _onnx(onnx, model, format, precision, source, agreement)
+    except fallback.NothingHelps as error:
+        explanation = conditioning.explain(onnx, requests[0], answers[0], precision, 0)
+        raise ConversionFailed("; ".join(filter(None, (str(error), explanation)))) from error
+    if format != "tensorrt":
+        return Converted(remarks=_said(said, _cpu(format, precision)))
+    remarks = _said(said)
     int8_lint.check_for_tensorrt(model)
     built = tensorrt.convert(
         model, folder, reference.signature, reference.max_rows, reference.axes, precision, timing_cache
@@ -44,12 +64,12 @@ def convert(
     return Converted(built.requires, remarks + built.remarks)
 
 
-def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source: Path) -> str:
+def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source: Path, agreement: Agreement) -> str:
     if precision == "fp16":
-        return fp16.to_fp16(onnx, model, tensor_file.read(source / REQUESTS))
+        return fp16.to_fp16(onnx, model, agreement.requests, agreement)
     if precision == "int8":
         quantized = quantize.quantize_for_tensorrt if format == "tensorrt" else quantize.quantize_for_onnxruntime
-        return quantized(onnx, model, _calibration(source))
+        return quantized(onnx, model, _calibration(source), agreement)
     shutil.copyfile(onnx, model)
     return ""
 

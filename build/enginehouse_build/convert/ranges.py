@@ -7,7 +7,7 @@ GPU. And int8 gives all inputs of a Concat one scale, so a small one beside a la
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.graph.graph import element_types
-from enginehouse_build.reference.onnx import plain_session
+from enginehouse_build.reference.onnx import Run, plain_session
 
 #: Requests that are looked at, at most: every activation of one is in memory at once.
 _REQUESTS = 16
@@ -58,21 +58,48 @@ def ranges(model: Path, requests: Sequence[Tensors]) -> Mapping[str, Range]:
     if not requests:
         return {}
     proto = onnx.shape_inference.infer_shapes(onnx.load(model))
-    graph = proto.graph
-    types = element_types(graph)
-    known = {value.name for value in graph.output}
-    inside = [name for node in graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]
-    graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inside if name not in known
-    )
+    types = element_types(proto.graph)
+    made = {name for node in proto.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT}
     found: dict[str, Range] = {}
+    run = inside(proto, made)
+    for request in _looked_at(requests):
+        for name, array in (*request.items(), *run(request).items()):
+            if array.dtype == np.float32:
+                found.setdefault(name, Range()).take_in(array)
+    return found
+
+
+def channel_widths(model: Path, requests: Sequence[Tensors], names: Collection[str]) -> Mapping[str, np.ndarray]:
+    """What each channel (index of axis 1) of these fp32 tensors, where they have channels, spreads over."""
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    run = inside(onnx.shape_inference.infer_shapes(onnx.load(model)), names)
+    for request in _looked_at(requests) if names else ():
+        for name, array in run(request).items():
+            if name in names and array.ndim > 1 and array.size:
+                others = tuple(axis for axis in range(array.ndim) if axis != 1)
+                least, largest = found.get(name, (np.zeros(array.shape[1]), np.zeros(array.shape[1])))
+                if least.shape == array.shape[1:2]:
+                    found[name] = np.fmin(least, array.min(others)), np.fmax(largest, array.max(others))
+    return {name: largest - least for name, (least, largest) in found.items()}
+
+
+def inside(proto: onnx.ModelProto, names: Collection[str]) -> Run:
+    """Runs `proto`, whose types are inferred, and tells these tensors besides its outputs.
+
+    Raises ExportFailed when the model does not load.
+    """
+    types = element_types(proto.graph)
+    told = onnx.ModelProto()
+    told.CopyFrom(proto)
+    known = {value.name for value in proto.graph.output}
+    told.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, types[name], None) for name in sorted(set(names) - known)
+    )
     with tempfile.TemporaryDirectory(prefix="enginehouse-") as folder:
         path = Path(folder) / "told.onnx"
-        onnx.save(proto, path, save_as_external_data=proto.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF)
-        run = plain_session(path)
-        for request in requests[:: max(1, len(requests) // _REQUESTS)][:_REQUESTS]:
-            told = run(request)
-            for name, array in (*request.items(), *told.items()):
-                if array.dtype == np.float32:
-                    found.setdefault(name, Range()).take_in(array)
-    return found
+        onnx.save(told, path, save_as_external_data=told.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF)
+        return plain_session(path)
+
+
+def _looked_at(requests: Sequence[Tensors]) -> Sequence[Tensors]:
+    return requests[:: max(1, len(requests) // _REQUESTS)][:_REQUESTS]

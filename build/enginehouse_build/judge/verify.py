@@ -24,8 +24,8 @@ from enginehouse.contract.parity import Limits
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
-from enginehouse_build.judge import conditioning
 from enginehouse_build.judge.absence import missing
+from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.reference import (
     ANSWERS,
     LABELS,

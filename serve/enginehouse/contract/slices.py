@@ -23,7 +23,7 @@ _ENOUGH = 16
 _NOTHING = 1e-6
 #: A slice may be off by so many times what a row may be: it is the worst of many, and often of small numbers (the
 #: probability of a class that no sample belongs to).
-_BESIDE_ROW = 2.0
+BESIDE_ROW = 2.0
 
 
 @dataclass(slots=True)
@@ -57,14 +57,9 @@ class Slices:
 
     def gate(self, artifact: str, engine: str, limits: Limits) -> None:
         """Raises ParityFailed when a slice is lost, naming the worst of each axis."""
-        limit = _BESIDE_ROW * limits.worst_row
+        limit = BESIDE_ROW * limits.worst_row
         faults = []
-        for (name, axis), along in self._along.items():
-            if along.values < _ENOUGH:
-                continue
-            own = along.size
-            scale = np.where(own > _NOTHING**2 * max(own.mean(), along.values), own, own.mean())
-            off = np.sqrt(np.divide(along.error, scale, out=np.zeros_like(scale), where=scale > 0))
+        for (name, axis), off in self._distances():
             worst = int(off.argmax())
             if off[worst] > limit:
                 beyond = int((off > limit).sum())
@@ -75,6 +70,10 @@ class Slices:
         if faults:
             raise ParityFailed(f"{artifact} on {engine} loses parts of its answer: {'; '.join(faults)}")
 
+    def worst(self) -> float:
+        """How far the worst slice is off, in its own size; 0 where there is none to judge."""
+        return max((float(off.max()) for _, off in self._distances()), default=0.0)
+
     def unproven(self) -> tuple[str, ...]:
         """Outputs that were empty in every answer of the reference, or one and the same value all over."""
         return tuple(
@@ -82,6 +81,14 @@ class Slices:
             for name, values in self._values.items()
             if not values or (known := self._constant[name]) == {0} or (len(known) == 1 and values > 1)
         )
+
+    def _distances(self) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
+        """Output and axis, and how far each slice is off, in its own size."""
+        for key, along in self._along.items():
+            if along.values >= _ENOUGH:
+                own = along.size
+                scale = np.where(own > _NOTHING**2 * max(own.mean(), along.values), own, own.mean())
+                yield key, np.sqrt(np.divide(along.error, scale, out=np.zeros_like(scale), where=scale > 0))
 
     def _note(self, name: str, reference: np.ndarray) -> None:
         known = self._constant.setdefault(name, set())

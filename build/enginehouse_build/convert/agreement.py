@@ -1,0 +1,96 @@
+"""Whether a conversion would pass the gate, asked while it can still be done otherwise, and by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from enginehouse.contract import parity
+from enginehouse.contract.errors import EngineUnavailable, ParityFailed
+from enginehouse.contract.parity import Limits
+from enginehouse.contract.slices import BESIDE_ROW, compare_slices
+from enginehouse.contract.tensors import Tensors
+
+#: Requests that single nodes are judged by, at most: there may be hundreds of nodes.
+_FEW = 6
+#: Rows of a request that is there for its size.
+_SMALL = 2
+_IT, _HERE = "the conversion", "this machine"
+
+
+def some(requests: Sequence[Tensors]) -> Sequence[Tensors]:
+    """A few of the requests, from all over."""
+    return requests[:: max(1, len(requests) // _FEW)][:_FEW]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`fault` says which figures are past their limit, or is ""; `loss` is the worst figure in parts of its limit.
+
+    `relative_l2` is that of the whole, `slice` how far the worst slice is off in its own size.
+    """
+
+    fault: str
+    loss: float
+    relative_l2: float = math.inf
+    slice: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Requests with the answers of the fp32 reference, and how far another answer may be from them."""
+
+    requests: Sequence[Tensors]
+    answers: Sequence[Tensors]
+    limits: Limits
+    batched: bool = True
+
+    @classmethod
+    def of(cls, requests: Sequence[Tensors], run: Callable[[Tensors], Tensors], limits: Limits) -> Agreement:
+        """With the answers that `run` gives."""
+        return cls(requests, [run(request) for request in requests], limits)
+
+    def cut(self, rows: int) -> Agreement:
+        """The same with about so many rows in all, and every request of one or two rows: those of other sizes."""
+        requests, answers = [], []
+        for request, answer in zip(self.requests, self.answers, strict=True):
+            count = len(next(iter(request.values()))) if self.batched else 1
+            taken = count if count <= _SMALL else min(count, rows)
+            rows -= taken if count > _SMALL else 0
+            if taken:
+                requests.append(_first(request, taken) if self.batched else request)
+                answers.append(_first(answer, taken) if self.batched else answer)
+        return Agreement(requests, answers, self.limits, self.batched)
+
+    def few(self) -> Agreement:
+        """The same with some of the requests."""
+        return Agreement(some(self.requests), some(self.answers), self.limits, self.batched)
+
+    def found(self, run: Callable[[Tensors], Tensors]) -> Found:
+        """How far the answers of `run` are; one that fails, or is not finite where it should be, is lost altogether."""
+        limits, pairs = self.limits, zip(self.requests, self.answers, strict=True)
+        try:
+            figures, slices = compare_slices(_HERE, run, pairs, limits.relative_l2, batched=self.batched)
+        except EngineUnavailable:
+            raise
+        except Exception as error:
+            return Found(str(error) or type(error).__name__, math.inf)
+        worst = slices.worst()
+        loss = max(
+            figures.relative_l2 / limits.relative_l2,
+            figures.worst_row / limits.worst_row,
+            figures.differing / limits.differing,
+            worst / (BESIDE_ROW * limits.worst_row),
+        )
+        fault = ""
+        try:
+            parity.gate(_IT, limits, figures)
+            slices.gate(_IT, _HERE, limits)
+        except ParityFailed as error:
+            fault = str(error)
+        return Found(fault, loss, figures.relative_l2, worst)
+
+
+def _first(tensors: Tensors, rows: int) -> Tensors:
+    return {name: array[:rows] for name, array in tensors.items()}
