@@ -43,7 +43,7 @@ class Subject:
         source.mkdir(parents=True)
         onnx.save(model.make(), folder / "given.onnx")
         np.savez(folder / "rows.npz", **model.rows())
-        given = {"samples": folder / "rows.npz"} if with_rows else {}
+        given = {"samples": folder / "rows.npz"} if with_rows else {"axes": model.ranges}
         recipe = Recipe.of(
             source=str(folder / "given.onnx"), name="subject", store=str(folder), max_batch=8, threads=1, **given
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ RARE = 5
 
 @dataclass(frozen=True)
 class Model:
-    """`make` is the ONNX model, `rows` are its user's, by input; without them the build makes up its own."""
+    """`make` is the ONNX model, `rows` are its user's, by input; who has no rows gives `ranges` of free dimensions."""
 
     make: Callable[[], onnx.ModelProto]
     rows: Callable[[], dict[str, np.ndarray]]
+    ranges: Mapping[str, str] = field(default_factory=dict)
 
 
 def weights(seed: int, *shape: int) -> np.ndarray:
@@ -201,6 +202,18 @@ def counter() -> onnx.ModelProto:
     return _model(nodes, {"id": (i64, ["n", 3])}, {"key": (i64, ["n", 3])}, parts)
 
 
+def pooler() -> onnx.ModelProto:
+    """Pictures of any size, halved with what is left over at their edges; its user's all have one size."""
+    nodes = [
+        node("Conv", ["x", "w0"], ["c0"], pads=[1, 1, 1, 1]),
+        node("MaxPool", ["c0"], ["halved"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+        node("GlobalAveragePool", ["halved"], ["pooled"]),
+        node("Flatten", ["pooled"], ["y"]),
+    ]
+    shape = ["n", 3, "height", "width"]
+    return _model(nodes, {"x": (f32, shape)}, {"y": (f32, ["n", 6])}, {"w0": weights(60, 6, 3, 3, 3)})
+
+
 def ids(rows: int = 64) -> dict[str, np.ndarray]:
     return {"id": np.random.default_rng(3).integers(0, 30_000, (rows, 3))}
 
@@ -213,4 +226,5 @@ MODELS: Mapping[str, Model] = {
     "tabular": Model(tabular, columns),
     "labeller": Model(labeller, columns),
     "counter": Model(counter, ids),
+    "pooler": Model(pooler, images, {"height": "8:16:24", "width": "8:16:24"}),
 }

@@ -80,14 +80,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Mutant:
-    """`breaking` applied to the graph of the model called `model`; `weakest` is the least strength worth a look.
-
-    `by_reach`: less strength is less reach, which no comparison of samples need see.
-    """
+    """A kind of fault in the model called `model`: `breaking` takes its graph and a strength, and changes the graph."""
 
     kind: str
     model: str
     breaking: Callable[[Graph, float], None]
+
+    def change(self, strength: float) -> Callable[[Graph], None]:
+        """`breaking` by so much."""
+        return lambda graph: self.breaking(graph, strength)
 
     @property
     def name(self) -> str:
@@ -121,10 +122,6 @@ def drop_bias(graph: Graph, strength: float) -> None:
 
 def drop_inner_bias(graph: Graph, strength: float) -> None:
     graph.change("b1", graph.constant("b1") * (1 - strength))
-
-
-def drop_pixel_bias(graph: Graph, strength: float) -> None:
-    drop_inner_bias(graph, strength)
 
 
 def drop_box_bias(graph: Graph, strength: float) -> None:
@@ -240,9 +237,15 @@ def off_by_one(graph: Graph, strength: float) -> None:
     graph.behind("wide", ("Greater", ["wide", above], {}), ("Cast", [0], {"to": 7}), ("Sub", ["wide", 1], {}))
 
 
+def cut_rest(graph: Graph, strength: float) -> None:
+    """What is left over at the edges is left out: there is such a rest at odd sizes only."""
+    halved = ("MaxPool", ["c0"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    graph.behind("pooled", halved, ("GlobalAveragePool", [0], {}), strength=strength)
+
+
 _ALL: Mapping[str, Mapping[str, Callable[[Graph, float], None]]] = {
     "swapped classes": {"classifier": swap_classes, "encoder": swap_tags, "labeller": swap_labels},
-    "dropped bias": {"classifier": drop_bias, "segmenter": drop_pixel_bias, "detector": drop_box_bias},
+    "dropped bias": {"classifier": drop_bias, "segmenter": drop_inner_bias, "detector": drop_box_bias},
     "dropped inner bias": {"classifier": drop_inner_bias},
     "wrong epsilon": {"classifier": epsilon, "encoder": epsilon},
     "saturated activations": {"classifier": saturate, "segmenter": saturate, "detector": saturate},
@@ -261,6 +264,7 @@ _ALL: Mapping[str, Mapping[str, Callable[[Graph, float], None]]] = {
     "NaN to 0": {"tabular": nan_to_zero},
     "wrapped integers": {"counter": wrap},
     "integers off by one": {"counter": off_by_one},
+    "rest cut off": {"pooler": cut_rest},
 }
 MUTANTS: Mapping[str, Mutant] = {
     mutant.name: mutant

@@ -6,7 +6,7 @@ what the artifact refuses is not silent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,9 @@ Run = Callable[[Tensors], Tensors]
 SEED = 0
 #: Rows that are asked between made-up ones.
 _IN_COMPANY = 3
-#: Requests that ids are spread over: tables may have more rows than fit.
-_REQUESTS_OF_IDS = 4
+#: Rows of each request, and requests that ids are spread over: more take longer than the samples themselves.
+_ROWS = 8
+_REQUESTS_OF_IDS = 2
 #: How much larger than the samples floats may be in requests that nobody would call absurd.
 _LOUDER = 8.0
 #: Whole numbers beyond this are for `probes` to look at.
@@ -74,9 +75,6 @@ class Beyond:
             got = self.infer(request)
         except EnginehouseError:
             return
-        self._equal(what, got, want, request, remedy)
-
-    def _equal(self, what: str, got: Tensors, want: Tensors, request: Tensors, remedy: str) -> None:
         fault = self.rounding.difference(got, want, request, self.limits)
         if fault is not None:
             raise ParityFailed(f"{self.artifact.name} answers otherwise than the reference {what}: {fault}{remedy}")
@@ -85,30 +83,30 @@ class Beyond:
         """Each row alone, then with others around it: the artifact against itself, whatever its precision."""
         rows = picked(self.samples)
         alone = [self.infer(row) for row in rows]
-        most = self.manifest.max_batch
-        groups: list[tuple[str, list[Tensors], list[int]]] = []
-        for start in range(0, len(rows), most):
-            order = list(reversed(range(len(rows))))[start : start + most]
-            groups.append(("beside other samples", [], order))
-        for at, (what, front, back) in enumerate(companies(rows[0], self.samples)):
-            count = min(_IN_COMPANY, max(most - 2, 1))
-            chosen = [(len(rows) - 1 - at - step) % len(rows) for step in range(count)]
-            groups.append((what, [front] if most == 2 else [front, back], chosen))
-        for what, strangers, chosen in groups:
+        for what, before, chosen, behind in self._groups(rows):
             own = [rows[row] for row in chosen]
-            batch = joined([*strangers[:1], *own, *strangers[1:]])
             try:
-                got = self.infer(batch)
+                got = self.infer(joined([*before, *own, *behind]))
             except EnginehouseError:
                 continue
-            before = len(strangers[:1])
-            within = {name: array[before : before + len(chosen)] for name, array in got.items()}
+            within = {name: array[len(before) : len(before) + len(own)] for name, array in got.items()}
             fault = self.rounding.difference(within, joined([alone[row] for row in chosen]), joined(own), self.limits)
             if fault is not None:
                 raise ParityFailed(
                     f"{self.artifact.name} answers a row that shares its batch otherwise than alone: {what}, {fault}; "
                     "requests of strangers share a batch"
                 )
+
+    def _groups(self, rows: Sequence[Tensors]) -> Iterator[tuple[str, list[Tensors], list[int], list[Tensors]]]:
+        """What the company is, who is before, which of `rows`, who is behind; together as many as a call may have."""
+        most = self.manifest.max_batch
+        order = list(reversed(range(len(rows))))
+        for start in range(0, len(order), most):
+            yield "beside other samples", [], order[start : start + most], []
+        for at, (what, front, back) in enumerate(companies(rows[0], self.samples)):
+            count = max(min(_IN_COMPANY, most - 2), 1)
+            chosen = [order[(at + step) % len(order)] for step in range(count)]
+            yield what, [front], chosen, [back] if most > 2 else []
 
     def _extents(self) -> Iterator[tuple[str, Tensors, str]]:
         """Extents beside those of the samples, odd ones among them, as far as requests may have them."""
@@ -132,18 +130,18 @@ class Beyond:
 
     def _ids(self) -> Iterator[tuple[str, Tensors]]:
         """Ids of the whole table, the first and last ones in any case; also those that count from its end."""
-        request = self._rows(self.manifest.max_batch)
+        request = self._rows(_ROWS)
         specs = [spec for spec in self._signature.inputs if spec.domain is not None]
         generator = np.random.default_rng(SEED)
-        for low in (True, False) if specs else ():
-            orders = {spec.name: _order(spec, generator, from_end=low) for spec in specs}
+        for from_end in (False, True) if specs else ():
+            orders = {spec.name: _order(spec, generator, from_end=from_end) for spec in specs}
             for part in range(_REQUESTS_OF_IDS):
                 ids = {name: _slice_of(order, request[name], part) for name, order in orders.items()}
                 what = f"for ids all over the table of {', '.join(repr(name) for name in ids)}"
                 yield what, {**request, **ids}
 
     def _large(self) -> Iterator[tuple[str, Tensors]]:
-        request = self._rows(self.manifest.max_batch)
+        request = self._rows(_ROWS)
         floats = {name: array for name, array in request.items() if array.dtype.kind == "f"}
         for sign in (1, -1) if floats else ():
             louder = {name: (array * array.dtype.type(sign * _LOUDER)) for name, array in floats.items()}

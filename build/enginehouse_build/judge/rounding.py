@@ -100,7 +100,7 @@ def exact(
                 if moved[name].shape == want[name].shape:
                     decided[name][at] += int(np.sum(np.asarray(moved[name] != want[name], dtype=bool)))
     faults = [
-        f"{first[name]}; in all {wrong[name]} of {total[name]} are other ones, and rounding decides {max(decided[name])}"
+        f"{first[name]}; of {total[name]} in all {wrong[name]} are other ones, rounding decides {max(decided[name])}"
         for name in first
         if wrong[name] > _EITHER_WAY * max(decided[name])
     ]
