@@ -33,6 +33,9 @@ class Graph:
         del node.attribute[:]
         node.attribute.extend(kept + [helper.make_attribute(key, value) for key, value in attributes.items()])
 
+    def constants(self) -> list[str]:
+        return [tensor.name for tensor in self._graph.initializer]
+
     def constant(self, name: str) -> np.ndarray:
         found = next(tensor for tensor in self._graph.initializer if tensor.name == name)
         return np.array(numpy_helper.to_array(found))

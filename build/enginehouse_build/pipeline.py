@@ -204,11 +204,7 @@ class _Build:
         limits = recipe.limits_of(artifact.precision)
         files = [file.sha256 for file in artifact.files]
         # What requests may be decides what is asked beyond the samples.
-        may_be = [
-            recipe.model_dump(mode="json", include={"axes"}),
-            [axis.model_dump() for axis in reference.axes],
-            reference.max_rows,
-        ]
+        may_be = [reference.max_rows, reference.axes, sorted(recipe.axes)]
         own = [limits.relative_l2, recipe.max_drop, recipe.threads, may_be]
         key = [files, self.content, self.judging, own, provenance.of_machine()]
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from enginehouse.contract.errors import ParityFailed
-from enginehouse.contract.parity import LIMITS, Limits, first_difference
+from enginehouse.contract.parity import LIMITS, WHOLE, Limits, first_difference
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.judge.conditioning import shaken
 
@@ -18,6 +18,8 @@ _BY = 1e-5
 _SEEDS = (0, 1)
 #: How many times as many whole numbers as were seen to change may do so: rounding falls either way.
 _EITHER_WAY = 4
+#: In a short answer a single number is more than the share that may differ.
+_FEW = 2
 
 
 class Rounding:
@@ -58,7 +60,7 @@ class Rounding:
             fault = first_difference(there, own, limits.relative_l2, limits.worst_row, {name: share})
             if fault is None:
                 continue
-            steady = array.dtype.kind not in "fc" or all(
+            steady = array.dtype.kind in WHOLE or all(
                 first_difference(answer, own, limits.relative_l2, limits.worst_row) is None for answer in moved
             )
             if steady:
@@ -67,12 +69,12 @@ class Rounding:
 
     @staticmethod
     def _share(want: np.ndarray, moved: Sequence[np.ndarray], limits: Limits) -> float:
-        if want.dtype.kind in "fc" or not want.size:
+        if want.dtype.kind not in WHOLE or not want.size:
             return 0.0
         if limits.differing > LIMITS["fp32"].differing:
             return max(limits.differing, 1 / want.size)
         seen = max((float(np.mean(other != want)) for other in moved if other.shape == want.shape), default=0.0)
-        return min(_EITHER_WAY * seen, limits.differing)
+        return min(_EITHER_WAY * seen, max(limits.differing, _FEW / want.size))
 
 
 def exact(
@@ -110,4 +112,4 @@ def exact(
 
 def whole(answer: Tensors) -> dict[str, np.ndarray]:
     """The outputs that are right or wrong and nothing between: whole numbers, text, truth values."""
-    return {name: array for name, array in answer.items() if array.dtype.kind not in "fc"}
+    return {name: array for name, array in answer.items() if array.dtype.kind in WHOLE}

@@ -1,4 +1,9 @@
-"""The gate: one artifact's answers on the user's samples, through every engine of this machine that will serve it."""
+"""The gate: one artifact's answers through every engine of this machine that will serve it.
+
+On the user's samples its figures have to be within the limits of the precision, in fp32 whole numbers and text exactly
+what the reference answers; then it is asked what the samples leave out (`beyond`) and what engines are known to answer
+otherwise (`probes`).
+"""
 
 from __future__ import annotations
 
@@ -74,8 +79,7 @@ def verify(
     refused: list[str] = []
     unproven: tuple[str, ...] = ()
     bounds: dict[InputBound, EngineKind] = {}
-    right, rounding = plain_session(source / MODEL, threads), Rounding(source / MODEL, threads)
-    samples = tensor_file.read(source / SAMPLES)[0]
+    rounding = Rounding(source / MODEL, threads)
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
@@ -95,9 +99,10 @@ def verify(
             slices.gate(name, kind, limits)
             if artifact.precision == "fp32":
                 exact(f"{name} on {kind}", answers, _pairs(source), rounding)
-            Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding).check()
             unproven = slices.unproven()
-            (request, *_others) = tensor_file.read(source / REQUESTS)
+            (request, *_others), samples = tensor_file.read(source / REQUESTS), tensor_file.read(source / SAMPLES)[0]
+            right = plain_session(source / MODEL, threads)
+            Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding).check()
             found = probes.bounds(engine.infer, source / MODEL, request, limits, threads)
             bounds |= dict.fromkeys(found, kind)
             passed[kind] = engine.precision
