@@ -166,8 +166,8 @@ def first_difference(
 
     The comparison of proofs, and of gates that ask whether two answers are the same and not whether one is good enough:
     every row of every output counts, whole numbers and text exactly, and what is not finite has to be so in the same
-    places. Floats may differ by `limit` (relative L2) in an output and by `per_row` in any row of it. `undecided` is the
-    share of whole numbers, by output, that rounding alone decides: as many may differ.
+    places. Floats may differ by `limit` (relative L2) in an output and by `per_row` in any row of it. `undecided` is
+    the share of whole numbers, by output, that rounding alone decides: as many may differ.
     """
     for name, array in want.items():
         if fault := _difference(name, got, array, limit, per_row, (undecided or {}).get(name, 0.0)):
