@@ -6,17 +6,19 @@ what the artifact refuses is not silent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from enginehouse.contract.errors import EnginehouseError, ParityFailed
 from enginehouse.contract.manifest import Artifact, Manifest
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
+from enginehouse_build.graph.graph import element_types
 from enginehouse_build.inputs.samples import resized, take
 from enginehouse_build.judge.probes import takes_large_numbers
 from enginehouse_build.judge.rounding import Rounding
@@ -34,6 +36,8 @@ _REQUESTS_OF_IDS = 2
 _LOUDER = 8.0
 #: Whole numbers beyond this are for `probes` to look at.
 _LARGEST_WHOLE = 24
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,12 @@ class Beyond:
     rounding: Rounding
 
     def check(self) -> None:
-        """Look at all that there is; only fp32 promises to answer values that samples and calibration never had."""
+        """Look at all that there is.
+
+        Only fp32 promises to answer values that samples and calibration never had, and a graph of whole numbers, which
+        is the same in every precision.
+        """
+        proto = onnx.load(self.model, load_external_data=False)
         if self._signature.batched and self.manifest.max_batch > 1:
             self._company()
         for what, request, remedy in self._extents():
@@ -61,8 +70,8 @@ class Beyond:
         if self.artifact.precision != "int8":
             for what, request in self._ids():
                 self._same(what, request)
-        if self.artifact.precision == "fp32":
-            for what, request in self._large():
+        if self.artifact.precision == "fp32" or not _FLOATS & set(_types_of(proto)):
+            for what, request in self._large(proto):
                 self._same(what, request, where_finite=True)
 
     def _same(self, what: str, request: Tensors, remedy: str = "", *, where_finite: bool = False) -> None:
@@ -143,7 +152,7 @@ class Beyond:
                 what = f"for ids all over the table of {', '.join(repr(name) for name in ids)}"
                 yield what, {**request, **ids}
 
-    def _large(self) -> Iterator[tuple[str, Tensors]]:
+    def _large(self, proto: onnx.ModelProto) -> Iterator[tuple[str, Tensors]]:
         request = self._rows(_ROWS)
         floats = {name: array for name, array in request.items() if array.dtype.kind == "f"}
         for sign in (1, -1) if floats else ():
@@ -155,8 +164,13 @@ class Beyond:
             for spec in self._signature.inputs
             if spec.dtype.kind in "iu" and spec.domain is None
         }
-        if whole and takes_large_numbers(onnx.load(self.model, load_external_data=False)):
+        if whole and takes_large_numbers(proto):
             yield "for whole numbers of all sizes below 2^24", {**request, **whole}
+
+
+def _types_of(proto: onnx.ModelProto) -> Iterable[int]:
+    """TensorProto.DataType of everything that the graph takes, makes and answers."""
+    return element_types(onnx.shape_inference.infer_shapes(proto).graph).values()
 
 
 def _order(spec: TensorSpec, generator: np.random.Generator, *, from_end: bool) -> np.ndarray:
