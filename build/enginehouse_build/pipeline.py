@@ -205,7 +205,9 @@ class _Build:
         recipe = self.recipe
         limits = recipe.limits_of(artifact.precision)
         files = [file.sha256 for file in artifact.files]
-        own = [limits.relative_l2, recipe.max_drop, recipe.threads]
+        # What requests may be decides what is asked beyond the samples.
+        may_be = [reference.max_rows, reference.axes, sorted(recipe.axes)]
+        own = [limits.relative_l2, recipe.max_drop, recipe.threads, may_be]
         key = [files, self.content, self.judging, own, provenance.of_machine()]
         try:
             _, judged = self.steps.run(

@@ -1,7 +1,13 @@
-"""The gate: one artifact's answers on the user's samples, through every engine of this machine that will serve it."""
+"""The gate: one artifact's answers through every engine of this machine that will serve it.
+
+On the user's samples its figures have to be within the limits of the precision, in fp32 whole numbers and text exactly
+what the reference answers; then it is asked what the samples leave out (`beyond`) and what engines are known to answer
+otherwise (`probes`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,10 +28,14 @@ from enginehouse.contract.manifest import (
 )
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.slices import Slices, compare_slices
+from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
+from enginehouse_build.judge.beyond import Beyond
+from enginehouse_build.judge.rounding import Rounding, exact, whole
 from enginehouse_build.reference import conditioning
+from enginehouse_build.reference.onnx import plain_session
 from enginehouse_build.reference.reference import (
     ANSWERS,
     LABELS,
@@ -79,6 +89,7 @@ def verify(
     unproven: tuple[str, ...] = ()
     bounds: dict[EngineKind, dict[str, InputBound]] = {}
     differences: list[str] = []
+    rounding = Rounding(source / MODEL, threads)
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             engine = load_engine(kind, bundle, artifact, threads=threads)
@@ -92,11 +103,15 @@ def verify(
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
             return Verified("failed", worst, None, (), str(error))
         try:
-            figures, slices = _measured(kind, engine, reference, source, limits, max_drop)
+            figures, slices, answers = _measured(kind, engine, reference, source, limits, max_drop)
             worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
             parity.gate(name, limits, figures)
             slices.gate(name, kind, limits)
+            if artifact.precision == "fp32":
+                exact(f"{name} on {kind}", answers, _pairs(source), rounding)
             unproven = slices.unproven()
+            samples, right = tensor_file.read(source / SAMPLES)[0], plain_session(source / MODEL, threads)
+            Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding).check()
             found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
             if found:
                 bounds[kind] = found
@@ -131,13 +146,20 @@ def verify(
 
 def _measured(
     kind: EngineKind, engine: Engine, reference: Reference, source: Path, limits: Limits, max_drop: float
-) -> tuple[Parity, Slices]:
-    pairs = zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
+) -> tuple[Parity, Slices, list[Tensors]]:
+    """The figures, those of the slices, and the whole numbers and text among the answers to the requests."""
+    answers: list[Tensors] = []
+
+    def kept(request: Tensors) -> Tensors:
+        answer = engine.infer(request)
+        answers.append(whole(answer))
+        return answer
+
     batched = reference.signature.batched
-    figures, slices = compare_slices(kind, engine.infer, pairs, limits.relative_l2, batched=batched)
+    figures, slices = compare_slices(kind, kept, _pairs(source), limits.relative_l2, batched=batched)
     metric = reference.metric
     if metric is None:
-        return figures, slices
+        return figures, slices, answers
     labels = np.load(source / LABELS)
     max_rows = reference.max_rows if batched else None
     outputs = in_batches(engine.infer, tensor_file.read(source / SAMPLES)[0], max_rows)
@@ -148,7 +170,11 @@ def _measured(
         max_drop=max_drop,
         rows=metric.rows,
     )
-    return figures.model_copy(update={"metric": record}), slices
+    return figures.model_copy(update={"metric": record}), slices, answers
+
+
+def _pairs(source: Path) -> Iterator[tuple[Tensors, Tensors]]:
+    return zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
 
 
 def _explained(

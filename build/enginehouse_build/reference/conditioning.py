@@ -14,6 +14,7 @@ from enginehouse.contract.errors import EnginehouseError, ParityFailed
 from enginehouse.contract.manifest import Precision
 from enginehouse.contract.parity import compare
 from enginehouse.contract.tensors import Tensors
+from enginehouse_build.graph.graph import graphs
 from enginehouse_build.reference.onnx import plain_session
 
 #: Unit roundoff of each precision: the relative error of storing one value. int8: half a step of 127.
@@ -21,6 +22,8 @@ _ROUNDOFF: Mapping[Precision, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf1
 _FP16_MAX = 65504.0
 #: Perturbations of this relative size leave a well-conditioned model's answer within a few times of it.
 _PROBE = 2.0**-20
+#: Inputs that say where and how much, not what: no rounding moves them, and moved ones are refused.
+_FIXED: Mapping[str, tuple[int, ...]] = {"Range": (0, 1, 2), "Resize": (1, 2), "Upsample": (1,)}
 #: A model that magnifies the probe by less than this is not to blame.
 _MAGNIFIED = 100.0
 SEED = 0
@@ -34,8 +37,7 @@ def explain(model: Path, request: Tensors, answer: Tensors, precision: Precision
     """
     found = []
     try:
-        moved = _perturbed(model, threads)(_shaken(request, np.random.default_rng(SEED)))
-        shift = compare(moved, answer).relative_l2
+        shift = compare(shaken(model, threads, _PROBE)(request), answer).relative_l2
         changed = "all of its finite values" if shift > 1 else f"its answer by {shift:.1e}"
     except ParityFailed:
         shift, changed = np.inf, "finite answers into infinite ones"
@@ -52,17 +54,33 @@ def explain(model: Path, request: Tensors, answer: Tensors, precision: Precision
     return "; ".join(found)
 
 
+def shaken(model: Path, threads: int, by: float, seed: int = SEED) -> Callable[[Tensors], dict[str, np.ndarray]]:
+    """The fp32 model in the ONNX file `model`, each weight and float input moved by at most `by` of itself."""
+    run = _perturbed(model, threads, by, np.random.default_rng(seed))
+    return lambda request: run(_shaken(request, by, np.random.default_rng(seed)))
+
+
 def _floats(tensors: Tensors) -> list[np.ndarray]:
     return [array for array in tensors.values() if array.dtype.kind == "f"]
 
 
-def _perturbed(path: Path, threads: int) -> Callable[[Tensors], dict[str, np.ndarray]]:
+def _perturbed(
+    path: Path, threads: int, by: float, generator: np.random.Generator
+) -> Callable[[Tensors], dict[str, np.ndarray]]:
     model = onnx.load(path)
     _write_out(model.graph)
-    generator = np.random.default_rng(SEED)
+    fixed = {
+        node.input[at]
+        for graph in graphs(model)
+        for node in graph.node
+        for at in _FIXED.get(node.op_type, ())
+        if at < len(node.input)
+    }
     for weights in model.graph.initializer:
-        if weights.data_type == onnx.TensorProto.FLOAT:
-            weights.CopyFrom(numpy_helper.from_array(_moved(numpy_helper.to_array(weights), generator), weights.name))
+        if weights.data_type == onnx.TensorProto.FLOAT and weights.name not in fixed:
+            weights.CopyFrom(
+                numpy_helper.from_array(_moved(numpy_helper.to_array(weights), by, generator), weights.name)
+            )
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "perturbed.onnx"
         onnx.save(model, target)
@@ -79,9 +97,11 @@ def _write_out(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def _shaken(request: Tensors, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: _moved(array, generator) if array.dtype == np.float32 else array for name, array in request.items()}
+def _shaken(request: Tensors, by: float, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        name: _moved(array, by, generator) if array.dtype == np.float32 else array for name, array in request.items()
+    }
 
 
-def _moved(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    return np.asarray(array * (1 + generator.uniform(-_PROBE, _PROBE, array.shape)), dtype=np.float32)
+def _moved(array: np.ndarray, by: float, generator: np.random.Generator) -> np.ndarray:
+    return np.asarray(array * (1 + generator.uniform(-by, by, array.shape)), dtype=np.float32)

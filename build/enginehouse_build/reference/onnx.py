@@ -41,7 +41,8 @@ def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
 def plain_session(path: Path, threads: int = 0) -> Run:
     """The file at `path` in ONNX Runtime without fusions: not the serving engine, which is what is being judged.
 
-    `threads` 0 is the runtime's own choice. Raises ExportFailed with the runtime's reason.
+    Text goes in as str or bytes and comes out as bytes, as with the engines. `threads` 0 is the runtime's own choice.
+    Raises ExportFailed with the runtime's reason.
     """
     import onnxruntime
 
@@ -57,9 +58,24 @@ def plain_session(path: Path, threads: int = 0) -> Run:
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Tensors) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        answers = session.run(names, {name: _words(array) for name, array in inputs.items()})
+        return {name: _encoded(answer) for name, answer in zip(names, answers, strict=True)}
 
     return run
+
+
+def _words(array: np.ndarray) -> np.ndarray:
+    # ONNX Runtime takes bytes for their repr.
+    if not array.dtype.hasobject:
+        return array
+    words = [item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()]
+    return np.array(words, dtype=object).reshape(array.shape)
+
+
+def _encoded(answer: np.ndarray) -> np.ndarray:
+    if not answer.dtype.hasobject:
+        return answer
+    return np.array([str(item).encode() for item in answer.ravel()], dtype=object).reshape(answer.shape)
 
 
 def reason(error: Exception) -> str:

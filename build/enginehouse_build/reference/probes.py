@@ -101,8 +101,8 @@ def make(
     )
     known = min(max((_largest_whole(samples[name]) for name in ids), default=0) + 1, TOLD_APART)
     probes = [_answered(run, *each) for each in (*_not_finite(base), *_far(base, samples))]
-    if ids and (sizing := _sizing(proto)):
-        reason = f"{sizing} may make a size of it"
+    if ids and (node := sizing(proto)):
+        reason = f"{node} may make a size of it"
         return [*probes, Probe(ids, TOLD_APART, reason, None, None)]
     return [*probes, *(_answered(run, *each) for each in _neighbours(base, ids, known))]
 
@@ -203,7 +203,7 @@ def _few_rows(request: Tensors) -> Tensors:
     return {name: array[:rows] for name, array in request.items()}
 
 
-def _sizing(proto: onnx.ModelProto) -> str:
+def sizing(proto: onnx.ModelProto) -> str:
     """The first node that may make a size of a whole number among the inputs, as `Range 'r'`; "" when none does.
 
     2^30 of anything would be too much.

@@ -70,7 +70,7 @@ def prove_company(run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], o
     Raises ExportFailed naming company, output and row. Company that `original` itself does not take proves nothing.
     """
     order = list(reversed(range(len(rows))))
-    for at, (what, front, back) in enumerate(_companies(rows[0], samples)):
+    for at, (what, front, back) in enumerate(companies(rows[0], samples)):
         chosen = [order[(at + step) % len(order)] for step in range(min(_IN_COMPANY, len(order)))]
         batch = joined([front, *(rows[row] for row in chosen), back])
         try:
@@ -149,7 +149,7 @@ def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str) -> 
 
 
 def _prove_extents(run: Ask, reference: Ask, rows: Sequence[Tensors], axis: Axis, declared: bool) -> None:
-    for size in sizes(axis) if declared else _near(axis.opt):
+    for size in sizes(axis) if declared else near(axis.opt):
         what = f"at {axis.name} = {size}"
         sized = [resized(row, axis, size) for row in rows]
         try:
@@ -172,7 +172,7 @@ def _prove_extents(run: Ask, reference: Ask, rows: Sequence[Tensors], axis: Axis
         _like_reference(got, batch, reference, f"{what} the exported model")
 
 
-def _near(extent: int) -> list[int]:
+def near(extent: int) -> list[int]:
     """Extents that nobody declared: one more and a half (odd where `extent` is even), and about twice as much."""
     return sorted({extent + 1, max(extent // 2, 1), 2 * extent + 1} - {extent})
 
@@ -206,8 +206,8 @@ def picked(samples: Tensors) -> list[Tensors]:
     return [take(samples, chosen[at % len(chosen)], 1) for at in range(max(PROOF_ROWS))]
 
 
-def _companies(row: Tensors, samples: Tensors) -> Iterator[tuple[str, Tensors, Tensors]]:
-    """What the company is, and the rows of it before and after those that are asked for."""
+def companies(row: Tensors, samples: Tensors) -> Iterator[tuple[str, Tensors, Tensors]]:
+    """What the company is, and the rows of it before and after those that are asked for; shaped as `row`."""
     for what, side in (("beside rows of large values", 1), ("beside rows of large negative values", -1)):
         far = {name: _far(array, samples[name], side) for name, array in row.items()}
         yield what, far, far

@@ -16,6 +16,8 @@ from enginehouse.contract.manifest import Parity, Precision
 from enginehouse.contract.tensors import Tensors
 
 _TINY = 1e-30
+#: Kinds of dtypes that are right or wrong and nothing between: text, whole numbers, truth values.
+WHOLE = "OSUiub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,10 @@ def first_difference(
 ) -> str | None:
     """In words, the first output and row in which `got` is another answer than `want`; None when there is none.
 
-    The comparison of proofs, which ask whether two answers are the same and not whether one is good enough: every row
-    of every output counts, whole numbers and text exactly, and what is not finite has to be so in the same places.
-    Floats may differ by `limit` (relative L2) in an output and by `per_row` in any row of it. `undecided` is the
-    share of whole numbers, by output, that rounding alone decides: as many may differ.
+    The comparison of proofs, and of gates that ask whether two answers are the same and not whether one is good enough:
+    every row of every output counts, whole numbers and text exactly, and what is not finite has to be so in the same
+    places. Floats may differ by `limit` (relative L2) in an output and by `per_row` in any row of it. `undecided` is
+    the share of whole numbers, by output, that rounding alone decides: as many may differ.
     """
     for name, array in want.items():
         if fault := _difference(name, got, array, limit, per_row, (undecided or {}).get(name, 0.0)):
@@ -186,14 +188,15 @@ def _difference(
         return None
     rows = len(want) if want.ndim else 1
     one, other = answer.reshape(rows, -1), want.reshape(rows, -1)
-    if want.dtype.kind not in "fc":
+    if want.dtype.kind in WHOLE:
         wrong = np.asarray(one != other, dtype=bool)
         return _first(wrong, one, other, "") if wrong.mean() > undecided else None
+    one, other = one.astype(np.float64), other.astype(np.float64)
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     special = ~(np.isfinite(one) & np.isfinite(other))
     if (wrong := special & ~same).any():
         return _first(wrong, one, other, ", and is not finite on one side only")
-    one, other = (np.where(special, 0, array).astype(np.float64) for array in (one, other))
+    one, other = (np.where(special, 0, array) for array in (one, other))
     errors, lengths = np.linalg.norm(one - other, axis=1), np.linalg.norm(other, axis=1)
     norm = float(np.linalg.norm(lengths))
     # A row near zero is measured on the others: cancellation leaves nothing of it but rounding.
@@ -224,7 +227,7 @@ def _compare_output(name: str, got: Tensors, want: np.ndarray) -> Figures:
         raise ParityFailed(f"output {name!r} has shape {list(got[name].shape)}, the reference {list(want.shape)}")
     if want.size == 0:
         return Figures(name)
-    if want.dtype.kind in "OSUiub":
+    if want.dtype.kind in WHOLE:
         return _whole_values(name, got[name], want)
     answer, reference = got[name].astype(np.float64), want.astype(np.float64)
     special = ~np.isfinite(reference) | ~np.isfinite(answer)

@@ -13,7 +13,7 @@ import numpy as np
 
 from enginehouse.contract.errors import ParityFailed
 from enginehouse.contract.manifest import Parity
-from enginehouse.contract.parity import Limits, compare_all
+from enginehouse.contract.parity import WHOLE, Limits, compare_all
 from enginehouse.contract.tensors import Tensors
 
 #: A slice of fewer values may be near zero by chance.
@@ -52,7 +52,7 @@ class Slices:
         """One answer beside the reference's. What has other shapes is left to `parity.compare`, which refuses it."""
         for name, reference in want.items():
             self._note(name, reference)
-            if name in got and got[name].shape == reference.shape and reference.dtype.kind not in "OSUiub":
+            if name in got and got[name].shape == reference.shape and reference.dtype.kind not in WHOLE:
                 self._measure(name, got[name].astype(np.float64), reference.astype(np.float64))
 
     def gate(self, artifact: str, engine: str, limits: Limits) -> None:

@@ -1,0 +1,191 @@
+"""What requests bring and samples leave out: other company, other extents, other ids, larger numbers.
+
+Nobody has recorded answers to that; the reference file in ONNX Runtime gives them. What it refuses says nothing, and
+what the artifact refuses is not silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from enginehouse.contract.errors import EnginehouseError, ParityFailed
+from enginehouse.contract.manifest import Artifact, Manifest
+from enginehouse.contract.parity import Limits
+from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
+from enginehouse_build.graph.graph import element_types
+from enginehouse_build.inputs.samples import resized, take
+from enginehouse_build.judge.rounding import Rounding
+from enginehouse_build.reference.probes import sizing
+from enginehouse_build.reference.proof import companies, joined, near, picked
+
+Run = Callable[[Tensors], Tensors]
+
+SEED = 0
+#: Rows that are asked between made-up ones.
+_IN_COMPANY = 3
+#: Rows of each request, and requests that ids are spread over: more take longer than the samples themselves.
+_ROWS = 8
+_REQUESTS_OF_IDS = 2
+#: How much larger than the samples floats may be in requests that nobody would call absurd.
+_LOUDER = 8.0
+#: Whole numbers beyond this are for `probes` to look at.
+_LARGEST_WHOLE = 24
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """Asks an artifact's `infer` what samples leave out, and `right`, the reference in the ONNX file `model`, the same.
+
+    `check` raises ParityFailed saying what was asked, which output and row differed, and what to do about it.
+    """
+
+    artifact: Artifact
+    manifest: Manifest
+    infer: Run
+    right: Run
+    model: Path
+    samples: Tensors
+    limits: Limits
+    rounding: Rounding
+
+    def check(self) -> None:
+        """Look at all that there is.
+
+        Only fp32 promises to answer values that samples and calibration never had, and a graph of whole numbers, which
+        is the same in every precision.
+        """
+        proto = onnx.load(self.model, load_external_data=False)
+        if self._signature.batched and self.manifest.max_batch > 1:
+            self._company()
+        for what, request, remedy in self._extents():
+            self._same(what, request, remedy)
+        if self.artifact.precision != "int8":
+            for what, request in self._ids():
+                self._same(what, request)
+        if self.artifact.precision == "fp32" or not _FLOATS & set(_types_of(proto)):
+            for what, request in self._large(proto):
+                self._same(what, request, where_finite=True)
+
+    def _same(self, what: str, request: Tensors, remedy: str = "", *, where_finite: bool = False) -> None:
+        try:
+            want = self.right(request)
+        except Exception:
+            # ONNX Runtime raises classes of its own.
+            return
+        if where_finite and not all(np.isfinite(array).all() for array in want.values() if array.dtype.kind == "f"):
+            # The model was not made for such a request: a root of what is never negative.
+            return
+        try:
+            got = self.infer(request)
+        except EnginehouseError:
+            return
+        fault = self.rounding.difference(got, want, request, self.limits)
+        if fault is not None:
+            raise ParityFailed(f"{self.artifact.name} answers otherwise than the reference {what}: {fault}{remedy}")
+
+    def _company(self) -> None:
+        """Each row alone, then with others around it: the artifact against itself, whatever its precision."""
+        rows = picked(self.samples)
+        alone = [self.infer(row) for row in rows]
+        for what, before, chosen, behind in self._groups(rows):
+            own = [rows[row] for row in chosen]
+            try:
+                got = self.infer(joined([*before, *own, *behind]))
+            except EnginehouseError:
+                continue
+            within = {name: array[len(before) : len(before) + len(own)] for name, array in got.items()}
+            fault = self.rounding.difference(within, joined([alone[row] for row in chosen]), joined(own), self.limits)
+            if fault is not None:
+                raise ParityFailed(
+                    f"{self.artifact.name} answers a row that shares its batch otherwise than alone: {what}, {fault}; "
+                    "requests of strangers share a batch"
+                )
+
+    def _groups(self, rows: Sequence[Tensors]) -> Iterator[tuple[str, list[Tensors], list[int], list[Tensors]]]:
+        """What the company is, who is before, which of `rows`, who is behind; together as many as a call may have."""
+        most = self.manifest.max_batch
+        order = list(reversed(range(len(rows))))
+        for start in range(0, len(order), most):
+            yield "beside other samples", [], order[start : start + most], []
+        for at, (what, front, back) in enumerate(companies(rows[0], self.samples)):
+            count = max(min(_IN_COMPANY, most - 2), 1)
+            chosen = [order[(at + step) % len(order)] for step in range(count)]
+            yield what, [front], chosen, [back] if most > 2 else []
+
+    def _extents(self) -> Iterator[tuple[str, Tensors, str]]:
+        """Extents beside those of the samples, odd ones among them, as far as requests may have them."""
+        ranges = {free.name: free.range for free in self._signature.free if free.range}
+        few = self._rows(2)
+        for axis in self.manifest.axes:
+            low, high = ranges.get(axis.name, (1, 2 * axis.opt + 1))
+            remedy = "" if axis.name in ranges else f"; --axis {axis.name}=MIN:OPT:MAX limits requests to what is right"
+            for size in sorted({*near(axis.opt), low + 1, high - 1}):
+                if low <= size <= high:
+                    yield f"at {axis.name} = {size}", resized(few, axis, size), remedy
+
+    @property
+    def _signature(self) -> Signature:
+        return self.manifest.request_signature()
+
+    def _rows(self, most: int) -> Tensors:
+        if not self._signature.batched:
+            return self.samples
+        return take(self.samples, 0, min(most, self.manifest.max_batch))
+
+    def _ids(self) -> Iterator[tuple[str, Tensors]]:
+        """Ids of the whole table, the first and last ones in any case; also those that count from its end."""
+        request = self._rows(_ROWS)
+        specs = [spec for spec in self._signature.inputs if spec.domain is not None]
+        generator = np.random.default_rng(SEED)
+        for from_end in (False, True) if specs else ():
+            orders = {spec.name: _order(spec, generator, from_end=from_end) for spec in specs}
+            for part in range(_REQUESTS_OF_IDS):
+                ids = {name: _slice_of(order, request[name], part) for name, order in orders.items()}
+                what = f"for ids all over the table of {', '.join(repr(name) for name in ids)}"
+                yield what, {**request, **ids}
+
+    def _large(self, proto: onnx.ModelProto) -> Iterator[tuple[str, Tensors]]:
+        request = self._rows(_ROWS)
+        floats = {name: array for name, array in request.items() if array.dtype.kind == "f"}
+        for sign in (1, -1) if floats else ():
+            louder = {name: (array * array.dtype.type(sign * _LOUDER)) for name, array in floats.items()}
+            yield f"for samples {sign * _LOUDER:g} times as large", {**request, **louder}
+        generator = np.random.default_rng(SEED)
+        whole = {
+            spec.name: _spread(spec, request[spec.name], generator)
+            for spec in self._signature.inputs
+            if spec.dtype.kind in "iu" and spec.domain is None
+        }
+        if whole and not sizing(proto):
+            yield "for whole numbers of all sizes below 2^24", {**request, **whole}
+
+
+def _types_of(proto: onnx.ModelProto) -> Iterable[int]:
+    """TensorProto.DataType of everything that the graph takes, makes and answers."""
+    return element_types(onnx.shape_inference.infer_shapes(proto).graph).values()
+
+
+def _order(spec: TensorSpec, generator: np.random.Generator, *, from_end: bool) -> np.ndarray:
+    assert spec.domain is not None
+    low, high = (spec.domain.low, 0) if from_end else (0, spec.domain.high)
+    ends = [low, high - 1]
+    return np.concatenate([ends, generator.permutation(np.arange(low + 1, max(high - 1, low + 1)))])
+
+
+def _slice_of(order: np.ndarray, like: np.ndarray, part: int) -> np.ndarray:
+    at = (part * like.size + np.arange(like.size)) % len(order)
+    return np.asarray(order[at].reshape(like.shape).astype(like.dtype))
+
+
+def _spread(spec: TensorSpec, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    bits = min(_LARGEST_WHOLE, np.iinfo(spec.dtype).bits - (spec.dtype.kind == "i"))
+    values = np.floor(2 ** generator.uniform(0, bits, like.shape)).astype(np.int64)
+    return np.minimum(values, np.iinfo(spec.dtype).max).astype(like.dtype)
