@@ -43,12 +43,15 @@ _OPTIONS = {
 
 
 class AxisRange(BaseModel):
-    """Smallest, usual and largest extent of a free dimension; `MIN:OPT:MAX` as text."""
+    """Smallest, usual and largest extent of a free dimension; `MIN:OPT:MAX` as text.
+
+    The smallest may be 0, for what is empty at first (the past of a decoder); the usual one is what is measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: int = Field(ge=1)
-    opt: int
+    min: int = Field(ge=0)
+    opt: int = Field(ge=1)
     max: int
 
     @model_validator(mode="before")
