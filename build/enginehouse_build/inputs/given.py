@@ -11,7 +11,7 @@ import numpy as np
 from enginehouse.contract.errors import BuildError
 from enginehouse_build.inputs import samples as sampling
 from enginehouse_build.inputs.metric import check_labels, load_metric, metric_name
-from enginehouse_build.inputs.recipe import Recipe
+from enginehouse_build.inputs.recipe import NO_RANGES, Recipe
 
 if TYPE_CHECKING:
     from enginehouse_build.inputs.source import ModelSource
@@ -48,10 +48,7 @@ def read_given(recipe: Recipe, source: ModelSource | None) -> Given:
     elif source is not None and source.calibration is not None:
         calibration, calibration_from = source.calibration, "the factory's calibration"
     if calibration is None and "int8" in recipe.precisions:
-        raise BuildError(
-            "int8 takes its ranges from real data, and there is none: give --samples FILE.npz, --calibration FILE.npz "
-            "or ModelSource(samples=...), or leave int8 out of --precisions"
-        )
+        raise BuildError(NO_RANGES)
     labels = sampling.read_labels(recipe.labels) if recipe.labels else source.labels if source else None
     if labels is not None and samples is None:
         raise BuildError("there are labels and no samples that they are for; give --samples FILE.npz")
