@@ -24,6 +24,7 @@ from enginehouse.engines.hardware import int8_products
 from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
+from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.verify import Verified, verify
@@ -57,6 +58,8 @@ def build(
     """
     store = Store(recipe.store)
     known = store.versions(recipe.name)
+    store.check_writable(recipe.name)
+    check_libraries(recipe)
     staging = store.staging()
     # A folder of its own: the staging folder is private to this user, a published bundle is not.
     folder = staging / "bundle"

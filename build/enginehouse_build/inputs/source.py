@@ -161,8 +161,8 @@ def _named_outputs(result: object, wanted: tuple[str, ...] | None) -> dict[str, 
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise ExportFailed(
-                f"output {name!r} is a {type(value).__name__}; every output must be a tensor (wrap the module in one that "
-                "returns them flat)"
+                f"output {name!r} is a {type(value).__name__}; every output must be a tensor (wrap the module in one "
+                "that returns them flat)"
             )
     if wanted is None:
         return found

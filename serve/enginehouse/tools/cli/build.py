@@ -91,6 +91,10 @@ def build(
     given = {key: value for key, value in options.items() if value is not None}
     is_file = source.endswith(".toml")
     recipe = Recipe.from_file(Path(source), **given) if is_file else Recipe.of(source=source, **given)
+    if on_cluster is not None and "tensorrt" not in recipe.formats:
+        raise ConfigError(
+            f"--on-cluster {on_cluster} has TensorRT engines made; --formats {','.join(recipe.formats)} asks for none"
+        )
     began = time.monotonic()
     try:
         with _gpu_node(on_cluster) as on_node, _Lines(err) as lines:
