@@ -140,15 +140,6 @@ def test_the_bundle_tells_its_steps_and_keeps_their_logs(recipe: Path) -> None:
     assert Manifest.parse((bundle.path / MANIFEST).read_bytes(), MANIFEST) == bundle.manifest
 
 
-def test_int8_without_real_samples_says_what_it_needs(linear: Path, build_onnx: Callable[..., Bundle]) -> None:
-    bundle = build_onnx(linear, formats=FORMATS, precisions=("fp32", "int8"))
-    for name in ("onnx-int8", "openvino-int8"):
-        artifact = bundle.manifest.artifact(name)
-        assert artifact.status == "failed"
-        assert "--samples FILE.npz" in (artifact.reason or "")
-    assert bundle.manifest.artifact("onnx-fp32").status == "ready"
-
-
 def test_whole_numbers_that_openvino_would_cut_fail_the_gate(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:
     far = numpy_helper.from_array(np.array([2**40], dtype=np.int64), "far")
     graph = helper.make_graph(
