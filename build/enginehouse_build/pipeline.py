@@ -91,8 +91,9 @@ class _Build:
         recipe = self.recipe
         self._check_version()
         source, reference = self.steps.run(
-            "reference", provenance.of_reference(recipe), make_reference, recipe, still_good=provenance.is_current
-        )
+            "reference", provenance.of_reference(recipe), make_reference, recipe,
+            still_good=lambda made: provenance.is_current(made, recipe),
+        )  # fmt: skip
         self.content = digest_of(provenance.of_files(source))
         self.judging = digest_of(provenance.of_metric(reference))
         asked = recipe.model_dump(mode="json", exclude={"store", "version", "step_timeout_s", "memory_mib"})

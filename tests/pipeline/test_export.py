@@ -149,9 +149,9 @@ def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
     recipe = Recipe.of(source=f"{tmp_path}/factory.py:make", name="m", store=str(tmp_path), threads=1)
     reference = make_reference(tmp_path / "made", recipe)
     assert {"factory.py", "beside.py", "weights.txt"} <= {Path(path).name for path in reference.depends}
-    assert is_current(reference)
+    assert is_current(reference, recipe)
     (tmp_path / "weights.txt").write_text("0.25")
-    assert not is_current(reference)
+    assert not is_current(reference, recipe)
 
 
 @pytest.mark.parametrize(

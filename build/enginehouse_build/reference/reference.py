@@ -69,7 +69,8 @@ class TaskMetric:
 class Reference:
     """What is known about the reference besides its files.
 
-    `origin` says what gave the answers and to what; `depends` are the digests of all files that it was made from.
+    `origin` says what gave the answers and to what; `calibrated` whether there are real rows for int8; `depends` are the
+    digests of all files that it was made from.
     """
 
     signature: Signature
@@ -80,6 +81,7 @@ class Reference:
     preprocess: str
     postprocess: str
     metric: TaskMetric | None
+    calibrated: bool
     depends: Mapping[str, str]
 
 
@@ -153,6 +155,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         preprocess=pixels.describe() if pixels else "",
         postprocess=after.describe() if after else "",
         metric=metric,
+        calibrated=given.calibration is not None,
         depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
     )
 
