@@ -126,6 +126,20 @@ def truncated(folder: Path) -> Awkward:
     return Awkward(path, floats(x=[-1, 64]), refusal="truncated.onnx is not a valid ONNX model")
 
 
+def pointer(folder: Path) -> Awkward:
+    """What is in the file's place in a repository whose large files were not fetched."""
+    path = folder / "pointer.onnx"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 44700\n")
+    return Awkward(path, floats(x=[-1, 64]), refusal="pointer.onnx is not a valid ONNX model: it is a Git LFS pointer")
+
+
+def page(folder: Path) -> Awkward:
+    """What is saved when a download asks for a login."""
+    path = folder / "page.onnx"
+    path.write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    return Awkward(path, floats(x=[-1, 64]), refusal="page.onnx is not a valid ONNX model: it is HTML or XML")
+
+
 def weights_cut_short(folder: Path) -> Awkward:
     whole = external(folder)
     data = folder / "external.bin"
@@ -141,6 +155,6 @@ def weights_lost(folder: Path) -> Awkward:
 
 _REFUSED = (
     points, centre, scalar, custom, unknown, random, dropout, training_mode, training_outputs, rankless, sequence,
-    truncated, weights_cut_short, weights_lost,
+    truncated, pointer, page, weights_cut_short, weights_lost,
 )  # fmt: skip
 REFUSED: Mapping[str, Callable[[Path], Awkward]] = {maker.__name__: maker for maker in _REFUSED} | random_kinds()

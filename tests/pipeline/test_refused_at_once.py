@@ -117,6 +117,52 @@ def test_a_range_for_a_fixed_factory_names_how_to_free_it(folder: Path) -> None:
         make_reference(folder, asked)
 
 
+LENGTHS = {
+    "beyond the range": (
+        {"axes": {"words": "2:4:5"}},
+        weights(4, 6),
+        "dimension 'words' is 6 .*; the model takes 2 to 5",
+    ),
+    "beyond the factory's range": ({}, weights(4, 21), "dimension 'words' is 21 .*; the model takes 2 to 20"),
+    "another name": ({"axes": {"length": "2:4:5"}}, weights(4, 6), "--axis length: .*; it has words; name it in"),
+}
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_samples_are_held_against_the_ranges_of_a_factory(kind: str, folder: Path) -> None:
+    values, rows, message = LENGTHS[kind]
+    np.savez(folder / "words.npz", words=(rows > 0).astype(np.int64))
+    asked = {"name": "m", "store": str(folder), "threads": 1, "samples": folder / "words.npz", **values}
+    with pytest.raises(BuildError, match=message):
+        make_reference(folder, Recipe.of(source=f"{MODULES}:embedding", **asked))
+
+
+@pytest.mark.parametrize("extents", [(8, 4, 16), (-1, 4, 16), (4, 16), ("a", "b", "c")])
+def test_a_range_of_a_factory_that_is_none_is_named(extents: tuple[Any, ...], folder: Path) -> None:
+    (folder / "ranged.py").write_text(
+        "import torch\nfrom enginehouse_build import ModelSource\n"
+        "def make():\n"
+        "    words = torch.ones(2, 6, dtype=torch.int64)\n"
+        f"    given = {{'axes': {{'input': {{1: 'words'}}}}, 'ranges': {{'words': {extents!r}}}}}\n"
+        "    return ModelSource(torch.nn.Embedding(7, 4), words, **given)\n"
+    )
+    message = re.escape(f"ModelSource(ranges={{'words': {extents!r}}}): ") + ".*give .min, opt, max."
+    with pytest.raises(BuildError, match=message):
+        make_reference(folder, Recipe.of(source=f"{folder}/ranged.py:make", name="m", store=str(folder), threads=1))
+
+
+def test_inputs_of_which_only_some_have_rows_are_left_to_the_adoption(folder: Path) -> None:
+    """A batch of one may be kept: then dim 0 of the others is what it is."""
+    nodes = [node("MatMul", ["x", "w"], ["y"])]
+    path = write_onnx(folder / "pair.onnx", nodes, {"x": [1, 3], "w": [3, 5]}, {"y": [1, 5]})
+    np.savez(folder / "pair.npz", x=weights(1, 3), w=weights(3, 5))
+    with pytest.raises(AssertionError, match="this came too late"):
+        make_reference(
+            folder,
+            Recipe.of(source=str(path), name="m", store=str(folder), threads=1, samples=folder / "pair.npz"),
+        )
+
+
 def _placed(value: Any, folder: Path) -> Any:
     if isinstance(value, str) and value.startswith("metrics.py"):
         return f"{folder}/{value}"

@@ -74,6 +74,10 @@ FOREIGN: Mapping[str, tuple[bytes, str]] = {
     "protobuf, other name": (call(uuid.UUID(int=5).hex, framed=False), "a protobuf message"),
     "grpc": (call("digits", framed=True), "a protobuf message"),
     "html": (b"<!DOCTYPE html><html></html>", "HTML or XML"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "a Git LFS pointer in the place of the file itself (git lfs pull)",
+    ),
     "utf-16": (json.dumps({"inputs": []}).encode("utf-16"), "UTF-16 text"),
     "byte-order mark": (json.dumps({"inputs": []}).encode("utf-8-sig"), "text with a byte-order mark in front"),
     "floats": (np.linspace(0.1, 1, 50).astype(np.float32).tobytes() + bytes(8), "binary data"),

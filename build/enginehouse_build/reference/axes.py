@@ -6,12 +6,30 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from enginehouse.contract.errors import BuildError
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.inputs.extents import parts_of
 from enginehouse_build.inputs.recipe import AxisRange
+
+
+def ranges_of(declared: Mapping[str, tuple[int, int, int]], options: Mapping[str, AxisRange]) -> dict[str, AxisRange]:
+    """The ranges that a factory has `declared`, and those of the `options`, which go before them. Raises BuildError."""
+    ranges: dict[str, AxisRange] = {}
+    for name, extents in declared.items():
+        try:
+            low, usual, high = extents
+            ranges[name] = AxisRange(min=low, opt=usual, max=high)
+        except ValueError as error:
+            # pydantic's errors are of this class too, and begin with a line of their own.
+            fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise BuildError(
+                f"ModelSource(ranges={{{name!r}: {extents!r}}}): {fault.removeprefix('Value error, ')}; "
+                "give (min, opt, max), three ascending whole numbers"
+            ) from None
+    return ranges | dict(options)
 
 
 def axes_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import onnx
 
 from enginehouse.contract.errors import BuildError
-from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse.contract.tensors import FreeDim, Signature, TensorSpec
 from enginehouse_build.inputs.given import Given
-from enginehouse_build.inputs.recipe import Recipe
+from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.inputs.samples import checked
+from enginehouse_build.reference.axes import ranges_of
 from enginehouse_build.reference.onnx import inputs_of
 
 if TYPE_CHECKING:
@@ -22,62 +23,75 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The inputs that a model will have, and the names of their free dimensions; `way` says how to free another."""
+    """The inputs that a model will have, and where its named free dimensions are; `way` says how to free another."""
 
     specs: Sequence[TensorSpec]
-    names: Sequence[str]
+    batched: bool
+    free: Mapping[str, Sequence[tuple[str, int]]]
+    ranges: Mapping[str, AxisRange]
     way: str
 
 
 def of_module(model: TorchModel, recipe: Recipe, given: Given) -> None:
     """Raises BuildError for ranges and rows that do not fit the inputs of a factory's module."""
-    axes = model.source.axes
-    specs = []
+    source = model.source
+    ranges = ranges_of(source.ranges, recipe.axes)
+    if recipe.preprocess or source.preprocess:
+        # Pixels have other shapes than the model's input, which are known once it is there.
+        return
+    specs, free = [], dict[str, list[tuple[str, int]]]()
     for name, tensor in model.inputs.items():
-        free = {*axes.get(name, {}), *((0,) if recipe.batched else ())}
-        shape = tuple(None if dim in free else int(size) for dim, size in enumerate(tensor.shape))
+        names = source.axes.get(name, {})
+        any_size = {*names, *((0,) if recipe.batched else ())}
+        shape = tuple(None if dim in any_size else int(size) for dim, size in enumerate(tensor.shape))
         specs.append(TensorSpec(name, tensor.detach().cpu().numpy().dtype, shape))
-    names = list(dict.fromkeys(axis for dims in axes.values() for axis in dims.values()))
-    first = specs[0]
-    way = f"name it in the factory with ModelSource(axes={{{first.name!r}: {{{len(first.shape) - 1}: 'NAME'}}}})"
-    _check(_Inputs(specs, names, way), recipe, given, model.source.preprocess)
+        for dim, axis in names.items():
+            free.setdefault(axis, []).append((name, dim))
+    way = f"name it in the factory with ModelSource(axes={{{specs[0].name!r}: {{{len(specs[0].shape) - 1}: 'NAME'}}}})"
+    _check(_Inputs(specs, recipe.batched, free, ranges, way), recipe, given)
 
 
 def of_file(path: Path, recipe: Recipe, given: Given) -> None:
     """The same for an ONNX file. What is wrong with the file itself is left to its adoption, which knows more."""
+    if recipe.preprocess:
+        return
     try:
         proto = onnx.load(path, load_external_data=False)
-        specs = [_free(spec, recipe.batched) for spec in inputs_of(proto)]
+        found = inputs_of(proto)
     except Exception:
         # protobuf raises classes of its own.
         return
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    names = []
-    for value in proto.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim if value.name not in weights else ()):
-            if not dim.HasField("dim_value") or dim.dim_value < 0:
-                names.append(dim.dim_param or f"{value.name}_{axis}")
-    _check(_Inputs(specs, list(dict.fromkeys(names)), "free it in the ONNX file"), recipe, given, None)
+    symbols = {
+        (value.name, dim): size.dim_param or f"{value.name}_{dim}"
+        for value in proto.graph.input
+        for dim, size in enumerate(value.type.tensor_type.shape.dim)
+    }
+    specs, free = [], dict[str, list[tuple[str, int]]]()
+    for spec in found:
+        shape = [None if size is None or size < 0 else size for size in spec.shape]
+        for dim, size in enumerate(shape):
+            if size is None and not (recipe.batched and dim == 0):
+                free.setdefault(symbols[spec.name, dim], []).append((spec.name, dim))
+        # A batch of one may be made dynamic, or be kept.
+        rows = [None] if recipe.batched else shape[:1]
+        specs.append(TensorSpec(spec.name, spec.dtype, (*(rows if shape else ()), *shape[1:])))
+    batched = recipe.batched and all(spec.shape[:1] == (None,) for spec in found)
+    _check(_Inputs(specs, batched, free, recipe.axes, "free it in the ONNX file"), recipe, given)
 
 
-def _free(spec: TensorSpec, batched: bool) -> TensorSpec:
-    shape = [None if dim is None or dim < 0 else dim for dim in spec.shape]
-    if batched and shape:
-        shape[0] = None
-    return TensorSpec(spec.name, spec.dtype, tuple(shape))
-
-
-def _check(inputs: _Inputs, recipe: Recipe, given: Given, preprocess: str | None) -> None:
-    if recipe.preprocess is not None or preprocess is not None:
-        # Pixels have other shapes than the model's input, which are known once it is there.
-        return
+def _check(inputs: _Inputs, recipe: Recipe, given: Given) -> None:
     for name in recipe.axes:
-        if name not in inputs.names:
-            have = ", ".join(inputs.names) or "none"
+        if name not in inputs.free:
+            have = ", ".join(inputs.free) or "none"
             raise BuildError(
                 f"--axis {name}: the model has no free dimension of that name; it has {have}; {inputs.way}"
             )
-    signature = Signature(tuple(inputs.specs), (), recipe.batched)
+    free = []
+    for name, dims in inputs.free.items():
+        extents = inputs.ranges.get(name)
+        free.append(FreeDim(name, tuple(dims), (extents.min, extents.max) if extents else None))
+    batched = inputs.batched and all(spec.shape for spec in inputs.specs)
+    signature = Signature(tuple(inputs.specs), (), batched, tuple(free))
     for rows, where in ((given.samples, given.samples_from), (given.calibration, given.calibration_from)):
         if rows is not None:
             checked(rows, signature, where)

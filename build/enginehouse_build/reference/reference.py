@@ -35,7 +35,7 @@ from enginehouse_build.inputs.preprocess import Preprocess
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
-from enginehouse_build.reference.axes import axes_of
+from enginehouse_build.reference.axes import axes_of, ranges_of
 from enginehouse_build.reference.onnx import finish, plain_session
 from enginehouse_build.reference.proof import asked, prove_dynamic
 from enginehouse_build.reference.scores import prove_scores
@@ -69,7 +69,7 @@ class TaskMetric:
 class Reference:
     """What is known about the reference besides its files.
 
-    `origin` says what gave the answers and to what; `calibrated` whether there are real rows for int8; `depends` are the
+    `origin` says what gave the answers and to what; `calibrated` whether there are rows for int8; `depends` are the
     digests of all files that it was made from.
     """
 
@@ -175,8 +175,7 @@ def in_batches(run: Run, rows: Tensors, max_rows: int | None) -> Mapping[str, np
 def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     from enginehouse_build.reference.export import export
 
-    own = {name: AxisRange(min=low, opt=opt, max=high) for name, (low, opt, high) in source.source.ranges.items()}
-    ranges = own | recipe.axes
+    ranges = ranges_of(source.source.ranges, recipe.axes)
     signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
     have = {spec.name for spec in signature.inputs + signature.outputs}
     wanted = {*source.inputs, *source.outputs}

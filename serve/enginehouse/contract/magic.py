@@ -32,6 +32,7 @@ _MAGIC: Sequence[tuple[bytes, Kind]] = (
     (b"\x28\xb5\x2f\xfd", Kind("zstd data (application/zstd)", "packed")),
     (b"BZh", Kind("bzip2 data", "packed")),
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file", "other")),
+    (b"version https://git-lfs", Kind("a Git LFS pointer in the place of the file itself (git lfs pull)", "text")),
     (b"\xef\xbb\xbf", Kind("text with a byte-order mark in front", "text")),
     (b"\xff\xfe", Kind("UTF-16 text", "text")),
     (b"\xfe\xff", Kind("UTF-16 text", "text")),
