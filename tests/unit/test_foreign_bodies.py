@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.faces import oip
+from enginehouse.tools import cli
 from enginehouse.tools.cli.request_file import read_inputs
 
 from .foreign_bodies import FOREIGN, PIXELS
@@ -136,6 +141,41 @@ def test_infer_refuses_every_other_file_in_a_sentence(kind: str, tmp_path: Path)
     make(tmp_path / "given")
     with pytest.raises(InvalidInput, match=message):
         read_inputs(str(tmp_path / "given"), WANTED)
+
+
+ANSWERS: dict[str, tuple[bytes, str]] = {
+    "a web page": (
+        b"HTTP/1.0 200 OK\r\n\r\n<!DOCTYPE html><html></html>",
+        "answered HTML or XML; is --url an enginehouse",
+    ),
+    "a picture": (
+        b"HTTP/1.0 200 OK\r\n\r\n" + FOREIGN["jpeg"][0],
+        "answered a JPEG picture .*; is --url an enginehouse",
+    ),
+    "other json": (b'HTTP/1.0 200 OK\r\n\r\n{"status": "up"}', "answered {'status': 'up'}; is --url an enginehouse"),
+    "a list": (b"HTTP/1.0 200 OK\r\n\r\n[1]", "answered no JSON object; is --url an enginehouse"),
+    "no http": (b"-ERR unknown command\r\n", "speaks no HTTP that is understood .*; is --url an enginehouse"),
+    "an error that is no text": (b"HTTP/1.0 500 No\r\n\r\n\xff\xfe\x00", "answered 500: "),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_infer_says_so_when_something_else_answers(kind: str) -> None:
+    answer, message = ANSWERS[kind]
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as other:
+
+        def respond() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        answered = other.submit(respond)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        ran = CliRunner().invoke(cli.app, ["infer", "m", '{"x": [1]}', "--url", url])
+        answered.result()
+    assert isinstance(ran.exception, InvalidInput), ran.exception
+    assert re.search(message, str(ran.exception))
 
 
 def test_an_array_without_a_name_is_for_a_model_of_one_input(tmp_path: Path) -> None:

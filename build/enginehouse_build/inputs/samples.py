@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from enginehouse.contract.errors import BuildError, InvalidInput
-from enginehouse.contract.magic import recognised
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse_build.inputs.extents import independent, resized, sizes
@@ -76,7 +76,7 @@ def read_samples(path: Path, what: str) -> dict[str, np.ndarray]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise BuildError(f"{what} {path}: not a readable .npz of plain arrays: {_seen(path, error)}") from None
+        raise BuildError(f"{what} {path}: not a readable .npz of plain arrays: {seen_in(path, error)}") from None
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -84,20 +84,10 @@ def read_labels(path: Path) -> np.ndarray:
     try:
         labels = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise BuildError(f"--labels {path}: not a readable .npy of plain numbers: {_seen(path, error)}") from None
+        raise BuildError(f"--labels {path}: not a readable .npy of plain numbers: {seen_in(path, error)}") from None
     if not isinstance(labels, np.ndarray):
         raise BuildError(f"--labels {path}: several arrays; give an .npy file with one")
     return labels
-
-
-def _seen(path: Path, error: Exception) -> str:
-    """What is wrong with a file: what it is, where that can be told, or else why it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            kind = recognised(file.read(512))
-    except OSError:
-        kind = None
-    return f"it is {kind.name}" if kind is not None and kind.family != "arrays" else str(error)
 
 
 def checked(samples: Mapping[str, np.ndarray], signature: Signature, what: str) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 #: What kinds have in common, and so what to do about them.
@@ -74,6 +75,16 @@ def recognised(data: bytes | memoryview) -> Kind | None:
     if _is_grpc(head, len(data)) or _is_protobuf(head):
         return Kind("a protobuf message", "message")
     return Kind("binary data", "other") if b"\0" in head else None
+
+
+def seen_in(path: Path, error: Exception) -> str:
+    """Why `path` cannot be read as what it was meant to be: what it is if that can be told, else what `error` says."""
+    try:
+        with path.open("rb") as file:
+            kind = recognised(file.read(_LOOKED_AT))
+    except OSError:
+        kind = None
+    return f"it is {kind.name}" if kind is not None and kind.family not in ("arrays", "other") else str(error)
 
 
 def _is_grpc(head: bytes, size: int) -> bool:

@@ -13,7 +13,7 @@ import onnx.version_converter
 from onnx.external_data_helper import load_external_data_for_model
 
 from enginehouse.contract.errors import ExportFailed
-from enginehouse.contract.magic import recognised
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.reference.adopt.batch import make_dynamic
 from enginehouse_build.reference.adopt.refusals import opset_of, outside_tensors, refuse_unknown, refuse_unservable
@@ -42,8 +42,6 @@ _EASY_IR = 10
 _IR_WEIGHTS_APART = 4
 #: How ONNX Runtime says which opset it knows.
 _NEWEST = re.compile(r"support for domain ai\.onnx is till opset (\d+)")
-#: Enough to tell what a file is.
-_HEAD = 512
 #: protobuf's limit for one message.
 _LARGEST = 2**31 - 1
 
@@ -119,9 +117,7 @@ def _read(source: Path) -> tuple[onnx.ModelProto, list[str]]:
     except ExportFailed:
         raise
     except Exception as error:
-        with source.open("rb") as file:
-            kind = recognised(file.read(_HEAD))
-        fault = f"it is {kind.name}" if kind is not None and kind.family != "other" else reason(error)
+        fault = seen_in(source, ExportFailed(reason(error)))
         raise ExportFailed(f"{source} is not a valid ONNX model: {fault}") from error
     weights = {weight.name for weight in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in weights]
@@ -142,8 +138,8 @@ def _loaded(source: Path, proto: onnx.ModelProto) -> Run:
         known = _NEWEST.search(str(error))
         if known and opset_of(proto) > int(known[1]):
             raise ExportFailed(
-                f"{source} is written in ONNX opset {opset_of(proto)}, and this ONNX Runtime reads up to opset {known[1]}: "
-                f"export the model with opset {_EASY_OPSET}"
+                f"{source} is written in ONNX opset {opset_of(proto)}, and this ONNX Runtime reads up to opset "
+                f"{known[1]}: export the model with opset {_EASY_OPSET}"
             ) from None
         way_out = "onnx.checker.check_model(PATH, full_check=True) may name the node"
         if opset_of(proto) > _EASY_OPSET:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 # The standard library: NaN and infinities are part of the protocol as Triton speaks it, and orjson has none.
+import http.client
 import json
-import os
 import reprlib
 import urllib.error
 import urllib.request
@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from enginehouse.contract.errors import ConfigError, InvalidInput, NoBackend
+from enginehouse.contract.errors import InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
 from enginehouse.tools.cli.console import err
+from enginehouse.tools.cli.output_file import check_output
 from enginehouse.tools.cli.request_file import read_inputs
 
 
@@ -32,7 +33,7 @@ def infer(
 ) -> None:
     """Send one request and print the outputs as JSON; who answered goes to stderr."""
     if output is not None:
-        _check_writable(output)
+        check_output(output, "--output")
     name, _, version = model.partition("@")
     path = f"{url.rstrip('/')}/v2/models/{name}" + (f"/versions/{version}" if version else "")
     document, _ = _call(path, None, timeout)
@@ -56,15 +57,6 @@ def infer(
         np.savez(output, **arrays)  # type: ignore[arg-type]
     else:
         typer.echo(json.dumps({key: array.tolist() for key, array in arrays.items()}))
-
-
-def _check_writable(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output.parent} is no folder; --output needs one that exists")
-    if output.is_dir():
-        raise ConfigError(f"{output} is a folder; --output names a file")
-    if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise ConfigError(f"{output} cannot be written; choose another --output")
 
 
 def _tensor(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +88,8 @@ def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any],
             return _object(url, response.read()), {key.lower(): value for key, value in response.headers.items()}
     except urllib.error.HTTPError as error:
         raise InvalidInput(f"{url} answered {error.code}: {_error_of(error.read())}") from None
+    except http.client.HTTPException as error:
+        raise InvalidInput(f"{url} speaks no HTTP that is understood ({error!r}); is --url an enginehouse?") from None
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise NoBackend(f"{url}: {reason}; is `enginehouse serve` running?") from None
@@ -115,5 +109,5 @@ def _object(url: str, body: bytes) -> dict[str, Any]:
 def _error_of(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace")
