@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from enginehouse.contract.errors import BuildError, ConfigError, EnginehouseError
 from enginehouse.contract.store import Store
+from enginehouse.tools import cli
 from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.pipeline import build
@@ -161,6 +163,39 @@ def test_inputs_of_which_only_some_have_rows_are_left_to_the_adoption(folder: Pa
             folder,
             Recipe.of(source=str(path), name="m", store=str(folder), threads=1, samples=folder / "pair.npz"),
         )
+
+
+#: Options of `enginehouse build FILE.onnx --name m --store STORE`, and what is said.
+COMMANDS: Mapping[str, tuple[list[str], str]] = {
+    "a range twice": (["--axis", "a=1:2:3", "--axis", "a=1:2:4"], "--axis a is given twice: 1:2:3 and 1:2:4; give it once"),
+    "a range of nothing": (["--axis", "=1:2:3"], "--axis =1:2:3: write NAME=VALUE"),
+    "an empty usual size": (["--axis", "a=0:0:3"], "--axis a opt: Input should be greater than or equal to 1 (got 0)"),
+    "a limit that is none": (["--limit", "int8"], "--limit int8: write NAME=VALUE"),
+    "a limit that is no number": (["--limit", "int8=much"], "--limit int8: Input should be a valid number"),
+    "a limit of an unknown precision": (["--limit", "int4=0.1"], "--limit int4"),
+    "TensorRT for nobody": (
+        ["--on-cluster", "auto", "--formats", "onnx,openvino"],
+        "--on-cluster auto has TensorRT engines made; --formats onnx,openvino asks for none",
+    ),
+    "int8 of nothing": (["--precisions", "fp32,int8"], "int8 takes its ranges from real data, and there is none"),
+    "labels alone": (["--labels", "labels.npy"], "labels labels.npy need the samples that they are for"),
+    "a metric alone": (["--metric", "metrics.py:f1"], "metric 'metrics.py:f1' needs labels; give --labels FILE.npy"),
+    "an unknown metric": (["--metric", "f1"], "metric 'f1' is not known; give accuracy or module:function"),
+    "an unknown format": (["--formats", "onnx,tflite"], "--formats: format 'tflite' is not supported; supported: onnx"),
+    "an unknown precision": (["--precisions", "fp8"], "--precisions: precision 'fp8' is not supported"),
+    "samples that are not there": (["--samples", "none.npz"], "--samples: none.npz is no file; give an .npz"),
+    "pixels that are none": (["--preprocess", "imagenette"], "--preprocess: 'imagenette' is not known; give imagenet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_the_command_refuses_before_it_begins(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    options, message = COMMANDS[kind]
+    ran = CliRunner().invoke(cli.app, ["build", "model.onnx", "--name", "m", "--store", "store", *options])
+    assert isinstance(ran.exception, ConfigError), ran.output
+    assert message in str(ran.exception)
+    assert not (folder / "store").exists()
 
 
 def _placed(value: Any, folder: Path) -> Any:

@@ -166,8 +166,12 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
     if not texts:
         return None
-    pairs = dict(text.partition("=")[::2] for text in texts)
-    for key, value in pairs.items():
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
         if not key or not value:
-            raise ConfigError(f"{option} {key}: write NAME=VALUE")
+            raise ConfigError(f"{option} {text}: write NAME=VALUE")
+        if key in pairs:
+            raise ConfigError(f"{option} {key} is given twice: {pairs[key]} and {value}; give it once")
+        pairs[key] = value
     return pairs
