@@ -99,6 +99,13 @@ class AtRest(Net):
         return nn.functional.scaled_dot_product_attention(heads, heads, heads).flatten(1)
 
 
+class Decoder(nn.Module):
+    """A step of a decoder: its mask is as long as past and new tokens together."""
+
+    def forward(self, past: Tensor, new: Tensor, mask: Tensor) -> Tensor:
+        return (torch.cat([past, new], dim=1) + mask) * 2
+
+
 class ByKeyword(Net):
     def forward(self, *, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
@@ -185,6 +192,15 @@ def counts() -> tuple[nn.Module, Tensor]:
 
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     return BatchStatistics(), EXAMPLE.expand(2, 2, 3)
+
+
+def decoder() -> ModelSource:
+    return ModelSource(
+        Decoder(),
+        (torch.ones(2, 4), torch.ones(2, 2), torch.ones(2, 6)),
+        axes={"past": {1: "past"}, "new": {1: "new"}, "mask": {1: "past + new"}},
+        ranges={"past": (0, 4, 9), "new": (1, 2, 5)},
+    )
 
 
 def by_keyword() -> tuple[nn.Module, Tensor]:

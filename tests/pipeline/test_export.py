@@ -161,7 +161,7 @@ def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
         ("nothing.py:factory", "no such file"),
         ("no_such_package.models:factory", "cannot import 'no_such_package.models'"),
         ("weights.pt", "give package.module:function, path/to/file.py:function or FILE.onnx"),
-        (f"{MODULES}:missing", "has no function 'missing'; it has at_rest, baked, batch_statistics, by_keyword"),
+        (f"{MODULES}:missing", "has no function 'missing'; it has at_rest, baked, batch_statistics, by_keyword, "),
         (f"{MODULES}:not_a_model", "the factory returned str"),
         (f"{MODULES}:raises", "the factory raised FileNotFoundError: weights.pt"),
         (f"{MODULES}:by_keyword", "forward takes x by keyword only; wrap the module"),

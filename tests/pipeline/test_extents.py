@@ -17,7 +17,7 @@ from enginehouse.contract.manifest import Axis
 from enginehouse.engines import load_engine
 from enginehouse_build.inputs.extents import independent, parts_of, resized
 from enginehouse_build.inputs.recipe import Recipe
-from enginehouse_build.reference.reference import REQUESTS, Reference, make_reference
+from enginehouse_build.reference.reference import MODEL, REQUESTS, Reference, make_reference
 
 from .graphs import f32, model, node, save
 from .test_adopt import Runtime
@@ -142,6 +142,22 @@ def test_samples_without_any_past_are_refused_with_the_way_out(tmp_path: Path) -
         message = "no values along 'past' .dimension 1 of input 'past'.*samples of a later call.*--axis past=0:OPT:MAX"
         with pytest.raises(BuildError, match=message):
             reference_of(path, tmp_path / str(at), samples=tmp_path / "none.npz", axes=axes)
+
+
+def test_a_decoder_of_torch_follows_too_and_may_be_empty(tmp_path: Path) -> None:
+    source = f"{Path(__file__).parent}/modules.py:decoder"
+    (tmp_path / "made").mkdir()
+    reference = make_reference(
+        tmp_path / "made", Recipe.of(source=source, name="m", store=str(tmp_path), threads=1, max_batch=4)
+    )
+    ranges = {axis.name: (axis.min, axis.opt, axis.max) for axis in reference.axes}
+    assert ranges == {"past": (0, 4, 9), "new": (1, 2, 5), "past + new": (1, 6, 14)}
+    exported = Runtime(tmp_path / "made" / MODEL)
+    for past, new in ((0, 1), (0, 5), (9, 5), (3, 2)):
+        request = step(past, new, 0, 2)
+        want = {name: request[name] for name in ("past", "new")}
+        both = np.concatenate(list(want.values()), axis=1) + request["mask"]
+        np.testing.assert_allclose(exported(request)["output"], both * 2, rtol=1e-6)
 
 
 def test_a_range_that_contradicts_the_sum_is_refused_naming_the_sum(tmp_path: Path) -> None:

@@ -153,6 +153,25 @@ def test_a_range_of_a_factory_that_is_none_is_named(extents: tuple[Any, ...], fo
         make_reference(folder, Recipe.of(source=f"{folder}/ranged.py:make", name="m", store=str(folder), threads=1))
 
 
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"input": {2: "words"}}, "calls dimension 2 of input 'input' 'words', which is none; .* among 0 to 1"),
+        ({"input": {0: "words"}}, "calls dimension 0 of input 'input' 'words', which is the batch"),
+        ({"input": {1: "length"}}, "--axis words: the model has no free dimension of that name; it has length"),
+    ],
+)
+def test_a_dimension_of_a_factory_that_is_none_is_named(axes: Any, message: str, folder: Path) -> None:
+    (folder / "named.py").write_text(
+        "import torch\nfrom enginehouse_build import ModelSource\n"
+        "def make():\n"
+        "    words = torch.ones(2, 6, dtype=torch.int64)\n"
+        f"    return ModelSource(torch.nn.Embedding(7, 4), words, axes={axes!r}, ranges={{'words': (1, 6, 9)}})\n"
+    )
+    with pytest.raises(BuildError, match=message):
+        make_reference(folder, Recipe.of(source=f"{folder}/named.py:make", name="m", store=str(folder), threads=1))
+
+
 def test_inputs_of_which_only_some_have_rows_are_left_to_the_adoption(folder: Path) -> None:
     """A batch of one may be kept: then dim 0 of the others is what it is."""
     nodes = [node("MatMul", ["x", "w"], ["y"])]
@@ -167,7 +186,7 @@ def test_inputs_of_which_only_some_have_rows_are_left_to_the_adoption(folder: Pa
 
 #: Options of `enginehouse build FILE.onnx --name m --store STORE`, and what is said.
 COMMANDS: Mapping[str, tuple[list[str], str]] = {
-    "a range twice": (["--axis", "a=1:2:3", "--axis", "a=1:2:4"], "--axis a is given twice: 1:2:3 and 1:2:4; give it once"),
+    "a range twice": (["--axis", "a=1:2:3", "--axis", "a=1:2:4"], "--axis a is given twice: 1:2:3 and 1:2:4"),
     "a range of nothing": (["--axis", "=1:2:3"], "--axis =1:2:3: write NAME=VALUE"),
     "an empty usual size": (["--axis", "a=0:0:3"], "--axis a opt: Input should be greater than or equal to 1 (got 0)"),
     "a limit that is none": (["--limit", "int8"], "--limit int8: write NAME=VALUE"),

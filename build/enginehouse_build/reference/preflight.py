@@ -46,6 +46,12 @@ def of_module(model: TorchModel, recipe: Recipe, given: Given) -> None:
         shape = tuple(None if dim in any_size else int(size) for dim, size in enumerate(tensor.shape))
         specs.append(TensorSpec(name, tensor.detach().cpu().numpy().dtype, shape))
         for dim, axis in names.items():
+            if not 0 <= dim < tensor.dim() or (recipe.batched and dim == 0):
+                taken = "is the batch" if dim == 0 and tensor.dim() else "is none"
+                raise BuildError(
+                    f"ModelSource(axes=...) calls dimension {dim} of input {name!r} {axis!r}, which {taken}; name free "
+                    f"dimensions other than the batch among 0 to {tensor.dim() - 1}"
+                )
             free.setdefault(axis, []).append((name, dim))
     way = f"name it in the factory with ModelSource(axes={{{specs[0].name!r}: {{{len(specs[0].shape) - 1}: 'NAME'}}}})"
     _check(_Inputs(specs, recipe.batched, free, ranges, way), recipe, given)
@@ -80,7 +86,7 @@ def of_file(path: Path, recipe: Recipe, given: Given) -> None:
 
 
 def _check(inputs: _Inputs, recipe: Recipe, given: Given) -> None:
-    for name in recipe.axes:
+    for name in inputs.ranges:
         if name not in inputs.free:
             have = ", ".join(inputs.free) or "none"
             raise BuildError(
