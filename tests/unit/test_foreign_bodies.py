@@ -67,11 +67,13 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(value=VALUES, indent=st.sampled_from([None, 1]), cut=st.integers(1, 5))
-def test_json_is_taken_for_nothing_else_whole_or_cut(value: Any, indent: int | None, cut: int) -> None:
-    text = json.dumps(value, indent=indent).encode()
+@given(
+    value=VALUES, indent=st.sampled_from([None, 1]), cut=st.integers(1, 5), lead=st.sampled_from(["", "\n", " \t\n"])
+)
+def test_json_is_taken_for_nothing_else_whole_or_cut(value: Any, indent: int | None, cut: int, lead: str) -> None:
+    text = (lead + json.dumps(value, indent=indent)).encode()
     assert recognised(text) is None
-    document = json.dumps({"inputs": [value]}, indent=indent).encode()
+    document = (lead + json.dumps({"inputs": [value]}, indent=indent)).encode()
     assert recognised(document[:-cut]) is None
 
 
@@ -153,6 +155,10 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
         "answered a JPEG picture .*; is --url an enginehouse",
     ),
     "other json": (b'HTTP/1.0 200 OK\r\n\r\n{"status": "up"}', "answered {'status': 'up'}; is --url an enginehouse"),
+    "a model of halves": (
+        b'HTTP/1.0 200 OK\r\n\r\n{"inputs": [{"name": "x", "datatype": "FP16", "shape": [-1]}], "outputs": []}',
+        "'x' of 'm' is FP16, which has no JSON form, and `infer` sends JSON; ask in Python: enginehouse.Client",
+    ),
     "a list": (b"HTTP/1.0 200 OK\r\n\r\n[1]", "answered no JSON object; is --url an enginehouse"),
     "no http": (b"-ERR unknown command\r\n", "speaks no HTTP that is understood .*; is --url an enginehouse"),
     "an error that is no text": (b"HTTP/1.0 500 No\r\n\r\n\xff\xfe\x00", "answered 500: "),

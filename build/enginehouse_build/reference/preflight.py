@@ -72,16 +72,16 @@ def of_file(path: Path, recipe: Recipe, given: Given) -> None:
         for value in proto.graph.input
         for dim, size in enumerate(value.type.tensor_type.shape.dim)
     }
+    batched = recipe.batched and all(spec.shape[:1] == (None,) for spec in found)
     specs, free = [], dict[str, list[tuple[str, int]]]()
     for spec in found:
         shape = [None if size is None or size < 0 else size for size in spec.shape]
         for dim, size in enumerate(shape):
-            if size is None and not (recipe.batched and dim == 0):
+            if size is None and not (batched and dim == 0):
                 free.setdefault(symbols[spec.name, dim], []).append((spec.name, dim))
         # A batch of one may be made dynamic, or be kept.
         rows = [None] if recipe.batched else shape[:1]
         specs.append(TensorSpec(spec.name, spec.dtype, (*(rows if shape else ()), *shape[1:])))
-    batched = recipe.batched and all(spec.shape[:1] == (None,) for spec in found)
     _check(_Inputs(specs, batched, free, recipe.axes, "free it in the ONNX file"), recipe, given)
 
 

@@ -42,6 +42,7 @@ _MAGIC: Sequence[tuple[bytes, Kind]] = (
 _ZIP, _ZIP_NAME_LENGTH, _ZIP_NAME = b"PK\x03\x04", slice(26, 28), 30
 _FORM_DATA = re.compile(rb"--[^\r\n]{1,200}\r?\ncontent-disposition:", re.IGNORECASE)
 _FORM = re.compile(rb"[\w.%+\[\]-]{1,100}=[^\s{}]*\Z")
+_MODEL = re.compile(rb"[\w.-]+")
 _MARKUP = re.compile(rb"\s*<(!doctype|html|\?xml|\w+[ >])", re.IGNORECASE)
 #: Of the beginning, so much is looked at.
 _LOOKED_AT = 512
@@ -97,5 +98,4 @@ def _is_protobuf(head: bytes) -> bool:
     if head[:1] != b"\x0a" or len(head) < 3 or not 0 < head[1] < 128:
         return False
     end = 2 + head[1]
-    name = head[2:end]
-    return len(head) > end and name.isascii() and name.decode().isprintable() and 0x10 <= head[end] < 0x80
+    return len(head) > end and bool(_MODEL.fullmatch(head[2:end])) and 0x10 <= head[end] < 0x80

@@ -132,9 +132,10 @@ def _document(text: memoryview, signature: Signature) -> dict[str, Any]:
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        if said := foreign.explanation(text, signature):
-            raise InvalidInput(said) from None
-        document = _with_non_finite(bytes(text), error)
+        try:
+            document = _with_non_finite(bytes(text), error)
+        except InvalidInput as fault:
+            raise InvalidInput(foreign.explanation(text, signature) or str(fault)) from None
     if not isinstance(document, dict):
         raise InvalidInput(
             f"the request is the JSON value {json_text(document)}; send an object with 'inputs', as "

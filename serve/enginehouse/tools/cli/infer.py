@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from enginehouse.contract.elements import BINARY_ONLY
 from enginehouse.contract.errors import InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
@@ -40,6 +41,12 @@ def infer(
     wanted = {spec["name"]: f"{spec['name']}: {spec['datatype']}{spec['shape']}" for spec in document.get("inputs", ())}
     if not wanted:
         raise InvalidInput(f"{path} answered {reprlib.repr(document)}; is --url an enginehouse?")
+    for spec in (*document["inputs"], *document.get("outputs", ())):
+        if spec["datatype"] in BINARY_ONLY:
+            raise InvalidInput(
+                f"{spec['name']!r} of {name!r} is {spec['datatype']}, which has no JSON form, and `infer` sends JSON; "
+                "ask in Python: enginehouse.Client().infer(MODEL, {NAME: array})"
+            )
     values = read_inputs(data, wanted)
     body = {"inputs": [_tensor(spec, values) for spec in document["inputs"]]}
     if unknown := sorted(set(values) - set(wanted)):
