@@ -52,6 +52,14 @@ def test_every_class_of_sorted_samples_is_compared_and_calibrated(count: int) ->
         assert times.min() >= most // 10 - 1
 
 
+@pytest.mark.parametrize("count", [64, 100, 256, 300, 20_000])
+def test_each_batch_has_rows_of_everywhere_and_together_they_have_all(count: int) -> None:
+    batches = [request["x"][:, 0] for request in sampling.requests(sorted_rows(count), SIGNATURE, 32, ())[2:]]
+    assert all(len(np.unique(batch)) >= 9 for batch in batches)
+    rows = sampling.requests({"x": np.arange(count)}, SIGNATURE, 32, ())[2:]
+    assert len(np.unique(np.concatenate([request["x"] for request in rows]))) == min(count, sampling.ROWS_COMPARED)
+
+
 def clipped(folder: Path, low: float, count: int) -> Reference:
     """The reference of a model that is constant up to `low`, on sorted samples from 0 to 1."""
     nodes = [node("Max", ["x", "low"], ["y"])]

@@ -46,7 +46,7 @@ def requests(
     Without a batch the samples are one request.
     """
     if signature.batched:
-        compared = spread(samples, max(max_rows, ROWS_COMPARED))
+        compared = _dealt(spread(samples, max(max_rows, ROWS_COMPARED)), max_rows)
         found = min(len(array) for array in compared.values())
         asked = [take(samples, 0, rows) for rows in sorted({1, min(2, max_rows)})]
         asked += [take(compared, at, max_rows) for at in range(0, found, max_rows)]
@@ -54,6 +54,14 @@ def requests(
         asked = [dict(samples)]
     few = take(samples, 0, min(2, max_rows)) if signature.batched else samples
     return asked + [resized(few, axis, size, axes) for axis in independent(axes) for size in sizes(axis)]
+
+
+def _dealt(samples: Tensors, size: int) -> dict[str, np.ndarray]:
+    """The same rows, dealt out so that each batch of `size` has some of everywhere: some are looked at alone."""
+    count = min(len(array) for array in samples.values())
+    batches = -(-count // size)
+    order = np.concatenate([np.arange(at, count, batches) for at in range(batches)])
+    return {name: array[order] for name, array in samples.items()}
 
 
 def calibration(samples: Tensors, signature: Signature, max_rows: int) -> list[dict[str, np.ndarray]]:
