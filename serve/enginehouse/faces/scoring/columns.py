@@ -95,8 +95,8 @@ def _kept(array: np.ndarray, cast: np.ndarray) -> np.ndarray:
     if _is_float(cast.dtype):
         if _is_float(array.dtype):
             # Rounded, but never to infinity.
-            return np.isfinite(cast) | ~np.isfinite(array)
-        exact = np.isfinite(cast)
+            return np.asarray(np.isfinite(cast) | ~np.isfinite(array))
+        exact: np.ndarray = np.isfinite(cast)
         for at in np.argwhere(np.abs(cast.astype(np.float64)) >= _ALL_WHOLE[cast.dtype.name]):
             where = tuple(at)
             exact[where] = exact[where] and int(float(cast[where])) == int(array[where])
