@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces.scoring.columns import column_of, tensor_of
-from enginehouse.faces.scoring.job import _check_names
+from enginehouse.faces.scoring.job import _check_names, _from_npz
+
+from .foreign_bodies import FOREIGN
 
 WHOLE = [np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")]
 FLOATS = [DTYPES[name] for name in ("FP16", "FP32", "FP64", "BF16")]
@@ -153,3 +156,26 @@ def test_answers_are_written_as_they_are() -> None:
         column = pa.chunked_array([column_of(array)])
         wanted = spec(object if array.dtype.hasobject else np.float32)
         np.testing.assert_array_equal(read(column, wanted), array.astype(wanted.dtype))
+
+
+ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "another name": ({"z": X}, "no column x; it has z"),
+    "one number": ({"x": np.float32(1)}, "'x' is one number; give an array with one row for each request"),
+    "no rows": ({"x": X[:0]}, "no rows"),
+    "fewer ids": ({"x": X, "id": np.arange(3)}, "arrays differ in rows: {'x': 4, 'id': 3}"),
+    "objects": ({"x": np.array([{}], object)}, "not a readable .npz of plain arrays: Object arrays"),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_a_file_of_arrays_that_cannot_be_scored_is_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
+    arrays, message = ARRAYS[kind]
+    np.savez(tmp_path / "in.npz", **arrays)
+    with pytest.raises(InvalidInput, match=message):
+        _from_npz(str(tmp_path / "in.npz"), ["x"], "id")
+
+
+def test_a_picture_that_is_called_npz_is_called_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "in.npz").write_bytes(FOREIGN["jpeg"][0])
+    with pytest.raises(InvalidInput, match="it is a JPEG picture"):
+        _from_npz(str(tmp_path / "in.npz"), ["x"], "id")

@@ -63,9 +63,24 @@ def export(
     except ExportFailed:
         raise
     except Exception as error:
+        _refuse_captured(model, examples, shapes, batched)
         raise ExportFailed(f"torch cannot export the module: {reason(error)}") from error
     _take_names(proto, [*model.inputs, *model.outputs])
     return finish(proto, path, batched)
+
+
+def _refuse_captured(model: TorchModel, examples: tuple[Any, ...], shapes: tuple[Any, ...], batched: bool) -> None:
+    """What has no ONNX operator may be what cannot be served anyway, and is then named better than by its operator.
+
+    Raises ExportFailed as `refuse_unservable` does.
+    """
+    with _quiet():
+        try:
+            program = torch.export.export(model.module, examples, dynamic_shapes=shapes if any(shapes) else None)
+        except Exception:
+            # It cannot even be captured: the exporter has said why.
+            return
+    refuse_unservable(program, batched)
 
 
 def _take_names(proto: onnx.ModelProto, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pyarrow import dataset, parquet
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from enginehouse.contract.errors import CapacityError, ConfigError, EnginehouseError, InferenceFailed, InvalidInput
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.faces.python.client import Client
 from enginehouse.faces.scoring.columns import column_of, tensor_of
@@ -146,9 +148,15 @@ def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
 def _from_npz(source: str, names: list[str], id_column: str) -> Dataset:
     if not Path(source).is_file():
         raise InvalidInput(f"{source}: no such file")
-    with np.load(source, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    _check_columns(source, names, list(arrays))
+    try:
+        with np.load(source, allow_pickle=False) as file:
+            _check_columns(source, names, file.files)
+            # Others may be of any kind, and are not asked for.
+            arrays = {name: file[name] for name in file.files if name in (*names, id_column)}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{source}: not a readable .npz of plain arrays: {seen_in(Path(source), error)}") from None
+    if scalars := [name for name, array in arrays.items() if not array.ndim]:
+        raise InvalidInput(f"{source}: {scalars[0]!r} is one number; give an array with one row for each request")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise InvalidInput(f"{source}: arrays differ in rows: {counts}")
