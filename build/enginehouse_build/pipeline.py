@@ -25,6 +25,7 @@ from enginehouse.engines.hardware import int8_products
 from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
+from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.verify import Verified, verify
@@ -58,6 +59,8 @@ def build(
     """
     store = Store(recipe.store)
     known = store.versions(recipe.name)
+    store.check_writable(recipe.name)
+    check_libraries(recipe)
     staging = store.staging()
     # A folder of its own: the staging folder is private to this user, a published bundle is not.
     folder = staging / "bundle"
@@ -89,8 +92,9 @@ class _Build:
         recipe = self.recipe
         self._check_version()
         source, reference = self.steps.run(
-            "reference", provenance.of_reference(recipe), make_reference, recipe, still_good=provenance.is_current
-        )
+            "reference", provenance.of_reference(recipe), make_reference, recipe,
+            still_good=lambda made: provenance.is_current(made, recipe),
+        )  # fmt: skip
         self.content = digest_of(provenance.of_files(source))
         self.judging = digest_of(provenance.of_metric(reference))
         asked = recipe.model_dump(mode="json", exclude={"store", "version", "step_timeout_s", "memory_mib"})

@@ -14,6 +14,7 @@ import yaml
 from tests.integration.cluster import wait_for
 from tests.integration.conftest import House, deploy_app
 from tests.integration.load import by_http
+from tests.unit.foreign_bodies import FOREIGN
 
 
 def test_status_shows_models_and_backends(house: House) -> None:
@@ -52,6 +53,20 @@ def test_infer_prints_outputs_and_who_answered(house: House, tmp_path: Path) -> 
     result = house.cluster.cli("infer", "nowhere", '{"x": [[1, 2, 3, 4]]}', "--url", url)
     assert result.returncode == 1
     assert "nowhere" in result.stderr
+
+
+def test_a_picture_is_called_a_picture_by_the_command_and_by_the_server(house: House, tmp_path: Path) -> None:
+    picture, name = FOREIGN["jpeg"]
+    (tmp_path / "x.jpg").write_bytes(picture)
+    url = f"http://{house.url}"
+    result = house.cluster.cli("infer", "scale", str(tmp_path / "x.jpg"), "--url", url)
+    assert result.returncode == 1
+    assert f"x.jpg is {name}; decode it first" in result.stderr
+    assert "Traceback" not in result.stderr
+    answer = httpx.post(f"{url}/v2/models/scale/infer", content=picture)
+    assert answer.status_code == 400
+    assert f"seems to be {name}" in answer.json()["error"]
+    assert "the model wants x: FP32[*,4]" in answer.json()["error"]
 
 
 def test_adding_a_model_that_is_not_in_the_store_is_refused(house: House) -> None:

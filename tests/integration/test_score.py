@@ -74,3 +74,20 @@ def test_a_row_of_another_length_stops_the_scoring_by_name(house: House, tmp_pat
     assert "Traceback" not in result.stderr
     assert "InvalidInput" in result.stderr
     assert "'x'" in result.stderr
+
+
+def test_ids_stay_what_they_are_and_numbers_that_do_not_fit_are_refused(house: House, tmp_path: Path) -> None:
+    ids = pa.array([2**53 + 1, None, 2**53 + 3], pa.int64())
+    x = [[float(at)] * WIDTH for at in range(3)]
+    parquet.write_table(pa.table({"id": ids, "x": x}), tmp_path / "in.parquet")
+    result = house.cluster.cli("score", "scale", str(tmp_path / "in.parquet"), str(tmp_path / "out"), timeout=150)
+    assert result.returncode == 0, result.stderr
+    written = dataset.dataset(tmp_path / "out").to_table()
+    assert written.column("id").to_pylist() == ids.to_pylist()
+    assert written.column("y").combine_chunks().to_numpy(zero_copy_only=False).tolist() == (2 * np.array(x)).tolist()
+    parquet.write_table(pa.table({"id": [1], "x": [[2**24 + 1] * WIDTH]}), tmp_path / "large.parquet")
+    result = house.cluster.cli("score", "scale", str(tmp_path / "large.parquet"), str(tmp_path / "none"), timeout=150)
+    assert result.returncode == 1
+    assert (
+        "InvalidInput: column 'x' has the value 16777217 in the row of id 1, which FP32 does not hold" in result.stderr
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +99,33 @@ class AtRest(Net):
         return nn.functional.scaled_dot_product_attention(heads, heads, heads).flatten(1)
 
 
+class Decoder(nn.Module):
+    """A step of a decoder: its mask is as long as past and new tokens together."""
+
+    def forward(self, past: Tensor, new: Tensor, mask: Tensor) -> Tensor:
+        return (torch.cat([past, new], dim=1) + mask) * 2
+
+
+class ByKeyword(Net):
+    def forward(self, *, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+@dataclass
+class Parts:
+    logits: Tensor
+
+
+class DataClass(Net):
+    def forward(self, x: Tensor) -> Parts:  # type: ignore[override]
+        return Parts(super().forward(x))
+
+
+class Nested(Net):
+    def forward(self, x: Tensor) -> dict[str, object]:  # type: ignore[override]
+        return {"parts": {"logits": super().forward(x)}}
+
+
 EXAMPLE = torch.zeros(1, 2, 3)
 
 
@@ -163,6 +192,27 @@ def counts() -> tuple[nn.Module, Tensor]:
 
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     return BatchStatistics(), EXAMPLE.expand(2, 2, 3)
+
+
+def decoder() -> ModelSource:
+    return ModelSource(
+        Decoder(),
+        (torch.ones(2, 4), torch.ones(2, 2), torch.ones(2, 6)),
+        axes={"past": {1: "past"}, "new": {1: "new"}, "mask": {1: "past + new"}},
+        ranges={"past": (0, 4, 9), "new": (1, 2, 5)},
+    )
+
+
+def by_keyword() -> tuple[nn.Module, Tensor]:
+    return ByKeyword(), EXAMPLE
+
+
+def data_class() -> tuple[nn.Module, Tensor]:
+    return DataClass(), EXAMPLE
+
+
+def nested() -> tuple[nn.Module, Tensor]:
+    return Nested(), EXAMPLE
 
 
 def at_rest() -> tuple[nn.Module, Tensor]:

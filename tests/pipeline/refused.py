@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,42 @@ def dropout(folder: Path) -> Awkward:
     return refused(folder, "dropout", nodes, reason, constants={"training": np.array(True)})
 
 
+def random_kinds() -> Mapping[str, Callable[[Path], Awkward]]:
+    """Every operator of ONNX that draws random numbers."""
+    nodes = {
+        "Bernoulli": node("Bernoulli", ["x"], ["noise"], "draw"),
+        "Multinomial": node("Multinomial", ["x"], ["noise"], "draw", sample_size=4),
+        "RandomNormal": node("RandomNormal", [], ["noise"], "draw", shape=[4]),
+        "RandomUniform": node("RandomUniform", [], ["noise"], "draw", shape=[4], seed=1.0),
+        "RandomUniformLike": node("RandomUniformLike", ["x"], ["noise"], "draw"),
+    }
+
+    def drawn(folder: Path, op: str) -> Awkward:
+        cast = node("Cast", ["noise"], ["f"], to=TensorProto.FLOAT)
+        made = [nodes[op], cast, node("Add", ["x", "f"], ["y"])]
+        return refused(folder, op, made, rf"node 'draw' \({op}\) draws random numbers.*an input of the model")
+
+    return {f"random_{op}": functools.partial(drawn, op=op) for op in nodes}
+
+
+def trained(folder: Path, name: str, statistics: Sequence[str], opset: int, **attributes: int) -> Awkward:
+    """A BatchNormalization that takes the statistics of the batch."""
+    given = ["x", "scale", "bias", "mean", "var"]
+    nodes = [node("BatchNormalization", given, ["y", *statistics], "norm_1", **attributes)]
+    constants = {key: np.ones(4, f32) for key in given[1:]}
+    reason = r"node 'norm_1' \(BatchNormalization\) is in training mode: .* the statistics of the batch.*model.eval"
+    return refused(folder, name, nodes, reason, constants=constants, opset=opset)
+
+
+def training_mode(folder: Path) -> Awkward:
+    return trained(folder, "training_mode", ["mean_out", "var_out"], 20, training_mode=1)
+
+
+def training_outputs(folder: Path) -> Awkward:
+    """Before opset 14 a node is in training mode that is asked for the statistics as well."""
+    return trained(folder, "training_outputs", ["mean_out", "var_out", "saved_mean", "saved_var"], 12)
+
+
 def rankless(folder: Path) -> Awkward:
     reason = "input 'x' has no known number of dimensions; give it a shape"
     return refused(folder, "rankless", [node("Relu", ["x"], ["y"])], reason, None)
@@ -89,6 +126,20 @@ def truncated(folder: Path) -> Awkward:
     return Awkward(path, floats(x=[-1, 64]), refusal="truncated.onnx is not a valid ONNX model")
 
 
+def pointer(folder: Path) -> Awkward:
+    """What is in the file's place in a repository whose large files were not fetched."""
+    path = folder / "pointer.onnx"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 44700\n")
+    return Awkward(path, floats(x=[-1, 64]), refusal="pointer.onnx is not a valid ONNX model: it is a Git LFS pointer")
+
+
+def page(folder: Path) -> Awkward:
+    """What is saved when a download asks for a login."""
+    path = folder / "page.onnx"
+    path.write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    return Awkward(path, floats(x=[-1, 64]), refusal="page.onnx is not a valid ONNX model: it is HTML or XML")
+
+
 def weights_cut_short(folder: Path) -> Awkward:
     whole = external(folder)
     data = folder / "external.bin"
@@ -103,7 +154,7 @@ def weights_lost(folder: Path) -> Awkward:
 
 
 _REFUSED = (
-    points, centre, scalar, custom, unknown, random, dropout, rankless, sequence, truncated, weights_cut_short,
-    weights_lost,
+    points, centre, scalar, custom, unknown, random, dropout, training_mode, training_outputs, rankless, sequence,
+    truncated, pointer, page, weights_cut_short, weights_lost,
 )  # fmt: skip
-REFUSED: Mapping[str, Callable[[Path], Awkward]] = {maker.__name__: maker for maker in _REFUSED}
+REFUSED: Mapping[str, Callable[[Path], Awkward]] = {maker.__name__: maker for maker in _REFUSED} | random_kinds()

@@ -149,9 +149,9 @@ def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
     recipe = Recipe.of(source=f"{tmp_path}/factory.py:make", name="m", store=str(tmp_path), threads=1)
     reference = make_reference(tmp_path / "made", recipe)
     assert {"factory.py", "beside.py", "weights.txt"} <= {Path(path).name for path in reference.depends}
-    assert is_current(reference)
+    assert is_current(reference, recipe)
     (tmp_path / "weights.txt").write_text("0.25")
-    assert not is_current(reference)
+    assert not is_current(reference, recipe)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,12 @@ def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
         ("nothing.py:factory", "no such file"),
         ("no_such_package.models:factory", "cannot import 'no_such_package.models'"),
         ("weights.pt", "give package.module:function, path/to/file.py:function or FILE.onnx"),
-        (f"{MODULES}:missing", "has no function 'missing'; it has at_rest, baked"),
+        (f"{MODULES}:missing", "has no function 'missing'; it has at_rest, baked, batch_statistics, by_keyword, "),
         (f"{MODULES}:not_a_model", "the factory returned str"),
         (f"{MODULES}:raises", "the factory raised FileNotFoundError: weights.pt"),
+        (f"{MODULES}:by_keyword", "forward takes x by keyword only; wrap the module"),
+        (f"{MODULES}:data_class", "the module returns 'Parts'; return a tensor, a tuple or a mapping of tensors (wrap"),
+        (f"{MODULES}:nested", "output 'parts' is a dict; every output must be a tensor (wrap the module"),
         (f"{MODULES}:wrong_example", "the module fails on its example inputs (x)"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse.contract.bundle import MANIFEST, Bundle
-from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.errors import BuildError, ConfigError
 from enginehouse.contract.manifest import Manifest
 from enginehouse.contract.store import Store
 from enginehouse_build.inputs.recipe import Recipe
@@ -140,13 +140,14 @@ def test_the_bundle_tells_its_steps_and_keeps_their_logs(recipe: Path) -> None:
     assert Manifest.parse((bundle.path / MANIFEST).read_bytes(), MANIFEST) == bundle.manifest
 
 
-def test_int8_without_real_samples_says_what_it_needs(linear: Path, build_onnx: Callable[..., Bundle]) -> None:
-    bundle = build_onnx(linear, formats=FORMATS, precisions=("fp32", "int8"))
-    for name in ("onnx-int8", "openvino-int8"):
-        artifact = bundle.manifest.artifact(name)
-        assert artifact.status == "failed"
-        assert "--samples FILE.npz" in (artifact.reason or "")
-    assert bundle.manifest.artifact("onnx-fp32").status == "ready"
+def test_int8_that_is_asked_for_later_is_refused_at_the_start(tmp_path: Path) -> None:
+    values = {"source": f"{Path(__file__).parent}/modules.py:plain", "name": "plain", "store": str(tmp_path)}
+    asked = {"formats": "onnx", "threads": 1, "max_batch": 4}
+    build(Recipe.of(**values, **asked, precisions="fp32"))
+    progress = Recorder()
+    with pytest.raises(BuildError, match=r"int8 takes its ranges from real data, .*ModelSource\(samples=...\)"):
+        build(Recipe.of(**values, **asked, precisions="fp32,int8"), progress)
+    assert [stage for stage, outcome, _ in progress.events if outcome != "started"] == ["reference"]
 
 
 def test_whole_numbers_that_openvino_would_cut_fail_the_gate(tmp_path: Path, build_onnx: Callable[..., Bundle]) -> None:

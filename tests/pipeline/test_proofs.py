@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
-from enginehouse.contract.errors import BuildError, ExportFailed
+from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.manifest import Axis
-from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.onnx import plain_session
 from enginehouse_build.reference.proof import prove_dynamic, undecided
-from enginehouse_build.reference.reference import make_reference
 from enginehouse_build.reference.scores import prove_scores
 
 from .batches import APART, ENDS, MIXING, made, samples
@@ -141,37 +138,3 @@ def test_old_file_answers_as_before_whatever_became_of_its_opset(
     shape = [dim.dim_value or 4 for dim in proto.graph.input[0].type.tensor_type.shape.dim]
     inputs = {"x": np.random.default_rng(3).standard_normal(shape).astype(f32)}
     assert_same(Runtime(tmp_path / "adopted.onnx")(inputs), Runtime(path)(inputs))
-
-
-def reference_of(path: Path, folder: Path, **values: Any) -> None:
-    folder.mkdir()
-    make_reference(folder, Recipe.of(source=str(path), name="m", store=str(folder), threads=1, **values))
-
-
-def decoder() -> onnx.ModelProto:
-    """What a step of a decoder takes: its past, and a mask as long as past and new tokens together."""
-    nodes = [
-        node("Concat", ["past", "new"], ["all"], axis=1),
-        node("Add", ["all", "mask"], ["y"]),
-    ]
-    sizes = {"past": (f32, ["n", "past"]), "new": (f32, ["n", "s"]), "mask": (f32, ["n", "past + s"])}
-    return model(nodes, sizes, {"y": (f32, ["n", "past + s"])})
-
-
-def steps(past: int) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    sizes = {"past": past, "new": 2, "mask": past + 2}
-    return {name: generator.standard_normal((6, size)).astype(f32) for name, size in sizes.items()}
-
-
-def test_sizes_that_follow_from_each_other_and_an_empty_past_are_named(tmp_path: Path) -> None:
-    path = save(tmp_path / "decoder.onnx", decoder())
-    np.savez(tmp_path / "past.npz", **steps(3))
-    np.savez(tmp_path / "none.npz", **steps(0))
-    reference_of(path, tmp_path / "fits", samples=tmp_path / "past.npz")
-    with pytest.raises(
-        BuildError, match="no values along 'past' .dimension 1 of input 'past'.*give samples of a later"
-    ):
-        reference_of(path, tmp_path / "empty", samples=tmp_path / "none.npz")
-    with pytest.raises(ExportFailed, match="does not run at past = 1, which its range allows: .* give neither a range"):
-        reference_of(path, tmp_path / "ranged", samples=tmp_path / "past.npz", axes={"past": "1:3:8"})

@@ -230,7 +230,11 @@ def test_a_header_that_is_a_number_is_read() -> None:
         (ONE, b"", "0 rows"),
         (Signature((FLOAT, INT), ()), b"12345678", "one input; this one has 'x', 'n'"),
         (Signature((TensorSpec("x", FLOAT.dtype, (None, None)),), ()), b"12345678", "cannot tell the shape of x"),
-        (Signature((TensorSpec("x", FLOAT.dtype, (2, 2)),), (), batched=False), b"1234", "4 bytes; FP32 of shape"),
+        (
+            Signature((TensorSpec("x", FLOAT.dtype, (2, 2)),), (), batched=False),
+            b"1234",
+            "takes 16 bytes; the body has 4",
+        ),
     ],
 )
 def test_a_raw_request_of_the_wrong_size_is_refused(signature: Signature, body: bytes, message: str) -> None:

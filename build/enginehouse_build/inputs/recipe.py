@@ -32,6 +32,10 @@ PRECISIONS_OF: Mapping[Format, tuple[Precision, ...]] = {
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
+NO_RANGES = (
+    "int8 takes its ranges from real data, and there is none: give --samples FILE.npz, --calibration FILE.npz or "
+    "ModelSource(samples=...), or leave int8 out of --precisions"
+)
 #: How the command line calls a field, where that is not its name.
 _OPTIONS = {
     "axes": "--axis",
@@ -43,12 +47,15 @@ _OPTIONS = {
 
 
 class AxisRange(BaseModel):
-    """Smallest, usual and largest extent of a free dimension; `MIN:OPT:MAX` as text."""
+    """Smallest, usual and largest extent of a free dimension; `MIN:OPT:MAX` as text.
+
+    The smallest may be 0, for what is empty at first (the past of a decoder); the usual one is what is measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: int = Field(ge=1)
-    opt: int
+    min: int = Field(ge=0)
+    opt: int = Field(ge=1)
     max: int
 
     @model_validator(mode="before")
@@ -187,6 +194,14 @@ class Recipe(BaseModel):
             raise ValueError(f"max_batch {self.max_batch} needs a batch dimension; drop it or drop --no-batch")
         if self.metric is not None and self.metric != "accuracy" and ":" not in self.metric:
             raise ValueError(f"metric {self.metric!r} is not known; give accuracy or module:function")
+        if self.source.endswith(".onnx"):
+            # A factory may have them all.
+            if "int8" in self.precisions and self.samples is None and self.calibration is None:
+                raise ValueError(NO_RANGES)
+            if self.labels is not None and self.samples is None:
+                raise ValueError(f"labels {self.labels} need the samples that they are for; give --samples FILE.npz")
+            if self.metric is not None and self.labels is None:
+                raise ValueError(f"metric {self.metric!r} needs labels; give --labels FILE.npy")
         if not self.matrix:
             raise ValueError(
                 f"none of the formats {', '.join(self.formats)} has the precision {', '.join(self.precisions)}; "

@@ -9,15 +9,26 @@ from pathlib import Path
 import numpy as np
 
 from enginehouse.contract.errors import BuildError, InvalidInput
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
+from enginehouse_build.inputs.extents import independent, resized, sizes
 
 SEED = 0
 RANDOM_ROWS = 64
-#: Rows of real data that parity compares: more cost time on slow engines and find nothing new.
+#: Rows of real data that parity compares, spread evenly over all: more cost time on slow engines and find nothing new.
 ROWS_COMPARED = 256
-#: Rows that int8 ranges are taken from (NNCF's default is 300).
+#: Rows that int8 ranges are taken from, spread evenly (NNCF's default is 300).
 ROWS_CALIBRATED = 300
+
+
+def spread(samples: Tensors, most: int) -> dict[str, np.ndarray]:
+    """At most `most` rows of the samples, evenly spread: data is often sorted, and its first rows are of one kind."""
+    count = min(len(array) for array in samples.values())
+    if count <= most:
+        return dict(samples)
+    rows = np.linspace(0, count - 1, most).round().astype(np.int64)
+    return {name: array[rows] for name, array in samples.items()}
 
 
 def take(samples: Tensors, start: int, rows: int) -> dict[str, np.ndarray]:
@@ -27,43 +38,38 @@ def take(samples: Tensors, start: int, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def resized(request: Tensors, axis: Axis, size: int) -> dict[str, np.ndarray]:
-    """`request` cut or repeated to `size` along every dimension of `axis`."""
-    result = dict(request)
-    for name, dim in axis.dims:
-        result[name] = np.take(result[name], np.arange(size) % result[name].shape[dim], axis=dim)
-    return result
-
-
-def sizes(axis: Axis) -> tuple[int, ...]:
-    """What latency and parity are looked at: the ends of the range, its `opt`, and half of the largest."""
-    found = {axis.min, axis.opt, axis.max, axis.max // 2}
-    return tuple(sorted(size for size in found if axis.min <= size <= axis.max))
-
-
 def requests(
     samples: Tensors, signature: Signature, max_rows: int, axes: Sequence[Axis]
 ) -> list[dict[str, np.ndarray]]:
-    """What artifacts are compared on: 1 row, 2 rows, the samples in batches of `max_rows`, then other sizes.
+    """What artifacts are compared on: 1 row, 2 rows, the samples in batches of `max_rows`, then other extents.
 
     Without a batch the samples are one request.
     """
     if signature.batched:
-        found = min(len(array) for array in samples.values())
-        starts = range(0, min(found, max(max_rows, ROWS_COMPARED)), max_rows)
+        compared = _dealt(spread(samples, max(max_rows, ROWS_COMPARED)), max_rows)
+        found = min(len(array) for array in compared.values())
         asked = [take(samples, 0, rows) for rows in sorted({1, min(2, max_rows)})]
-        asked += [take(samples, at, max_rows) for at in starts]
+        asked += [take(compared, at, max_rows) for at in range(0, found, max_rows)]
     else:
         asked = [dict(samples)]
     few = take(samples, 0, min(2, max_rows)) if signature.batched else samples
-    return asked + [resized(few, axis, size) for axis in axes for size in sizes(axis)]
+    return asked + [resized(few, axis, size, axes) for axis in independent(axes) for size in sizes(axis)]
+
+
+def _dealt(samples: Tensors, size: int) -> dict[str, np.ndarray]:
+    """The same rows, dealt out so that each batch of `size` has some of everywhere: some are looked at alone."""
+    count = min(len(array) for array in samples.values())
+    batches = -(-count // size)
+    order = np.concatenate([np.arange(at, count, batches) for at in range(batches)])
+    return {name: array[order] for name, array in samples.items()}
 
 
 def calibration(samples: Tensors, signature: Signature, max_rows: int) -> list[dict[str, np.ndarray]]:
     """Requests of a few rows each, for the ranges of int8."""
     if not signature.batched:
         return [dict(samples)]
-    found = min(min(len(array) for array in samples.values()), ROWS_CALIBRATED)
+    samples = spread(samples, ROWS_CALIBRATED)
+    found = min(len(array) for array in samples.values())
     # Quantizers keep every activation of a request in memory: 10 rows of ResNet-50 took 2.7 GiB.
     step = min(max_rows, 5)
     return [take(samples, at, min(step, found - at)) for at in range(0, found, step)]
@@ -78,7 +84,7 @@ def read_samples(path: Path, what: str) -> dict[str, np.ndarray]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise BuildError(f"{what} {path}: not a readable .npz of plain arrays: {error}") from None
+        raise BuildError(f"{what} {path}: not a readable .npz of plain arrays: {seen_in(path, error)}") from None
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -86,7 +92,7 @@ def read_labels(path: Path) -> np.ndarray:
     try:
         labels = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise BuildError(f"--labels {path}: not a readable .npy of plain numbers: {error}") from None
+        raise BuildError(f"--labels {path}: not a readable .npy of plain numbers: {seen_in(path, error)}") from None
     if not isinstance(labels, np.ndarray):
         raise BuildError(f"--labels {path}: several arrays; give an .npy file with one")
     return labels

@@ -111,6 +111,16 @@ def _made_by(text: str, factory: Callable[[], object]) -> ModelSource:
 
 
 def _named_inputs(source: ModelSource) -> dict[str, torch.Tensor]:
+    by_keyword = [
+        parameter.name
+        for parameter in inspect.signature(source.module.forward).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+    ]
+    if by_keyword:
+        raise ExportFailed(
+            f"forward takes {', '.join(by_keyword)} by keyword only; wrap the module in one whose forward takes "
+            f"({', '.join(by_keyword)}) and hands them on by name"
+        )
     arguments = [
         parameter.name
         for parameter in inspect.signature(source.module.forward).parameters.values()
@@ -145,11 +155,15 @@ def _named_outputs(result: object, wanted: tuple[str, ...] | None) -> dict[str, 
         found = {f"output_{index}": value for index, value in enumerate(result)}
     else:
         raise ExportFailed(
-            f"the module returns a {type(result).__name__}; return a tensor, a tuple or a mapping of tensors"
+            f"the module returns {type(result).__name__!r}; return a tensor, a tuple or a mapping of tensors (wrap the "
+            "module in one that does)"
         )
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
-            raise ExportFailed(f"output {name!r} is a {type(value).__name__}; every output must be a tensor")
+            raise ExportFailed(
+                f"output {name!r} is a {type(value).__name__}; every output must be a tensor (wrap the module in one "
+                "that returns them flat)"
+            )
     if wanted is None:
         return found
     if len(wanted) != len(found):

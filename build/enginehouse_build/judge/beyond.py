@@ -19,7 +19,8 @@ from enginehouse.contract.manifest import Artifact, Manifest
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse_build.graph.graph import element_types
-from enginehouse_build.inputs.samples import resized, take
+from enginehouse_build.inputs.extents import independent, resized
+from enginehouse_build.inputs.samples import take
 from enginehouse_build.judge.rounding import Rounding
 from enginehouse_build.reference.probes import sizing
 from enginehouse_build.reference.proof import companies, joined, near, picked
@@ -124,12 +125,12 @@ class Beyond:
         """Extents beside those of the samples, odd ones among them, as far as requests may have them."""
         ranges = {free.name: free.range for free in self._signature.free if free.range}
         few = self._rows(2)
-        for axis in self.manifest.axes:
+        for axis in independent(self.manifest.axes):
             low, high = ranges.get(axis.name, (1, 2 * axis.opt + 1))
             remedy = "" if axis.name in ranges else f"; --axis {axis.name}=MIN:OPT:MAX limits requests to what is right"
             for size in sorted({*near(axis.opt), low + 1, high - 1}):
                 if low <= size <= high:
-                    yield f"at {axis.name} = {size}", resized(few, axis, size), remedy
+                    yield f"at {axis.name} = {size}", resized(few, axis, size, self.manifest.axes), remedy
 
     @property
     def _signature(self) -> Signature:

@@ -38,7 +38,7 @@ from enginehouse.contract.errors import BuildError
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import EngineKind, Manifest
 from enginehouse.contract.tensors import Tensors
-from enginehouse_build.inputs.samples import sizes
+from enginehouse_build.inputs.extents import sizes
 from enginehouse_build.judge.stopwatch import Cell, Stopwatch, Window, where, write_order
 
 Target: TypeAlias = tuple[EngineKind, str]
@@ -112,7 +112,7 @@ def groups(manifest: Manifest, targets: Sequence[Target]) -> Iterator[list[Targe
 
 
 def grid(manifest: Manifest) -> list[Cell]:
-    """What is measured, in the order of its worth: one row of size `opt` first."""
+    """What is measured, in the order of its worth: one row of size `opt` first, and nothing that is empty."""
     rows = manifest.batch_buckets()
     if not manifest.axes:
         return [(number, None) for number in rows]
@@ -122,7 +122,7 @@ def grid(manifest: Manifest) -> list[Cell]:
         number, size = cell
         return cell != (1, axis.opt), number != 1 and size != axis.opt, _work(cell)
 
-    return sorted(((number, size) for number in rows for size in sizes(axis)), key=worth)
+    return sorted(((number, size) for number in rows for size in sizes(axis) if size), key=worth)
 
 
 def table(engine: EngineKind, artifact: str, threads: int, measured: Mapping[Cell, Rounds]) -> LatencyTable:

@@ -23,7 +23,8 @@ from enginehouse.contract.manifest import EngineKind
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
 from enginehouse.engines.worker_process import Parent, WorkerDied, WorkerProcess, serve
-from enginehouse_build.inputs.samples import resized, take
+from enginehouse_build.inputs.extents import resized
+from enginehouse_build.inputs.samples import take
 
 #: Rows, and the size along the cost axis (None for a model without one).
 Cell: TypeAlias = tuple[int, int | None]
@@ -112,7 +113,8 @@ def _work(parent: Parent) -> None:
 def _request(bundle: Bundle, samples: Mapping[str, np.ndarray], cell: Cell) -> Tensors:
     rows, size = cell
     request = take(samples, 0, rows) if bundle.manifest.signature.batched else samples
-    return request if size is None else resized(request, bundle.manifest.axes[0], size)
+    axes = bundle.manifest.axes
+    return request if size is None else resized(request, axes[0], size, axes)
 
 
 def _window(engine: Engine, request: Tensors) -> tuple[list[float], float]:

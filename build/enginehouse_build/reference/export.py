@@ -17,6 +17,7 @@ import torch
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
+from enginehouse_build.inputs.extents import parts_of
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
 from enginehouse_build.reference.module_faults import refuse_unservable
@@ -62,9 +63,24 @@ def export(
     except ExportFailed:
         raise
     except Exception as error:
+        _refuse_captured(model, examples, shapes, batched)
         raise ExportFailed(f"torch cannot export the module: {reason(error)}") from error
     _take_names(proto, [*model.inputs, *model.outputs])
     return finish(proto, path, batched)
+
+
+def _refuse_captured(model: TorchModel, examples: tuple[Any, ...], shapes: tuple[Any, ...], batched: bool) -> None:
+    """What has no ONNX operator may be what cannot be served anyway, and is then named better than by its operator.
+
+    Raises ExportFailed as `refuse_unservable` does.
+    """
+    with _quiet():
+        try:
+            program = torch.export.export(model.module, examples, dynamic_shapes=shapes if any(shapes) else None)
+        except Exception:
+            # It cannot even be captured: the exporter has said why.
+            return
+    refuse_unservable(program, batched)
 
 
 def _take_names(proto: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -87,10 +103,17 @@ def _free_dimensions(
     axes = model.source.axes
     if unknown := sorted(axes.keys() - model.inputs.keys()):
         raise ExportFailed(f"axes name the input {unknown[0]!r}; the inputs are {', '.join(model.inputs)}")
-    missing = sorted({name for dims in axes.values() for name in dims.values()} - ranges.keys())
-    if missing:
+    names = {name for dims in axes.values() for name in dims.values()}
+    # torch finds out by itself what a sum of others is.
+    dims: dict[str, Any] = {name: torch.export.Dim.AUTO for name in names if parts_of(name, names)}
+    if odd := sorted(name for name in names - dims.keys() if not name.isidentifier()):
+        raise ExportFailed(
+            f"axis {odd[0]!r} is no name that torch takes: write letters, digits and '_', or a sum of other axes"
+        )
+    if missing := sorted(names - dims.keys() - ranges.keys()):
         raise ExportFailed(f"axis {missing[0]!r} has no range; give ModelSource(ranges=...) or --axis NAME=MIN:OPT:MAX")
-    dims = {name: torch.export.Dim(name, min=extents.min, max=extents.max) for name, extents in ranges.items()}
+    for name in names - dims.keys():
+        dims[name] = torch.export.Dim(name, min=ranges[name].min, max=ranges[name].max)
     batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch is not None else {}
     return tuple(batch | {dim: dims[axis] for dim, axis in axes.get(name, {}).items()} for name in model.inputs)
 

@@ -15,6 +15,10 @@ from enginehouse.contract.errors import ExportFailed, InvalidInput
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.reference.domains import domains_of
 
+#: How ONNX Runtime says in which node it failed, and with which class of error.
+_AT_NODE = re.compile(r"Non-zero status code returned while running (\w+) node\. ?Name:'([^']*)' Status Message: ?")
+_STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
 Run: TypeAlias = Callable[[Tensors], dict[str, np.ndarray]]
 
 #: One row is what exporters specialise on, two is what the export itself saw, five is neither.
@@ -82,6 +86,7 @@ def reason(error: Exception) -> str:
     """What is wrong, out of an exporter's or runtime's long message: about 400 characters at most, both ends kept."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = _WHERE_IN_RUNTIME.sub(" ", text)
+    text = _STATUS.sub("", _AT_NODE.sub(r"node '\2' (\1): ", text))
     _, marker, summary = text.partition("## Exception summary")
     lines = [line.strip() for line in (summary if marker else text).splitlines()]
     found = next((line for line in lines if line), type(error).__name__)

@@ -15,7 +15,8 @@ from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.parity import LIMITS, first_difference
 from enginehouse.contract.tensors import Tensors
-from enginehouse_build.inputs.samples import resized, sizes, take
+from enginehouse_build.inputs.extents import independent, resized, sizes
+from enginehouse_build.inputs.samples import take
 from enginehouse_build.reference.onnx import CAUSES, PROOF_ROWS, reason
 
 Ask: TypeAlias = Callable[[Tensors], Tensors]
@@ -60,8 +61,8 @@ def prove_dynamic(
         alone = alone or [got, *(run(row) for row in rows[1:])]
     _alike(got, alone, rows, run, "beside other samples")
     prove_company(run, rows, alone, run, samples)
-    for axis in axes:
-        _prove_extents(run, reference, rows[:2], axis, axis.name in (declared or {}))
+    for axis in independent(axes):
+        _prove_extents(run, reference, rows[:2], axis, axes, axis.name in (declared or {}))
 
 
 def prove_company(run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], original: Ask, samples: Tensors) -> None:
@@ -148,18 +149,21 @@ def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str) -> 
             )
 
 
-def _prove_extents(run: Ask, reference: Ask, rows: Sequence[Tensors], axis: Axis, declared: bool) -> None:
+def _prove_extents(
+    run: Ask, reference: Ask, rows: Sequence[Tensors], axis: Axis, axes: Sequence[Axis], declared: bool
+) -> None:
     for size in sizes(axis) if declared else near(axis.opt):
         what = f"at {axis.name} = {size}"
-        sized = [resized(row, axis, size) for row in rows]
+        sized = [resized(row, axis, size, axes) for row in rows]
         try:
             alone = [run(row) for row in sized]
         except Exception as error:
             if declared:
                 raise ExportFailed(
                     f"the model does not run {what}, which its range allows: {reason(error)}; narrow the range, or, "
-                    "where this extent follows from that of another dimension (a mask as long as past and new tokens "
-                    "together), give neither a range: then both stay as they are in the samples"
+                    "where the extent of another dimension follows from this one (a mask as long as past and new "
+                    "tokens together), call that one 'past + new' in the file, or give neither a range: then both stay "
+                    "as they are in the samples"
                 ) from error
             continue
         batch = joined(sized)

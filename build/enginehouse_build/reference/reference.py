@@ -21,19 +21,22 @@ import onnx as onnx_format
 
 from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import sha256_of
-from enginehouse.contract.errors import BuildError, ExportFailed
+from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.signature_record import with_free_dims
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
-from enginehouse_build.inputs.metric import check_labels, metric_name, score
+from enginehouse_build.inputs.given import read_given
+from enginehouse_build.inputs.metric import score
 from enginehouse_build.inputs.opened import OpenedFiles
 from enginehouse_build.inputs.postprocess import Postprocess
 from enginehouse_build.inputs.postprocess import of as postprocess_of
 from enginehouse_build.inputs.preprocess import Preprocess
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
+from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
+from enginehouse_build.reference.axes import axes_of, ranges_of
 from enginehouse_build.reference.onnx import finish, plain_session
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, prove_dynamic
@@ -69,7 +72,8 @@ class TaskMetric:
 class Reference:
     """What is known about the reference besides its files.
 
-    `origin` says what gave the answers and to what; `depends` are the digests of all files that it was made from.
+    `origin` says what gave the answers and to what; `calibrated` whether there are rows for int8; `depends` are the
+    digests of all files that it was made from.
     """
 
     signature: Signature
@@ -80,6 +84,7 @@ class Reference:
     preprocess: str
     postprocess: str
     metric: TaskMetric | None
+    calibrated: bool
     depends: Mapping[str, str]
 
 
@@ -105,19 +110,27 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
 
     opened = OpenedFiles()
     source = load_source(recipe.source)
+    own = source.source if isinstance(source, TorchModel) else None
+    given = read_given(recipe, own)
     model = folder / MODEL
-    core = _from_torch(source, recipe, model) if isinstance(source, TorchModel) else _from_file(source, recipe, model)
-    given = source.source if isinstance(source, TorchModel) else None
-    before = recipe.preprocess or (Preprocess.of(given.preprocess) if given and given.preprocess else None)
-    after = recipe.postprocess or (postprocess_of(given.postprocess) if given and given.postprocess else None)
+    if isinstance(source, TorchModel):
+        preflight.of_module(source, recipe, given)
+        core = _from_torch(source, recipe, model)
+    else:
+        preflight.of_file(source, recipe, given)
+        core = _from_file(source, recipe, model)
+    before = recipe.preprocess or (Preprocess.of(own.preprocess) if own and own.preprocess else None)
+    after = recipe.postprocess or (postprocess_of(own.postprocess) if own and own.postprocess else None)
     signature, run, pixels = _wrapped(core, model, before, after)
     max_rows = recipe.max_rows if signature.batched else 1
 
-    real, asked_with = _real_samples(recipe, given.samples if given else None)
-    axes = _axes(signature, core, real)
+    axes = axes_of(signature, core.names, core.ranges, given.samples)
     # Samples have to pass the same door as requests.
     door = with_free_dims(signature, axes, core.ranges)
-    rows = sampling.made_up(signature, axes) if real is None else sampling.checked(real, door, asked_with)
+    if given.samples is None:
+        rows = sampling.made_up(signature, axes)
+    else:
+        rows = sampling.checked(given.samples, door, given.samples_from)
     exported = plain_session(model, recipe.threads)
     if signature.batched:
         prove_dynamic(exported, run, rows, axes, core.ranges)
@@ -128,26 +141,25 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
     probes.write(folder / PROBES, make_probes(exported, onnx_format.load(model), rows, signature))
-    calibration = _calibration(recipe, given.calibration if given else None, real, door)
-    if calibration is not None:
+    if given.calibration is not None:
+        calibration = sampling.checked(given.calibration, door, given.calibration_from)
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
-    labels = sampling.read_labels(recipe.labels) if recipe.labels else given.labels if given else None
-    if labels is not None and real is None:
-        raise BuildError("there are labels and no samples that they are for; give --samples FILE.npz")
-    wanted = recipe.metric or (given.metric if given else None) or ("accuracy" if labels is not None else None)
     metric = None
-    if wanted is not None:
-        metric = _metric(metric_name(wanted), labels, rows, run, max_rows if signature.batched else None, folder)
-    depends = [*opened.files(), *(Path(file).resolve() for file in (given.files if given else ()))]
+    if given.metric is not None and given.labels is not None:
+        np.save(folder / LABELS, given.labels)
+        outputs = in_batches(run, rows, max_rows if signature.batched else None)
+        metric = TaskMetric(given.metric, score(given.metric, outputs, given.labels), len(given.labels))
+    depends = [*opened.files(), *(Path(file).resolve() for file in (own.files if own else ()))]
     return Reference(
         signature=signature,
         axes=axes,
         max_rows=max_rows,
-        origin=f"compared with {core.answered_by} on {asked_with}",
-        remarks=(*core.remarks, *_doubts(real is not None, metric, answers, signature)),
+        origin=f"compared with {core.answered_by} on {given.samples_from}",
+        remarks=(*core.remarks, *_doubts(given.samples is not None, metric, answers, rows, signature)),
         preprocess=pixels.describe() if pixels else "",
         postprocess=after.describe() if after else "",
         metric=metric,
+        calibrated=given.calibration is not None,
         depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
     )
 
@@ -167,8 +179,7 @@ def in_batches(run: Run, rows: Tensors, max_rows: int | None) -> Mapping[str, np
 def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     from enginehouse_build.reference.export import export
 
-    own = {name: AxisRange(min=low, opt=opt, max=high) for name, (low, opt, high) in source.source.ranges.items()}
-    ranges = own | recipe.axes
+    ranges = ranges_of(source.source.ranges, recipe.axes)
     signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
     have = {spec.name for spec in signature.inputs + signature.outputs}
     wanted = {*source.inputs, *source.outputs}
@@ -216,88 +227,27 @@ def _then(run: Run, reference: Callable[[Tensors], dict[str, np.ndarray]]) -> Ru
     return lambda inputs: reference(run(inputs))
 
 
-def _real_samples(recipe: Recipe, given: Mapping[str, np.ndarray] | None) -> tuple[dict[str, np.ndarray] | None, str]:
-    if recipe.samples is not None:
-        return sampling.read_samples(recipe.samples, "--samples"), f"samples of {recipe.samples.name}"
-    if given is not None:
-        return dict(given), "samples of the factory"
-    return None, f"random samples (seed {sampling.SEED})"
-
-
-def _calibration(
-    recipe: Recipe,
-    given: Mapping[str, np.ndarray] | None,
-    real: Mapping[str, np.ndarray] | None,
-    signature: Signature,
-) -> Mapping[str, np.ndarray] | None:
-    if recipe.calibration is not None:
-        rows = sampling.read_samples(recipe.calibration, "--calibration")
-        return sampling.checked(rows, signature, f"--calibration {recipe.calibration}")
-    return real if given is None else sampling.checked(given, signature, "the factory's calibration")
-
-
-def _axes(signature: Signature, core: _Core, real: Mapping[str, np.ndarray] | None) -> tuple[Axis, ...]:
-    """Every free dimension but the batch that has a range, declared or the extent it has in the samples."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    for spec in signature.inputs:
-        for dim, extent in enumerate(spec.shape):
-            if extent is None and not (signature.batched and dim == 0):
-                found.setdefault(core.names.get((spec.name, dim), f"{spec.name}.{dim}"), []).append((spec.name, dim))
-    if unknown := sorted(core.ranges.keys() - found.keys()):
-        have = ", ".join(found) or "none"
-        raise BuildError(f"--axis {unknown[0]}: the model has no free dimension of that name; it has {have}")
-    axes = []
-    for name in sorted(found, key=lambda name: (name not in core.ranges, [*core.ranges, name].index(name))):
-        dims = found[name]
-        if name in core.ranges:
-            extents = core.ranges[name]
-            axes.append(Axis(name=name, min=extents.min, opt=extents.opt, max=extents.max, dims=tuple(dims)))
-        elif real is not None and (extent := _extent(real, dims)) is not None:
-            if not extent:
-                raise BuildError(
-                    f"the samples have no values along {name!r} (dimension {dims[0][1]} of input {dims[0][0]!r}): with "
-                    "an extent of 0 nothing that flows through it is compared; give samples of a later call, whose "
-                    "past is not empty"
-                )
-            axes.append(Axis(name=name, min=extent, opt=extent, max=extent, dims=tuple(dims)))
-    return tuple(axes)
-
-
 def _doubts(
-    is_real: bool, metric: TaskMetric | None, answers: Sequence[Tensors], signature: Signature
+    is_real: bool, metric: TaskMetric | None, answers: Sequence[Tensors], rows: Tensors, signature: Signature
 ) -> tuple[str, ...]:
     """Remarks for all that makes an agreement with this reference say less than it seems."""
     remarks = [] if is_real else ["parity is checked on made-up inputs only: give real ones with --samples FILE.npz"]
     if metric is not None and metric.value <= 0:
         remarks.append(f"{metric.name} of the reference itself is {metric.value:g}: are these the right labels?")
-    largest = max(answers, key=lambda answer: len(np.atleast_1d(next(iter(answer.values())))))
-    for name, array in largest.items():
-        if array.dtype.kind != "f" or not array.size:
+    for name, first in answers[0].items():
+        if first.dtype.kind != "f" or not first.size:
             continue
-        if not np.isfinite(array).all():
-            share = 1 - np.isfinite(array).mean()
+        # At other extents the outputs may have other shapes.
+        alike = [answer[name] for answer in answers if answer[name].shape[1:] == first.shape[1:]]
+        values = np.concatenate(alike) if signature.batched else first
+        if not np.isfinite(values).all():
+            share = 1 - np.isfinite(values).mean()
             remarks.append(f"{share:.0%} of the reference's values of output {name!r} are not finite numbers")
-        elif signature.batched and len(array) > 1:
-            spread = np.abs(array - array[:1]).max(initial=0)
-            if spread <= _SAME * np.abs(array).max(initial=0):
-                remarks.append(
-                    f"output {name!r} is the same for all samples (to {_SAME:.0e}), so parity says little about it"
-                )
+        elif signature.batched and np.abs(values - values[:1]).max() <= _SAME * np.abs(values).max():
+            count = min(len(array) for array in rows.values())
+            looked_at = "all" if count <= sampling.ROWS_COMPARED else f"{sampling.ROWS_COMPARED} evenly spread of"
+            remarks.append(
+                f"output {name!r} is the same for {looked_at} {count} samples (to {_SAME:.0e}), so parity says little "
+                "about it"
+            )
     return tuple(remarks)
-
-
-def _extent(samples: Mapping[str, np.ndarray], dims: Sequence[tuple[str, int]]) -> int | None:
-    name, dim = dims[0]
-    array = samples.get(name)
-    return None if array is None or array.ndim <= dim else int(array.shape[dim])
-
-
-def _metric(
-    name: str, labels: np.ndarray | None, rows: Tensors, run: Run, max_rows: int | None, folder: Path
-) -> TaskMetric:
-    if labels is None:
-        raise BuildError(f"metric {name!r} needs labels: give --labels FILE.npy or ModelSource(labels=...)")
-    count = min(len(array) for array in rows.values())
-    check_labels(name, labels, count)
-    np.save(folder / LABELS, labels)
-    return TaskMetric(name, score(name, in_batches(run, rows, max_rows), labels), count)

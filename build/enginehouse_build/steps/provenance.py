@@ -33,8 +33,10 @@ def of_reference(recipe: Recipe) -> Any:
     return [recipe.model_dump(mode="json", exclude=_LATER), files, str(Path.cwd())]
 
 
-def is_current(reference: Reference) -> bool:
-    """Whether every file that the reference was made from is still the same."""
+def is_current(reference: Reference, recipe: Recipe) -> bool:
+    """Whether all files that the reference was made from are still the same, and it has the rows that int8 needs."""
+    if "int8" in recipe.precisions and not reference.calibrated:
+        return False
     return all(Path(path).is_file() and sha256_of(Path(path)) == digest for path, digest in reference.depends.items())
 
 

@@ -6,6 +6,7 @@ loaded, on the requests and answers that its bundle carries along.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -43,12 +44,16 @@ LIMITS: Mapping[Precision, Limits] = {
 ROWS_FOR_TOP1 = 20
 
 
+#: A row may be off by so many times what all may be together, where a user has set that limit.
+WORST_ROW = 6
+
+
 def limits_of(precision: Precision, relative_l2: float | None = None) -> Limits:
     """The gate of a precision; a relative L2 of the user's own widens the other figures with it."""
     limits = LIMITS[precision]
     if relative_l2 is None:
         return limits
-    worst = max(limits.worst_row, 6 * relative_l2)
+    worst = max(limits.worst_row, WORST_ROW * relative_l2)
     return replace(limits, relative_l2=relative_l2, worst_row=worst, cosine=min(limits.cosine, 1 - worst**2))
 
 
@@ -115,16 +120,24 @@ def compare_all(
 
 
 def gate(artifact: str, limits: Limits, parity: Parity) -> None:
-    """Raises ParityFailed naming every figure past its limit."""
-    faults = []
+    """Raises ParityFailed naming every figure past its limit, and the options of the build that widen them."""
+    faults: list[str] = []
+    options: list[str] = []
+    needed = 0.0
     if parity.relative_l2 > limits.relative_l2:
         faults.append(
             f"relative L2 {parity.relative_l2:.2e} of output {parity.output!r}, limit {limits.relative_l2:.0e}"
         )
+        needed = parity.relative_l2
     if parity.worst_row > limits.worst_row:
         faults.append(f"worst row {parity.worst_row:.2e}, limit {limits.worst_row:.0e}")
+        needed = max(needed, parity.worst_row / WORST_ROW)
     if parity.cosine < limits.cosine:
         faults.append(f"cosine {parity.cosine:.6f}, limit {limits.cosine:g}")
+        needed = max(needed, (1 - parity.cosine) ** 0.5 / WORST_ROW)
+    if needed:
+        options.append(limit_option(artifact, needed))
+    loosened = len(faults)
     top1 = parity.top1_agreement
     if top1 is not None and parity.top1_rows >= ROWS_FOR_TOP1 and top1 < limits.top1_agreement:
         faults.append(f"top-1 agreement {top1:.1%}, limit {limits.top1_agreement:.0%}")
@@ -136,8 +149,28 @@ def gate(artifact: str, limits: Limits, parity: Parity) -> None:
             f"{metric.name} {metric.value:.4f} instead of {metric.reference:.4f} on {metric.rows} rows, "
             f"a drop of {metric.drop:.4f} with {metric.max_drop:g} allowed"
         )
+        loosened += 1
+        options.append(f"--max-drop {_rounded_up(metric.drop):g}")
     if faults:
-        raise ParityFailed(f"{artifact} on {parity.engine} is too far from the fp32 reference: {'; '.join(faults)}")
+        # Where something is wrong that no option lets pass, naming one would promise too much.
+        helps = loosened == len(faults)
+        way_out = f"; if that is good enough for you, build with {' '.join(options)}" if helps else ""
+        raise ParityFailed(
+            f"{artifact} on {parity.engine} is too far from the fp32 reference: {'; '.join(faults)}{way_out}"
+        )
+
+
+def limit_option(artifact: str, needed: float) -> str:
+    """The option of the build with which a relative L2 of `needed` passes the gate of this artifact's precision."""
+    return f"--limit {artifact.rpartition('-')[2]}={_rounded_up(needed):g}"
+
+
+def _rounded_up(value: float) -> float:
+    """`value` or a little more, in two digits."""
+    if not 0 < value < math.inf:
+        return value
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / step * (1 - 1e-9)) * step
 
 
 def compare(got: Tensors, want: Tensors) -> Figures:

@@ -74,11 +74,12 @@ class Axis(Record):
     """A free dimension other than the batch: its name, the range that engines are built for, and where it is.
 
     `dims` are (input, dimension) pairs that always have the same extent. `opt` is the extent that TensorRT tunes for
-    and that warm-up uses. The first axis of a manifest is the cost axis: the one that latency is measured along.
+    and that warm-up uses; `min` may be 0, for what is empty at first (the past of a decoder). The first axis of a
+    manifest is the cost axis: the one that latency is measured along.
     """
 
     name: str
-    min: int = Field(ge=1)
+    min: int = Field(ge=0)
     opt: int = Field(ge=1)
     max: int = Field(ge=1)
     dims: tuple[tuple[str, int], ...] = Field(min_length=1)

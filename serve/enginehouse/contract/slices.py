@@ -13,7 +13,7 @@ import numpy as np
 
 from enginehouse.contract.errors import ParityFailed
 from enginehouse.contract.manifest import Parity
-from enginehouse.contract.parity import WHOLE, Limits, compare_all
+from enginehouse.contract.parity import WHOLE, WORST_ROW, Limits, compare_all, limit_option
 from enginehouse.contract.tensors import Tensors
 
 #: A slice of fewer values may be near zero by chance.
@@ -58,17 +58,21 @@ class Slices:
     def gate(self, artifact: str, engine: str, limits: Limits) -> None:
         """Raises ParityFailed when a slice is lost, naming the worst of each axis."""
         limit = BESIDE_ROW * limits.worst_row
-        faults = []
+        faults, needed = [], 0.0
         for (name, axis), off in self._distances():
             worst = int(off.argmax())
             if off[worst] > limit:
                 beyond = int((off > limit).sum())
+                needed = max(needed, float(off[worst]) / (BESIDE_ROW * WORST_ROW))
                 faults.append(
                     f"output {name!r} at index {worst} of axis {axis} is off by {off[worst]:.2g} of its own size, "
                     f"limit {limit:g}, as {'is' if beyond == 1 else 'are'} {beyond} of its {len(off)} slices"
                 )
         if faults:
-            raise ParityFailed(f"{artifact} on {engine} loses parts of its answer: {'; '.join(faults)}")
+            raise ParityFailed(
+                f"{artifact} on {engine} loses parts of its answer: {'; '.join(faults)}; if that is good enough for "
+                f"you, build with {limit_option(artifact, needed)}"
+            )
 
     def worst(self) -> float:
         """How far the worst slice is off, in its own size; 0 where there is none to judge."""

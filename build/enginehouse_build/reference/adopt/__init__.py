@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import onnx.version_converter
 from onnx.external_data_helper import load_external_data_for_model
 
 from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.reference.adopt.batch import make_dynamic
 from enginehouse_build.reference.adopt.refusals import opset_of, outside_tensors, refuse_unknown, refuse_unservable
@@ -38,6 +40,8 @@ _EASY_OPSET = 20
 _EASY_IR = 10
 #: From this version of the file format on, weights need not be listed among the inputs.
 _IR_WEIGHTS_APART = 4
+#: How ONNX Runtime says which opset it knows.
+_NEWEST = re.compile(r"support for domain ai\.onnx is till opset (\d+)")
 #: protobuf's limit for one message.
 _LARGEST = 2**31 - 1
 
@@ -113,7 +117,8 @@ def _read(source: Path) -> tuple[onnx.ModelProto, list[str]]:
     except ExportFailed:
         raise
     except Exception as error:
-        raise ExportFailed(f"{source} is not a valid ONNX model: {reason(error)}") from error
+        fault = seen_in(source, ExportFailed(reason(error)))
+        raise ExportFailed(f"{source} is not a valid ONNX model: {fault}") from error
     weights = {weight.name for weight in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in weights]
     proto.ir_version = max(proto.ir_version, _IR_WEIGHTS_APART)
@@ -130,6 +135,12 @@ def _loaded(source: Path, proto: onnx.ModelProto) -> Run:
         return plain_session(source)
     except ExportFailed as error:
         refuse_unknown(proto)
+        known = _NEWEST.search(str(error))
+        if known and opset_of(proto) > int(known[1]):
+            raise ExportFailed(
+                f"{source} is written in ONNX opset {opset_of(proto)}, and this ONNX Runtime reads up to opset "
+                f"{known[1]}: export the model with opset {_EASY_OPSET}"
+            ) from None
         way_out = "onnx.checker.check_model(PATH, full_check=True) may name the node"
         if opset_of(proto) > _EASY_OPSET:
             way_out = f"it is written in opset {opset_of(proto)}: export the model with opset {_EASY_OPSET}"

@@ -19,6 +19,9 @@ _KNOWN_DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 #: From this opset on Dropout is told its mode by an input, before `_DROPOUT_INFERS` by an attribute.
 _DROPOUT_ASKS = 12
 _DROPOUT_INFERS = 7
+#: The same for BatchNormalization.
+_NORMALIZATION_ASKS = 14
+_NORMALIZATION_INFERS = 7
 
 
 def refuse_unservable(proto: onnx.ModelProto) -> None:
@@ -118,7 +121,23 @@ def _fault(node: onnx.NodeProto, constants: Mapping[str, np.ndarray], opset: int
         )
     if node.op_type == "Dropout" and _drops(node, constants, opset):
         return "is in training mode: it drops values at random; export the model for inference"
+    if node.op_type == "BatchNormalization" and _trains(node, opset):
+        return (
+            "is in training mode: it normalises with the statistics of the batch, so that a row's answer depends on "
+            "who shares its batch; export the model for inference (model.eval())"
+        )
     return None
+
+
+def _trains(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether a BatchNormalization takes the statistics of the batch instead of those that were learned."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    if opset >= _NORMALIZATION_ASKS:
+        return bool(given.get("training_mode", 0))
+    if opset < _NORMALIZATION_INFERS:
+        return not given.get("is_test", 0)
+    # In between, whoever asks for the statistics as well is training.
+    return len([name for name in node.output if name]) > 1
 
 
 def _drops(node: onnx.NodeProto, constants: Mapping[str, np.ndarray], opset: int) -> bool:

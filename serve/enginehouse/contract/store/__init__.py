@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import tempfile
+import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -133,6 +136,30 @@ class Store:
             return stage(parent / ".building")
         except OSError as error:
             raise ConfigError(f"{parent} cannot be written: {error.strerror}; choose another --store") from None
+
+    def check_writable(self, model: str) -> None:
+        """Raises ConfigError where a bundle of `model` could not be published, by writing what is at once removed."""
+        target = Path(self._path(check_name("model", model)))
+        if self._local:
+            # What is not there yet is made in the nearest folder that is.
+            folder = next(path for path in (target, *target.parents) if os.path.lexists(path))
+            try:
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another --store") from None
+            return
+        # Listings leave out what is in a folder of this name.
+        probe = self._path(".building", uuid.uuid4().hex)
+        try:
+            self._fs.pipe_file(probe, b"")
+        except Exception as error:
+            # fsspec backends raise their own classes.
+            raise ConfigError(
+                f"store {self.url!r} cannot be written: {type(error).__name__}: {error}; choose another --store"
+            ) from None
+        with contextlib.suppress(Exception):
+            self._fs.rm_file(probe)
 
     def _path(self, *parts: str) -> str:
         return "/".join([self._root.rstrip("/"), *parts])

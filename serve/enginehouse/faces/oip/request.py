@@ -12,8 +12,9 @@ import orjson
 
 from enginehouse.contract.elements import BINARY_ONLY, from_bytes, from_json, json_text
 from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import Signature, TensorSpec, datatype
-from enginehouse.faces.oip import forms
+from enginehouse.faces.oip import foreign, forms
 
 Parameters: TypeAlias = Mapping[str, str | int | float | bool]
 
@@ -76,7 +77,7 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
         # Names, dtypes and shapes are those of the earlier request; the values are new.
         signature.check_values(inputs)
         return InferRequest(inputs, *form.fields)
-    document = _document(text)
+    document = _document(text, signature)
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise InvalidInput(f"'id' is {json_text(identifier)}; send a string")
@@ -105,31 +106,41 @@ def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
         array[0] = bytes(body)
         array = array.reshape([1] * len(spec.shape))
     else:
-        array = from_bytes(spec.name, spec.dtype, _raw_shape(spec, len(body)), body)
+        array = from_bytes(spec.name, spec.dtype, _raw_shape(spec, body), body)
     inputs = {spec.name: array}
     outputs = tuple(RequestedOutput(output.name, binary=True) for output in signature.outputs)
     return InferRequest(inputs, None, outputs, {}, signature.check(inputs))
 
 
-def _raw_shape(spec: TensorSpec, size: int) -> list[int]:
+def _raw_shape(spec: TensorSpec, body: memoryview) -> list[int]:
     free = [axis for axis, dim in enumerate(spec.shape) if dim is None]
     fixed = spec.dtype.itemsize
     for dim in spec.shape:
         fixed *= 1 if dim is None else dim
     if len(free) > 1:
         raise InvalidInput(f"a raw request cannot tell the shape of {spec}; send JSON or binary tensors with a shape")
-    if free and (fixed == 0 or size % fixed):
-        raise InvalidInput(f"a raw request for {spec} takes a multiple of {fixed} bytes; the body has {size}")
+    size = len(body)
+    if (size != fixed) if not free else (fixed == 0 or size % fixed):
+        kind = recognised(body)
+        seems = f" and seems to be {kind.name}" if size and kind and kind.family != "other" else ""
+        takes = f"a multiple of {fixed} bytes" if free else f"{fixed} bytes"
+        raise InvalidInput(f"a raw request for {spec} takes {takes}; the body has {size}{seems}")
     return [size // fixed if dim is None else dim for dim in spec.shape]
 
 
-def _document(text: memoryview) -> dict[str, Any]:
+def _document(text: memoryview, signature: Signature) -> dict[str, Any]:
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        document = _with_non_finite(bytes(text), error)
+        try:
+            document = _with_non_finite(bytes(text), error)
+        except InvalidInput as fault:
+            raise InvalidInput(foreign.explanation(text, signature) or str(fault)) from None
     if not isinstance(document, dict):
-        raise InvalidInput(f"the request is the JSON value {json_text(document)}; send an object with 'inputs'")
+        raise InvalidInput(
+            f"the request is the JSON value {json_text(document)}; send an object with 'inputs', as "
+            f"{foreign.example(signature)}"
+        )
     _check_depth(document)
     return document
 

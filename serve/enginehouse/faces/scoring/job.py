@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pyarrow as pa
 import ray
 from pyarrow import dataset, parquet
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.data.extensions import ArrowTensorArray
 
 from enginehouse.contract.errors import ConfigError, EnginehouseError, InferenceFailed, InvalidInput
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.faces.python.client import Client
+from enginehouse.faces.scoring.columns import column_of, tensor_of
 from enginehouse.routing.policy import LAST
 
 #: Logical CPUs of one scoring actor, and of one reading or writing task. With Ray Data's default of a whole CPU, tasks
@@ -58,6 +60,7 @@ def score(
     Raises ConfigError when too few CPUs are free (Ray Data would wait for ever), InvalidInput for a source that cannot
     be read or lacks columns, and the EnginehouseError that stopped scoring.
     """
+    _check_names(signature, id_column)
     _check_free_cpus(min_actors)
     DataContext.get_current().enable_progress_bars = progress
     names = [spec.name for spec in signature.inputs]
@@ -66,7 +69,8 @@ def score(
         _Scorer,
         fn_constructor_kwargs={"model": model, "signature": signature, "id_column": id_column},
         batch_size=REQUEST_ROWS * REQUESTS_IN_FLIGHT,
-        batch_format="numpy",
+        # As Arrow has them: numpy would lose nulls, and the digits of large ids beside them.
+        batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors, initial_size=min_actors),
         num_cpus=ACTOR_CPUS,
     )
@@ -89,20 +93,23 @@ class _Scorer:
         self._client = Client()
         self._model, self._signature, self._id_column = model, signature, id_column
 
-    async def __call__(self, batch: dict[str, np.ndarray]) -> Any:
-        inputs = {spec.name: _dense(batch[spec.name], spec.dtype, spec.name) for spec in self._signature.inputs}
+    async def __call__(self, batch: pa.Table) -> Any:
+        count = batch.num_rows
+        if not count:
+            return
+        ids = batch.column(self._id_column)
+        inputs = {spec.name: tensor_of(batch.column(spec.name), spec, ids) for spec in self._signature.inputs}
         step = REQUEST_ROWS if self._signature.batched else 1
-        count = len(batch[self._id_column])
         answers = await asyncio.gather(
             *(self._answer(_rows(inputs, start, step, self._signature.batched)) for start in range(0, count, step))
         )
-        result: dict[str, np.ndarray] = {self._id_column: batch[self._id_column]}
+        result: dict[str, Any] = {self._id_column: ids}
         for spec in self._signature.outputs:
             parts = [answer["outputs"][spec.name] for answer in answers]
-            result[spec.name] = np.concatenate(parts) if self._signature.batched else np.stack(parts)
+            result[spec.name] = column_of(np.concatenate(parts) if self._signature.batched else np.stack(parts))
         sizes = [min(step, count - start) for start in range(0, count, step)]
-        result[_BACKEND] = np.repeat([answer["backend"] for answer in answers], sizes)
-        yield result
+        result[_BACKEND] = pa.array(np.repeat([answer["backend"] for answer in answers], sizes))
+        yield pa.table(result)
 
     async def _answer(self, inputs: Tensors) -> dict[str, Any]:
         for attempt in range(_TRIES):
@@ -128,7 +135,7 @@ def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
         for file in files.get_fragments()
         for piece in file.split_by_row_group()
     ]
-    if not pieces:
+    if not files.count_rows():
         raise InvalidInput(f"{source}: no rows")
 
     def read(piece: dict[str, np.ndarray]) -> Any:
@@ -141,49 +148,50 @@ def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
 def _from_npz(source: str, names: list[str], id_column: str) -> Dataset:
     if not Path(source).is_file():
         raise InvalidInput(f"{source}: no such file")
-    with np.load(source, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    _check_columns(source, names, list(arrays))
+    try:
+        with np.load(source, allow_pickle=False) as file:
+            _check_columns(source, names, file.files)
+            # Others may be of any kind, and are not asked for.
+            arrays = {name: file[name] for name in file.files if name in (*names, id_column)}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{source}: not a readable .npz of plain arrays: {seen_in(Path(source), error)}") from None
+    if scalars := [name for name, array in arrays.items() if not array.ndim]:
+        raise InvalidInput(f"{source}: {scalars[0]!r} is one number; give an array with one row for each request")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise InvalidInput(f"{source}: arrays differ in rows: {counts}")
     count = counts[names[0]]
+    if not count:
+        raise InvalidInput(f"{source}: no rows")
     arrays.setdefault(id_column, np.arange(count))
     columns = [id_column, *names]
     return ray.data.from_blocks(
         [
-            pa.table({name: _column(arrays[name][start : start + PIECE_ROWS]) for name in columns})
+            pa.table({name: column_of(arrays[name][start : start + PIECE_ROWS]) for name in columns})
             for start in range(0, count, PIECE_ROWS)
         ]
     )
 
 
-def _column(array: np.ndarray) -> Any:
-    return pa.array(array) if array.ndim == 1 else ArrowTensorArray.from_numpy(array)
+def _check_names(signature: Signature, id_column: str) -> None:
+    """Raises ConfigError for an output that would be written over the id or over who answered."""
+    outputs = {spec.name for spec in signature.outputs}
+    if id_column in outputs:
+        raise ConfigError(
+            f"the model has an output {id_column!r}, which is the column that results are joined by; call that column "
+            "something else, with --id-column"
+        )
+    if _BACKEND in outputs:
+        raise ConfigError(
+            f"the model has an output {_BACKEND!r}, the name of the column that says who answered; give the output "
+            "another name in the model"
+        )
 
 
 def _check_columns(source: str, wanted: list[str], have: list[str]) -> None:
     missing = [name for name in wanted if name not in have]
     if missing:
         raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(have) or 'none'}")
-
-
-def _dense(column: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """A Parquet column, where nested lists are an object array of arrays, as one array. Raises InvalidInput."""
-    if dtype.hasobject:
-        return column
-    if column.dtype.hasobject:
-        try:
-            array = np.stack([np.asarray(row.tolist() if row.dtype.hasobject else row) for row in column])
-        except ValueError:
-            raise InvalidInput(f"column {name!r} has rows of different shapes") from None
-    else:
-        array = column
-    if array.dtype == dtype:
-        return array
-    if not np.can_cast(array.dtype, dtype, "same_kind") and not np.array_equal(array, array.astype(dtype)):
-        raise InvalidInput(f"column {name!r} holds {array.dtype} values that {dtype} cannot")
-    return array.astype(dtype)
 
 
 def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:

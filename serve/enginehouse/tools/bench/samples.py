@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.magic import seen_in
 from enginehouse.contract.manifest import Manifest
 from enginehouse.contract.tensors import Tensors
 
@@ -46,7 +47,7 @@ def read(path: Path, manifest: Manifest) -> Samples:
         with archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path}: not a readable .npz of plain arrays: {error}") from None
+        raise InvalidInput(f"{path}: not a readable .npz of plain arrays: {seen_in(path, error)}") from None
     signature = manifest.request_signature()
     try:
         signature.check(arrays)

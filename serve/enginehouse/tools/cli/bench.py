@@ -14,6 +14,7 @@ from enginehouse.tools.bench.figure import Scenario
 from enginehouse.tools.bench.run import run
 from enginehouse.tools.bench.scenarios import Plan
 from enginehouse.tools.cli.console import out, say
+from enginehouse.tools.cli.output_file import check_output
 from enginehouse.tools.cli.status import Address
 
 _SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
@@ -52,9 +53,9 @@ def bench(
     )
     if plot_file is not None:
         plot.check(plot_file)
-    for path in (json, plot_file):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path.parent} is no folder; {path.name} needs one that exists")
+    for path, option in ((json, "--json"), (plot_file, "--plot")):
+        if path is not None:
+            check_output(path, option)
     if not load.has_wrk():
         say(load.NO_WRK)
     name, _, version = model.partition("@")

@@ -95,6 +95,10 @@ def build(
     given = {key: value for key, value in options.items() if value is not None}
     is_file = source.endswith(".toml")
     recipe = Recipe.from_file(Path(source), **given) if is_file else Recipe.of(source=source, **given)
+    if on_cluster is not None and "tensorrt" not in recipe.formats:
+        raise ConfigError(
+            f"--on-cluster {on_cluster} has TensorRT engines made; --formats {','.join(recipe.formats)} asks for none"
+        )
     began = time.monotonic()
     try:
         with _gpu_node(on_cluster) as on_node, _Lines(err) as lines:
@@ -166,8 +170,12 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
     if not texts:
         return None
-    pairs = dict(text.partition("=")[::2] for text in texts)
-    for key, value in pairs.items():
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
         if not key or not value:
-            raise ConfigError(f"{option} {key}: write NAME=VALUE")
+            raise ConfigError(f"{option} {text}: write NAME=VALUE")
+        if key in pairs:
+            raise ConfigError(f"{option} {key} is given twice: {pairs[key]} and {value}; give it once")
+        pairs[key] = value
     return pairs

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 # The standard library: NaN and infinities are part of the protocol as Triton speaks it, and orjson has none.
+import http.client
 import json
+import reprlib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,29 +14,43 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from enginehouse.contract.errors import ConfigError, InvalidInput, NoBackend
+from enginehouse.contract.elements import BINARY_ONLY
+from enginehouse.contract.errors import InvalidInput, NoBackend
+from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
 from enginehouse.tools.cli.console import err
+from enginehouse.tools.cli.output_file import check_output
+from enginehouse.tools.cli.request_file import read_inputs
 
 
 def infer(
     model: Annotated[str, typer.Argument(help="Model, `name` or `name@version`.")],
-    data: Annotated[str, typer.Argument(metavar="INPUT", help='.npz or .json file, or inline JSON: {"x": [[1, 2]]}.')],
+    data: Annotated[
+        str, typer.Argument(metavar="INPUT", help='.npz, .npy or .json file, or inline JSON: {"x": [[1, 2]]}.')
+    ],
     url: Annotated[str, typer.Option(help="Where it is served.")] = "http://127.0.0.1:8000",
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30,
 ) -> None:
     """Send one request and print the outputs as JSON; who answered goes to stderr."""
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"{output.parent} is no folder; --output needs one that exists")
+    if output is not None:
+        check_output(output, "--output")
     name, _, version = model.partition("@")
     path = f"{url.rstrip('/')}/v2/models/{name}" + (f"/versions/{version}" if version else "")
     document, _ = _call(path, None, timeout)
-    values = _values(data)
+    wanted = {spec["name"]: f"{spec['name']}: {spec['datatype']}{spec['shape']}" for spec in document.get("inputs", ())}
+    if not wanted:
+        raise InvalidInput(f"{path} answered {reprlib.repr(document)}; is --url an enginehouse?")
+    for spec in (*document["inputs"], *document.get("outputs", ())):
+        if spec["datatype"] in BINARY_ONLY:
+            raise InvalidInput(
+                f"{spec['name']!r} of {name!r} is {spec['datatype']}, which has no JSON form, and `infer` sends JSON; "
+                "ask in Python: enginehouse.Client().infer(MODEL, {NAME: array})"
+            )
+    values = read_inputs(data, wanted)
     body = {"inputs": [_tensor(spec, values) for spec in document["inputs"]]}
-    unknown = sorted(set(values) - {spec["name"] for spec in document["inputs"]})
-    if unknown:
-        raise InvalidInput(f"no input {', '.join(unknown)}; {name!r} wants {_wanted(document)}")
+    if unknown := sorted(set(values) - set(wanted)):
+        raise InvalidInput(f"no input {', '.join(unknown)}; {name!r} wants {', '.join(wanted.values())}")
     answer, headers = _call(f"{path}/infer", json.dumps(body).encode(), timeout)
     facts = {
         key.removeprefix("enginehouse-"): value for key, value in headers.items() if key.startswith("enginehouse-")
@@ -50,42 +66,23 @@ def infer(
         typer.echo(json.dumps({key: array.tolist() for key, array in arrays.items()}))
 
 
-def _values(data: str) -> dict[str, Any]:
-    if data.endswith(".npz"):
-        if not Path(data).is_file():
-            raise InvalidInput(f"{data}: no such file")
-        with np.load(data, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    text = data if data.lstrip().startswith("{") else _text_of(data)
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"INPUT is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InvalidInput('INPUT must be an object of inputs by name, such as {"x": [[1, 2]]}')
-    return values
-
-
-def _text_of(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror or error}; give a .npz or .json file, or inline JSON") from None
-
-
 def _tensor(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    if spec["name"] not in values:
-        raise InvalidInput(f"INPUT has no {spec['name']!r}; the model wants {spec['datatype']}{spec['shape']}")
+    name, wanted = spec["name"], f"{spec['datatype']}{spec['shape']}"
+    if name not in values:
+        raise InvalidInput(f"INPUT has no {name!r}; the model wants {wanted}")
     try:
-        array = np.asarray(values[spec["name"]])
+        array = np.asarray(values[name])
     except ValueError as error:
-        raise InvalidInput(f"input {spec['name']!r}: {error}") from None
+        raise InvalidInput(f"input {name!r}: {error}; the model wants {wanted}") from None
+    if array.dtype.kind not in "biufSU":
+        raise InvalidInput(f"input {name!r} has dtype {array.dtype}, which cannot be sent; the model wants {wanted}")
+    if array.dtype.kind == "S":
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError:
+            raise InvalidInput(f"input {name!r} holds bytes that are no UTF-8 text, which JSON cannot carry") from None
     # As it was given: the server checks every value against the model's datatype and names the one at fault.
-    return {"name": spec["name"], "datatype": spec["datatype"], "shape": array.shape, "data": array.ravel().tolist()}
-
-
-def _wanted(document: dict[str, Any]) -> str:
-    return ", ".join(f"{spec['name']}: {spec['datatype']}{spec['shape']}" for spec in document["inputs"])
+    return {"name": name, "datatype": spec["datatype"], "shape": array.shape, "data": array.ravel().tolist()}
 
 
 def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any], dict[str, str]]:
@@ -95,16 +92,29 @@ def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any],
         raise InvalidInput(f"{url!r} is no URL; --url is such as http://127.0.0.1:8000") from None
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            return json.loads(response.read()), {key.lower(): value for key, value in response.headers.items()}
+            return _object(url, response.read()), {key.lower(): value for key, value in response.headers.items()}
     except urllib.error.HTTPError as error:
         raise InvalidInput(f"{url} answered {error.code}: {_error_of(error.read())}") from None
+    except http.client.HTTPException as error:
+        raise InvalidInput(f"{url} speaks no HTTP that is understood ({error!r}); is --url an enginehouse?") from None
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise NoBackend(f"{url}: {reason}; is `enginehouse serve` running?") from None
 
 
+def _object(url: str, body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        kind = recognised(body)
+        raise InvalidInput(f"{url} answered {kind.name if kind else 'no JSON object'}; is --url an enginehouse?")
+    return document
+
+
 def _error_of(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace")
