@@ -21,12 +21,13 @@ def body(x: int) -> dict[str, object]:
 
 async def ask(url: str, values: list[int], hopeless: int = 0, model: str = "poisonous") -> list[httpx.Response]:
     """All at once; the value `hopeless` with a deadline that nothing on this earth makes."""
-    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
-        hurry = {"enginehouse-deadline-ms": "0.3"}
+    async with httpx.AsyncClient(timeout=150, limits=httpx.Limits(max_connections=None)) as client:
+        # Two or three replicas start one after the other meanwhile, on a machine that may be busy.
+        hurry, patience = {"enginehouse-deadline-ms": "0.3"}, {"enginehouse-deadline-ms": "120000"}
         return await asyncio.gather(
             *(
                 client.post(
-                    f"http://{url}/v2/models/{model}/infer", json=body(x), headers=hurry if x == hopeless else {}
+                    f"http://{url}/v2/models/{model}/infer", json=body(x), headers=hurry if x == hopeless else patience
                 )
                 for x in values
             )

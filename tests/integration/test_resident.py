@@ -88,7 +88,7 @@ def test_a_request_that_crashes_its_engine_costs_one_router_and_from_then_on_non
     def send(x: int) -> httpx.Response | None:
         document = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [x]}]}
         try:
-            return httpx.post(url, json=document, timeout=60)
+            return httpx.post(url, json=document, headers={"enginehouse-deadline-ms": "120000"}, timeout=150)
         except httpx.HTTPError:
             return None
 
@@ -105,6 +105,7 @@ def test_a_request_that_crashes_its_engine_costs_one_router_and_from_then_on_non
         wait_for(lambda: backends() == {"gpu-pool"}, 60, "no router hosts it, the old one neither")
         routers = set(house.cluster.replicas("Router"))
         for _ in range(2):
+            house.wait_live("killed", "gpu-pool")
             answer = send(CRASHES)
             assert answer is not None
             assert (answer.status_code, "two replicas were lost" in answer.text) == (500, True), answer.text

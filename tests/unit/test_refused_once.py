@@ -74,10 +74,15 @@ class Hosted:
         pass
 
 
-@pytest.fixture
-def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Hosted]]:
+@pytest.fixture(autouse=True)
+def replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's batch queue asks its replica one thing: how many requests it may hold."""
     replica = SimpleNamespace(_deployment_config=DeploymentConfig(max_ongoing_requests=256))
     monkeypatch.setattr(serve, "get_replica_context", lambda: replica)
+
+
+@pytest.fixture
+def backends(tmp_path: Path) -> Iterator[list[Hosted]]:
     kinds: list[EngineKind] = ["onnxruntime-cpu", "openvino-cpu"]
     hosted = [Hosted(tmp_path / kind, kind) for kind in kinds]
     for each in hosted:
