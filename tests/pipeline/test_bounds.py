@@ -15,7 +15,7 @@ from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ManifestInvalid
 from enginehouse.contract.manifest import Artifact, Manifest
 from enginehouse.engines import load_engine
-from enginehouse.engines.recheck import CHECK_PROBES
+from enginehouse.engines.recheck import CHECK_PROBES, needs_recheck
 from enginehouse_build import report
 
 from .graphs import f32, i64, model, node, save, weights
@@ -135,4 +135,7 @@ def test_fp16_that_was_only_computed_in_fp32_is_probed_for_what_fp16_cannot_hold
         if tensor.data_type != TensorProto.INT64
     }
     assert (half.precision, half.effective_precision, stored) == ("fp16", "fp32", {np.dtype(np.float16)})
+    assert any("computed in fp32 here, so fp16 itself is not verified yet" in remark for remark in half.remarks)
+    assert needs_recheck("onnxruntime-cuda", bundle.manifest, half)
+    assert not needs_recheck("onnxruntime-cpu", bundle.manifest, half)
     assert CHECK_PROBES in {file.path for file in bundle.manifest.files}

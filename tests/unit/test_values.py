@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.catalogs import Cluster, publish, serving
+from tests.unit.catalogs import Cluster, publish, serving, until
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import backend, choices, ranked
 from tests.unit.test_router import come_up, routed
@@ -195,6 +195,7 @@ async def test_a_right_artifact_that_is_not_live_now_may_be_later(cluster: Clust
 async def test_no_idle_pool_is_woken_or_waited_for_that_would_not_be_right(cluster: Cluster, store: Path) -> None:
     both = {"onnx-fp32": FINITE, "openvino-int8": FINITE}
     async with routed(cluster, store, {}, both, min_replicas=0) as (asked, handles):
+        await until(lambda: len(asked.view.idle(asked.plane.versions.get("m"))) == 2)
         with pytest.raises(InvalidInput, match="NaN"):
             await asyncio.wait_for(asked.infer("m", {"x": NAN}), 2)
         assert {name: handle.woken for name, handle in handles.items()} == {"ort": 0, "vino": 0}

@@ -28,13 +28,12 @@ from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.contract.timeout import Timeout
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private
-from enginehouse.routing.answer import Answer, Explained
+from enginehouse.routing.answer import Answer, Explained, wrong_values
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
-from enginehouse.routing.values import wrong_values
 from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker

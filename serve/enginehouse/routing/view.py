@@ -18,7 +18,7 @@ from enginehouse.contract.tensors import Signature
 from enginehouse.pools import nodes
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.pools.report import ModelReport, ModelState
-from enginehouse.routing import replicas, reported
+from enginehouse.routing import replicas
 from enginehouse.routing.policy import BackendState, Demand, unfit
 
 logger = logging.getLogger("ray.serve")
@@ -172,7 +172,7 @@ class View:
         resident = self._resident_report(model_key) if version.config.resident else None
         if self._residents and resident and resident["state"] == "ready":
             pool = f"{RESIDENT}{resident['engine']}"
-            state = reported.state(
+            state = replicas.backend_state(
                 pool, version.manifest, [resident], {self._node}, self._residents.backlog_ms(model_key)
             )
             states.append(state._replace(resident=True))
@@ -182,7 +182,7 @@ class View:
             if warm:
                 nodes = {replica.node for replica in warm}
                 wait_ms = min(replica.channel.wait_ms(now, model_key) for replica in warm)
-                state = reported.state(
+                state = replicas.backend_state(
                     name, version.manifest, [replica.reports[model_key] for replica in warm], nodes, wait_ms
                 )
                 states.append(state._replace(price=pool_config.price))
@@ -236,7 +236,7 @@ class View:
             artifact=shown["artifact"] if shown else "",
             precision=shown["precision"] if shown else "",
             reason=shown["reason"] if shown else reason,
-            inputs_only=reported.described_bounds(version.manifest, shown),
+            inputs_only=replicas.described_bounds(version.manifest, shown),
         )
 
     def _planned(self, name: str, version: ModelVersion) -> BackendState | None:
@@ -301,7 +301,7 @@ class View:
             artifact=report["artifact"] if report else "",
             precision=report["precision"] if report else "",
             reason=report["reason"] if report else "",
-            inputs_only=reported.described_bounds(version.manifest, report),
+            inputs_only=replicas.described_bounds(version.manifest, report),
         )
 
 
