@@ -165,7 +165,7 @@ CASES = [
 
 
 def agreement(path: Path, asked: Asked) -> Agreement:
-    return Agreement.of([asked(seed) for seed in range(4)], plain_session(path), LIMIT)
+    return Agreement.of("onnx-fp16", [asked(seed) for seed in range(4)], plain_session(path), LIMIT)
 
 
 def off(got: np.ndarray, want: np.ndarray) -> float:
@@ -225,7 +225,7 @@ def test_what_fp16_gets_right_is_converted_as_ever(
 ) -> None:
     path, asked = make(tmp_path)
     to_fp16(path, tmp_path / "before.onnx", asked)
-    judge = Agreement.of(asked, plain_session(path), LIMIT)
+    judge = Agreement.of("onnx-fp16", asked, plain_session(path), LIMIT)
     told = to_fp16(path, tmp_path / "half.onnx", asked, judge)
     assert (tmp_path / "half.onnx").read_bytes() == (tmp_path / "before.onnx").read_bytes()
     assert re.search(r"arithmetic in fp16, simulated because CPUs compute it in fp32, is \d\.\de-0[34] from", told)

@@ -37,7 +37,7 @@ def check(mixed: Mixed, run: Callable[[Inputs], np.ndarray]) -> None:
     kept, of = mixed.kept(run, reference)
     assert of > 100
     assert kept >= KEPT * of
-    judge = Agreement.of(mixed.fresh, lambda request: {"y": reference(request)}, LIMIT)
+    judge = Agreement.of("onnx-int8", mixed.fresh, lambda request: {"y": reference(request)}, LIMIT)
     assert judge.found(lambda request: {"y": run(request)}).fault == ""
 
 
@@ -214,12 +214,12 @@ def test_model_with_little_to_quantize_is_not_called_int8(
 
 def test_conversions_are_tried_on_some_rows_of_each_size() -> None:
     requests = [{"x": weights(rows, 3, seed=rows)} for rows in (1, 2, 40, 40, 40, 2)]
-    judge = Agreement.of(requests, lambda request: {"y": request["x"] * 2}, LIMIT).cut(64)
+    judge = Agreement.of("onnx-int8", requests, lambda request: {"y": request["x"] * 2}, LIMIT).cut(64)
     assert [len(request["x"]) for request in judge.requests] == [1, 2, 40, 24, 2]
     assert [len(answer["y"]) for answer in judge.answers] == [1, 2, 40, 24, 2]
     assert judge.found(lambda request: {"y": request["x"] * 2}).loss == 0
     assert judge.found(lambda request: {"y": request["x"]}).fault
-    whole = Agreement(requests[2:3], [{}], LIMIT, batched=False)
+    whole = Agreement("onnx-int8", requests[2:3], [{}], LIMIT, batched=False)
     assert whole.cut(64).requests == requests[2:3]
 
 

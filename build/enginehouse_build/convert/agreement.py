@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enginehouse.contract import parity
 from enginehouse.contract.errors import EngineUnavailable, ParityFailed
@@ -16,7 +16,7 @@ from enginehouse.contract.tensors import Tensors
 _FEW = 6
 #: Rows of a request that is there for its size.
 _SMALL = 2
-_IT, _HERE = "the conversion", "this machine"
+_HERE = "this machine"
 
 
 def some(requests: Sequence[Tensors]) -> Sequence[Tensors]:
@@ -39,17 +39,20 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Requests with the answers of the fp32 reference, and how far another answer may be from them."""
+    """Requests with the answers of the fp32 reference, and how far those of `artifact` may be from them."""
 
+    artifact: str
     requests: Sequence[Tensors]
     answers: Sequence[Tensors]
     limits: Limits
     batched: bool = True
 
     @classmethod
-    def of(cls, requests: Sequence[Tensors], run: Callable[[Tensors], Tensors], limits: Limits) -> Agreement:
+    def of(
+        cls, artifact: str, requests: Sequence[Tensors], run: Callable[[Tensors], Tensors], limits: Limits
+    ) -> Agreement:
         """With the answers that `run` gives."""
-        return cls(requests, [run(request) for request in requests], limits)
+        return cls(artifact, requests, [run(request) for request in requests], limits)
 
     def cut(self, rows: int) -> Agreement:
         """The same with about so many rows in all, and every request of one or two rows: those of other sizes."""
@@ -61,11 +64,11 @@ class Agreement:
             if taken:
                 requests.append(_first(request, taken) if self.batched else request)
                 answers.append(_first(answer, taken) if self.batched else answer)
-        return Agreement(requests, answers, self.limits, self.batched)
+        return replace(self, requests=requests, answers=answers)
 
     def few(self) -> Agreement:
         """The same with some of the requests."""
-        return Agreement(some(self.requests), some(self.answers), self.limits, self.batched)
+        return replace(self, requests=some(self.requests), answers=some(self.answers))
 
     def found(self, run: Callable[[Tensors], Tensors]) -> Found:
         """How far the answers of `run` are; one that fails, or is not finite where it should be, is lost altogether."""
@@ -85,8 +88,8 @@ class Agreement:
         )
         fault = ""
         try:
-            parity.gate(_IT, limits, figures)
-            slices.gate(_IT, _HERE, limits)
+            parity.gate(self.artifact, limits, figures)
+            slices.gate(self.artifact, _HERE, limits)
         except ParityFailed as error:
             fault = str(error)
         return Found(fault, loss, figures.relative_l2, worst)

@@ -44,7 +44,8 @@ def convert(
     onnx = source / MODEL
     model = folder / "model.onnx"
     requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
-    agreement = Agreement(requests, answers, limits, reference.signature.batched).cut(_ROWS)
+    name = f"{format}-{precision}"
+    agreement = Agreement(name, requests, answers, limits, reference.signature.batched).cut(_ROWS)
     try:
         if format == "openvino":
             samples = _calibration(source) if precision == "int8" else ()

@@ -67,7 +67,7 @@ def quantized(model: Any, calibration: Calibration, agreement: Agreement | None)
         kinds = ", ".join(sorted({node.get_type_name() for node in model.get_ops()} - {"Constant"}))
         raise ConversionFailed(f"nothing to quantize: no convolution or product with constant weights, only {kinds}")
     quantize = _quantizer(model)
-    judge = agreement or Agreement.of(calibration, _run(model), LIMITS["int8"])
+    judge = agreement or Agreement.of("openvino-int8", calibration, _run(model), LIMITS["int8"])
     counted = _macs(model, calibration[0])
     total = max(sum(counted.values()), 1)
     setting = best_of(

@@ -95,7 +95,9 @@ def _converted(
         )
     else:
         folded = [node for node in graph.node if node.op_type in _ACTIVATIONS and not _is_processing(node)]
-    judge = agreement or Agreement.of(calibration, plain_session(source), LIMITS["int8"])
+    judge = agreement or Agreement.of(
+        "tensorrt-int8" if symmetric else "onnx-int8", calibration, plain_session(source), LIMITS["int8"]
+    )
 
     def made(nodes: Sequence[onnx.NodeProto], path: Path) -> Path:
         return quantize(prepared, path, [*nodes, *folded], method, calibration, symmetric=symmetric, kept_ranges=kept)
