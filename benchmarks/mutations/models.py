@@ -85,8 +85,8 @@ def classifier() -> onnx.ModelProto:
     parts |= {"mean": weights(8, 16, 1)[:, 0] / 8, "variance": generator.uniform(0.05, 0.5, 16).astype(f32)}
     shapes = {"x": (f32, ["n", 3, 16, 16])}, {"scores": (f32, ["n", 10])}
     scores = InferenceSession(_model(nodes, *shapes, parts).SerializeToString()).run(None, images())[0]
-    # Most classes have rows, and scores are not small beside what they are made of.
-    parts["b2"] = parts["b2"] - scores.mean(axis=0) / 2
+    # Each class has its share of the rows.
+    parts["b2"] = parts["b2"] - scores.mean(axis=0)
     return _model(nodes, *shapes, parts)
 
 
@@ -146,7 +146,7 @@ def encoder() -> onnx.ModelProto:
         node("Add", ["unbiased", "bo"], ["scores"]),
         node("ArgMax", ["scores"], ["tags"], axis=2, keepdims=0),
     ]
-    parts = {f"w{part}": weights(30 + at, 16, 16) / 2 for at, part in enumerate("qkv")}
+    parts = {f"w{part}": weights(30 + at, 16, 16) for at, part in enumerate("qkv")}
     parts |= {"table": 0.4 * weights(34, VOCABULARY, 1) * np.ones(16, f32) + weights(35, VOCABULARY, 16)}
     parts |= {"places": weights(36, 10, 16) / 2, "padding": np.array(0, i64), "middle": np.array([1], i64)}
     parts |= {"lowest": np.array(-1e4, f32), "gain": np.ones(16, f32), "shift": weights(37, 16, 1)[:, 0] / 4}
@@ -172,7 +172,7 @@ def tabular() -> onnx.ModelProto:
         node("MatMul", ["t", "w1"], ["scores"]),
         node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
     ]
-    parts = {"means": np.array([[2.0, -1, 3, 0.5, -2, 1]], f32), "w0": weights(40, 6, 12) / 2, "w1": weights(41, 12, 3)}
+    parts = {"means": np.array([[2.0, -1, 3, 0.5, -2, 1]], f32), "w0": weights(40, 6, 12), "w1": weights(41, 12, 3)}
     outputs = {"scores": (f32, ["n", 3]), "best": (i64, ["n"])}
     return _model(nodes, {"x": (f32, ["n", 6])}, outputs, parts)
 
