@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from enginehouse.contract.bundle import Bundle
-from enginehouse.contract.errors import BuildError
+from enginehouse.contract.errors import BuildError, ConfigError
 from enginehouse.engines import load_engine
 from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.pipeline import build
@@ -93,7 +93,7 @@ def test_labels_that_do_not_fit_are_refused(recipe: Path, labels: np.ndarray, me
 def test_labels_of_no_samples_and_samples_without_arrays_are_refused(linear: Path, recipe: Path) -> None:
     np.save(recipe.parent / "labels.npy", np.zeros(64, np.int64))
     values = {"source": str(linear), "name": "m", "store": str(recipe.parent), "threads": 1}
-    with pytest.raises(BuildError, match="there are labels and no samples"):
+    with pytest.raises(ConfigError, match="need the samples that they are for; give --samples FILE.npz"):
         build(Recipe.of(**values, labels=recipe.parent / "labels.npy"))
     np.savez(recipe.parent / "none.npz")
     with pytest.raises(BuildError, match="input 'x' is missing"):

@@ -317,6 +317,14 @@ def test_a_claim_that_is_not_renewed_expires(store: Store) -> None:
     assert not exists(claim)
 
 
+def test_a_store_is_asked_whether_it_can_be_written_and_left_as_it_was(store: Store) -> None:
+    store.check_writable("net")
+    assert S3FileSystem().find(store.url, refresh=True) == []
+    nowhere = Store("s3://no-such-bucket/models")
+    with pytest.raises(ConfigError, match="s3://no-such-bucket/models' cannot be written: .*; choose another --store"):
+        nowhere.check_writable("net")
+
+
 def test_a_failed_upload_leaves_nothing(store: Store) -> None:
     folder = bundle_folder(store, onnx=SMALL)
     (folder / "onnx" / "unreadable").symlink_to("/proc/self/mem")

@@ -23,10 +23,10 @@ def option(message: str, name: str) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_limit_that_is_named_lets_it_pass_and_one_below_does_not(precision: Precision, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    want = generator.standard_normal((8, 40)).astype(np.float32)
+    want = generator.standard_normal((200, 40)).astype(np.float32)
     noise = generator.standard_normal(want.shape) * generator.uniform(0.5, 1)
-    # In some, one row is much worse than all together.
-    noise[1:] *= generator.choice([1, 0.01])
+    # In every other one, a row is much worse than all together.
+    noise[1:] *= (1, 0.01)[seed % 2]
     got = {"y": (want + noise).astype(np.float32)}
     parity = compare_all("onnxruntime-cpu", lambda _: got, [({"x": want}, {"y": want})], LIMITS[precision].relative_l2)
     parity = parity.model_copy(update={"top1_agreement": None})
