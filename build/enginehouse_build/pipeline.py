@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from enginehouse.contract import probes, tensor_file
+from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
 from enginehouse.contract.latency import LatencyTable
@@ -22,15 +22,14 @@ from enginehouse.contract.manifest import Artifact, EngineKind, File, Format, Ma
 from enginehouse.contract.numerics import admits, is_servable
 from enginehouse.contract.store import Store, version_order
 from enginehouse.engines.hardware import int8_products
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
 from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.verify import Verified, verify
-from enginehouse_build.reference.reference import ANSWERS, PROBES, REQUESTS, SAMPLES, Reference, make_reference
-from enginehouse_build.steps import provenance
+from enginehouse_build.reference.reference import SAMPLES, Reference, make_reference
+from enginehouse_build.steps import checks, provenance
 from enginehouse_build.steps.isolate import Bounds
 from enginehouse_build.steps.kept_steps import code_digest, digest_of, link, versions
 from enginehouse_build.steps.on_node import Made, Order, order_of, taken_over
@@ -39,8 +38,6 @@ from enginehouse_build.steps.steps import Outcome, Progress, Steps
 _T = TypeVar("_T")
 REPORT = "report.html"
 LOGS = "logs"
-#: Bytes of requests that a bundle carries along; the first is carried whatever its size.
-_CHECK_BYTES = 8 << 20
 
 
 _Measured: TypeAlias = tuple[list[LatencyTable], dict[tuple[EngineKind, str], str]]
@@ -107,7 +104,7 @@ class _Build:
         if version in self.known:
             raise self._taken(version)
         artifacts = [self._converted(source, reference, *wanted) for wanted in recipe.matrix]
-        self._carry_checks(source)
+        checks.carry(source, self.folder)
         manifest = self._manifest(version, key, reference, artifacts)
         bundle = self._write(manifest)
         elsewhere = (
@@ -265,20 +262,6 @@ class _Build:
             self.steps.ended(Step(name=f"profile {artifact} on {kind}", outcome="failed", detail=fault))
         return list(tables)
 
-    def _carry_checks(self, source: Path) -> None:
-        """Give the bundle requests and answers, for engines that are made or loaded on other hardware."""
-        requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
-        kept, total = 0, 0
-        for request in requests:
-            total += sum(array.nbytes for array in request.values())
-            if kept and total > _CHECK_BYTES:
-                break
-            kept += 1
-        (self.folder / CHECK_REQUESTS).parent.mkdir()
-        tensor_file.write(self.folder / CHECK_REQUESTS, requests[:kept])
-        tensor_file.write(self.folder / CHECK_ANSWERS, answers[:kept])
-        probes.write(self.folder / CHECK_PROBES, probes.kept(probes.read(source / PROBES), _CHECK_BYTES))
-
     def _manifest(self, version: str, key: str, reference: Reference, artifacts: Sequence[Artifact]) -> Manifest:
         return Manifest(
             name=self.recipe.name,
@@ -296,7 +279,7 @@ class _Build:
             hardware=dict(provenance.hardware()),
             recipe=self._recipe(),
             key=key,
-            files=tuple(self._file(path) for path in (CHECK_REQUESTS, CHECK_ANSWERS, CHECK_PROBES)),
+            files=tuple(self._file(path) for path in checks.CHECKS),
         )
 
     def _files(self, folder: str) -> list[Path]:

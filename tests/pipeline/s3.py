@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import socketserver
 import subprocess
@@ -9,7 +10,13 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from enginehouse.contract.store import Store
 
 
 class Server:
@@ -90,3 +97,25 @@ class Connection(socketserver.BaseRequestHandler):
             if breaks:
                 self.server.breaks_at.pop(0)
         return not breaks
+
+
+def connect(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Wire]:
+    with Wire(server.port) as wire:
+        thread = threading.Thread(target=wire.serve_forever, args=(0.05,))
+        thread.start()
+        # This is all that a user sets for a server that is not Amazon's.
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.server_address[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
+        S3FileSystem.clear_instance_cache()
+        yield wire
+        wire.shutdown()
+        thread.join()
+
+
+def new_store(tmp_path: Path) -> Store:
+    bucket = "bucket-" + hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
+    S3FileSystem().mkdir(bucket)
+    return Store(f"s3://{bucket}/models")

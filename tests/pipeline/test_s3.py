@@ -17,11 +17,18 @@ from typing import Any
 
 import pytest
 from s3fs import S3FileSystem
-from tests.pipeline.s3 import Server, Wire
+from tests.pipeline.s3 import Server, Wire, connect, new_store
 from tests.unit.test_bundle import SIGNATURE
 
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.contract.errors import ArtifactMissing, BuildError, DigestMismatch, ManifestInvalid, StoreUnavailable
+from enginehouse.contract.errors import (
+    ArtifactMissing,
+    BuildError,
+    ConfigError,
+    DigestMismatch,
+    ManifestInvalid,
+    StoreUnavailable,
+)
 from enginehouse.contract.manifest import Artifact, File, Manifest, SignatureRecord
 from enginehouse.contract.store import Store
 
@@ -43,31 +50,9 @@ def wire(shared_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     yield from connect(shared_server, monkeypatch, tmp_path)
 
 
-def connect(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Wire]:
-    with Wire(server.port) as wire:
-        thread = threading.Thread(target=wire.serve_forever, args=(0.05,))
-        thread.start()
-        # This is all that a user sets for a server that is not Amazon's.
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.server_address[1]}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
-        S3FileSystem.clear_instance_cache()
-        yield wire
-        wire.shutdown()
-        thread.join()
-
-
 @pytest.fixture
 def store(wire: Wire, tmp_path: Path) -> Store:
     return new_store(tmp_path)
-
-
-def new_store(tmp_path: Path) -> Store:
-    bucket = "bucket-" + hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
-    S3FileSystem().mkdir(bucket)
-    return Store(f"s3://{bucket}/models")
 
 
 def bundle_folder(store: Store, version: str = "1", **contents: bytes) -> Path:

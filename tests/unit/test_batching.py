@@ -17,8 +17,8 @@ from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, Inva
 from enginehouse.contract.tensors import Tensors
 from enginehouse.pools import batching, hosting
 from enginehouse.pools.batching import SLICE_BATCHES, Computed, LoadedModel
-from enginehouse.pools.gate import Item
 from enginehouse.pools.hosting import HostedModels
+from enginehouse.pools.waiting_room import Item
 
 
 def waiting(model: LoadedModel, ms: float = 100, at_most: int | None = None) -> LoadedModel:

@@ -100,7 +100,7 @@ async def test_who_has_least_time_goes_first(load: Load) -> None:
 async def test_callers_that_give_up_hold_nobody_up_wherever_they_are(load: Load) -> None:
     model, engine = await counting(load, 0.05)
     x = [{"x": np.zeros((1, 2), np.int64)}]
-    # Turn by turn of the loop: before the gate, let in, in Serve's queue, in the engine.
+    # Turn by turn of the loop: in the waiting room, let in, in Serve's queue, in the engine.
     for turns in range(12):
         task = asyncio.create_task(model.infer(x, 1, 10))
         for _ in range(turns):

@@ -24,7 +24,7 @@ from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
 from enginehouse.pools import isolation
-from enginehouse.pools.gate import Gate, Item
+from enginehouse.pools.waiting_room import Item, WaitingRoom
 
 #: A call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
@@ -38,6 +38,8 @@ CLOSE_S = 60.0
 BEGUN_S = 1.0
 #: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
 STILL_S = 10.0
+
+_Run = Callable[[list[Item]], list[Computed | EnginehouseError]]
 
 
 class LoadedModel:
@@ -71,7 +73,7 @@ class LoadedModel:
         self._best_rows = best_rows
         #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
-        self._gate = Gate(self._rows_at_once)
+        self._waiting_room = WaitingRoom(self._rows_at_once)
         self.last_used = time.monotonic()
         self.busy_s = 0.0
         self._pending_rows = 0
@@ -87,7 +89,7 @@ class LoadedModel:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
 
         # serve.batch keeps one queue per decorated function, hence a function per model. It never waits for more items:
-        # those that make a batch have waited at the gate, and enter together.
+        # those that make a batch have waited together, and enter together.
         @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
             return await self._in_engine(self._run, items)
@@ -99,7 +101,7 @@ class LoadedModel:
         self.max_rows = config.max_batch_size or self._best_rows
         # Serve counts calls, not rows; each call has at least one row.
         self._batched.set_max_batch_size(self.max_rows)
-        self._gate.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3)
+        self._waiting_room.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3)
         self._waits_for_batches = config.batch_wait_ms > 0
 
     @property
@@ -158,14 +160,12 @@ class LoadedModel:
             begun()
 
         def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            try:
-                with isolation.of_this_process.alone(min(item.deadline, time.monotonic() + STILL_S)):
-                    # Wait for it: computing may end this process, and then nothing could be sent.
-                    if not given_up:
-                        asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-                        return self._compute_timely(items)
-            except TimeoutError:
-                pass
+            until = min(item.deadline, time.monotonic() + STILL_S)
+            with suppress(TimeoutError), isolation.of_this_process.alone(until):
+                # Wait for it: computing may end this process, and then nothing could be sent.
+                if not given_up:
+                    asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
+                    return self._compute_timely(items)
             return [Overloaded(f"{self.kind}: other engines of this process compute or are being loaded")]
 
         self.last_used = now
@@ -233,13 +233,13 @@ class LoadedModel:
         answer: Computed | EnginehouseError
         if self._is_shared or self._waits_for_batches:
             try:
-                await self._gate.enter(item)
+                await self._waiting_room.enter(item)
             except TimeoutError:
                 raise self._late(item, time.monotonic()) from None
             try:
                 answer = await self._batched(item)
             finally:
-                self._gate.leave(item)
+                self._waiting_room.leave(item)
         else:
             (answer,) = await self._in_engine(self._run, [item])
         # Errors are returned per item: one raised in the batch function would fail every item of the batch.
@@ -247,22 +247,20 @@ class LoadedModel:
             raise answer
         return answer
 
-    def _in_engine(
-        self, run: Callable[[list[Item]], list[Computed | EnginehouseError]], items: list[Item]
-    ) -> asyncio.Future[list[Computed | EnginehouseError]]:
-        """Run `run(items)` in the worker thread; the gate stays closed until that ends, whoever gives up before."""
+    def _in_engine(self, run: _Run, items: list[Item]) -> asyncio.Future[list[Computed | EnginehouseError]]:
+        """Run `run(items)` in the worker thread; others wait until that ends, whoever gives up before."""
         loop = asyncio.get_running_loop()
-        self._gate.begin_call(items)
+        self._waiting_room.begin_call(items)
 
         def ended(_: object) -> None:
             # No loop any more: the process ends.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._gate.end_call)
+                loop.call_soon_threadsafe(self._waiting_room.end_call)
 
         try:
             call = self._thread.submit(run, items)
         except RuntimeError:
-            self._gate.end_call()
+            self._waiting_room.end_call()
             raise
         # Before the answer is passed on, so that those let in are in the queue when Serve looks for the next batch.
         call.add_done_callback(ended)

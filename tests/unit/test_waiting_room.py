@@ -1,4 +1,4 @@
-"""The gate lets items in by deadline, those of one shape together, and as many as make a batch."""
+"""The waiting room lets items in by deadline, those of one shape together, and as many as make a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.pools.gate import Gate, Item
+from enginehouse.pools.waiting_room import Item, WaitingRoom
 
 
 def item(rows: int = 1, seconds: float = 30, shape: str = "") -> Item:
@@ -20,23 +20,23 @@ def item(rows: int = 1, seconds: float = 30, shape: str = "") -> Item:
 
 
 @contextmanager
-def computing(gate: Gate, items: Sequence[Item] = ()) -> Iterator[None]:
-    gate.begin_call(items)
+def computing(room: WaitingRoom, items: Sequence[Item] = ()) -> Iterator[None]:
+    room.begin_call(items)
     try:
         yield
     finally:
-        gate.end_call()
+        room.end_call()
 
 
 async def let_in(rows: list[int], limit: int) -> list[list[int]]:
     """Positions of `rows` as they are let in together, all waiting at once; each group is computed in no time."""
-    gate, now = Gate(limit), time.monotonic()
+    room, now = WaitingRoom(limit), time.monotonic()
     items = [Item([], count, now, now + 30) for count in rows]
     parts: list[list[int]] = []
     done: set[int] = set()
 
     async def enter(position: int) -> None:
-        await gate.enter(items[position])
+        await room.enter(items[position])
         if not parts or parts[-1][0] in done:
             parts.append([])
             asyncio.get_running_loop().call_soon(compute, parts[-1])
@@ -44,7 +44,7 @@ async def let_in(rows: list[int], limit: int) -> list[list[int]]:
 
     def compute(part: list[int]) -> None:
         done.update(part)
-        with computing(gate, [items[position] for position in part]):
+        with computing(room, [items[position] for position in part]):
             pass
 
     await asyncio.wait_for(asyncio.gather(*(enter(position) for position in range(len(rows)))), 10)
@@ -62,13 +62,13 @@ def test_parts_keep_the_order_and_the_limit_and_are_as_few_as_that_allows(rows: 
 
 
 async def test_those_of_one_shape_go_together_and_the_first_chooses_which() -> None:
-    gate, order = Gate(8), list[str]()
+    room, order = WaitingRoom(8), list[str]()
 
     async def enter(name: str, waiting: Item) -> None:
-        await gate.enter(waiting)
+        await room.enter(waiting)
         order.append(name)
 
-    with computing(gate):
+    with computing(room):
         wide = [item(shape="wide", seconds=10), item(shape="wide", seconds=30)]
         asked = {"narrow": item(shape="narrow", seconds=20), "wide 1": wide[0], "wide 2": wide[1]}
         tasks = [asyncio.create_task(enter(name, waiting)) for name, waiting in asked.items()]
@@ -76,64 +76,64 @@ async def test_those_of_one_shape_go_together_and_the_first_chooses_which() -> N
         assert order == []
     await asyncio.sleep(0.01)
     assert order == ["wide 1", "wide 2"]
-    with computing(gate, wide):
+    with computing(room, wide):
         await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
     assert order[2:] == ["narrow"]
 
 
-async def test_what_was_let_in_and_never_computed_does_not_close_the_gate() -> None:
-    gate, first, second = Gate(8), item(), item()
-    await gate.enter(first)
-    waits = asyncio.create_task(gate.enter(second))
+async def test_what_was_let_in_and_never_computed_keeps_nobody_waiting() -> None:
+    room, first, second = WaitingRoom(8), item(), item()
+    await room.enter(first)
+    waits = asyncio.create_task(room.enter(second))
     await asyncio.sleep(0.01)
     assert not waits.done()
-    gate.leave(first)
+    room.leave(first)
     await asyncio.wait_for(waits, 1)
 
 
-async def test_a_deadline_passes_at_the_gate() -> None:
-    gate = Gate(8)
-    with computing(gate), pytest.raises(TimeoutError):
-        await gate.enter(item(seconds=0.01))
+async def test_a_deadline_passes_while_waiting() -> None:
+    room = WaitingRoom(8)
+    with computing(room), pytest.raises(TimeoutError):
+        await room.enter(item(seconds=0.01))
     late, timely = item(seconds=-1), item()
     with pytest.raises(TimeoutError):
-        await gate.enter(late)
-    await asyncio.wait_for(gate.enter(timely), 1)
+        await room.enter(late)
+    await asyncio.wait_for(room.enter(timely), 1)
 
 
 async def test_a_lower_wait_holds_for_those_that_wait_already() -> None:
-    gate = Gate(8)
-    gate.set_limits(8, 60)
-    waits = asyncio.create_task(gate.enter(item()))
+    room = WaitingRoom(8)
+    room.set_limits(8, 60)
+    waits = asyncio.create_task(room.enter(item()))
     await asyncio.sleep(0.01)
     assert not waits.done()
-    gate.set_limits(8, 0)
+    room.set_limits(8, 0)
     await asyncio.wait_for(waits, 1)
 
 
 async def test_an_idle_engine_is_entered_at_once_and_in_that_turn_by_what_fits_beside() -> None:
-    gate, items = Gate(3), [item(1), item(2), item(1)]
+    room, items = WaitingRoom(3), [item(1), item(2), item(1)]
     # Awaiting what does not wait takes no turn of the loop.
-    await gate.enter(items[0])
-    other_shape = asyncio.create_task(gate.enter(item(shape="other")))
-    await gate.enter(items[1])
-    no_room = asyncio.create_task(gate.enter(items[2]))
+    await room.enter(items[0])
+    other_shape = asyncio.create_task(room.enter(item(shape="other")))
+    await room.enter(items[1])
+    no_room = asyncio.create_task(room.enter(items[2]))
     await asyncio.sleep(0.01)
     assert not no_room.done()
     assert not other_shape.done()
-    with computing(gate, items[:2]):
+    with computing(room, items[:2]):
         pass
     await asyncio.sleep(0.01)
     assert no_room.done() != other_shape.done()
     # A turn later Serve may have read its queue: who comes then is the next batch.
-    gate, first, second = Gate(3), item(), item()
-    await gate.enter(first)
+    room, first, second = WaitingRoom(3), item(), item()
+    await room.enter(first)
     await asyncio.sleep(0)
-    waits = asyncio.create_task(gate.enter(second))
+    waits = asyncio.create_task(room.enter(second))
     await asyncio.sleep(0.01)
     assert not waits.done()
-    with computing(gate, [first]):
+    with computing(room, [first]):
         pass
     await asyncio.wait_for(waits, 1)
     no_room.cancel()

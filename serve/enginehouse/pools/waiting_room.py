@@ -1,4 +1,4 @@
-"""The gate: calls wait before the batch queue while the engine is busy, and enter it together when it is free.
+"""The waiting room: calls wait before the batch queue while the engine is busy, and enter it together when it is free.
 
 `@serve.batch` forms a batch as soon as one call is there, and only then waits for its turn. A call that entered while
 the engine computes would therefore be a batch of its own, and so would the next one. So:
@@ -42,8 +42,8 @@ class _Waiting:
     admitted: asyncio.Future[None] = field(repr=False)
 
 
-class Gate:
-    """The door of one engine's batch queue. Used on one event loop.
+class WaitingRoom:
+    """The room before one engine's batch queue. Used on one event loop.
 
     `max_rows` rows are let in at once, or one item that has more. With an idle engine and a `wait_s` of 0 an item
     passes at once, and so does what arrives in the same turn of the loop and fits beside it.
@@ -114,7 +114,7 @@ class Gate:
                 self._look()
 
     def begin_call(self, items: Iterable[Item] = ()) -> None:
-        """The engine computes `items`, or a call that did not come through the gate; `end_call` must follow."""
+        """The engine computes `items`, or a call that did not come from this room; `end_call` must follow."""
         self._entering.difference_update(items)
         self._computing += 1
 
