@@ -46,7 +46,7 @@ console = Console(highlight=False, width=110)
 _CLIENT = """
 import json, logging, sys, time
 import numpy, ray
-ray.init("auto", log_to_driver=False, logging_level="ERROR")
+ray.init(sys.argv[4], log_to_driver=False, logging_level="ERROR")
 import enginehouse
 model, name = sys.argv[1:3]
 row = {name: numpy.load(sys.argv[3])}
@@ -68,12 +68,13 @@ Load = Callable[[float], list[tuple[float, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Of one turn: rows an engine call, answers a second, and the latency."""
+    """Of one turn: rows an engine call, answers a second, the latency, and the median milliseconds of a call."""
 
     rows: float
     rate: float
     p50_ms: float
     p99_ms: float
+    compute_ms: float
 
 
 def main(
@@ -92,27 +93,29 @@ def main(
         build(model, Path(store))
     found: dict[str, object] = {"at": now(), "commits": {name: commit(path) for name, path in checkouts.items()}}
     for model in chosen:
-        conditions = Conditions(store, model, "onnx-fp32", Path(), 1, 1, 32)
-        with contextlib.ExitStack() as stack:
-            loads: dict[str, dict[str, Load]] = {}
-            for place, (name, path) in enumerate(checkouts.items()):
-                contestant = Enginehouse(name, "--threads 1")
-                process = stack.enter_context(running(contestant, python_of(path), conditions, port + place))
-                body, headers = answers.encode(_row())
-                url = url_of(process, model)
-                process.until_ready(body, headers, url)
-                clients = stack.enter_context(_clients(process, python_of(path), model, requests))
-                loads.setdefault("clients", {})[name] = clients
-                loads.setdefault("http", {})[name] = _http(url, body, headers, requests)
-            for way, by_name in loads.items():
-                taken = _take(by_name, turns, seconds)
-                found[f"{model}, {way}"] = _compared(f"{model}, {requests} by {way}", taken)
+        taken: dict[str, dict[str, list[Turn]]] = {way: {name: [] for name in checkouts} for way in ("clients", "http")}
+        # The one that is started first is a little slower, with the same code in both: each is, once.
+        for names in (list(checkouts), list(checkouts)[::-1]):
+            with contextlib.ExitStack() as stack:
+                loads: dict[str, dict[str, Load]] = {way: {} for way in taken}
+                for place, name in enumerate(names):
+                    conditions = Conditions(store, model, "onnx-fp32", Path(), 1, 1, 32)
+                    contestant, python = Enginehouse(name, "--threads 1"), python_of(checkouts[name])
+                    process = stack.enter_context(running(contestant, python, conditions, port + place))
+                    body, headers = answers.encode(_row())
+                    url = url_of(process, model)
+                    process.until_ready(body, headers, url)
+                    loads["clients"][name] = stack.enter_context(_clients(process, python, model, requests))
+                    loads["http"][name] = _http(url, body, headers, requests)
+                for way, by_name in loads.items():
+                    _take(taken[way], by_name, turns // 2, seconds)
+        for way, by_checkout in taken.items():
+            found[f"{model}, {way}"] = _compared(f"{model}, {requests} by {way}", by_checkout)
     with (HERE / "results" / "batches.jsonl").open("a") as file:
         file.write(json.dumps(found) + "\n")
 
 
-def _take(loads: dict[str, Load], turns: int, seconds: float) -> dict[str, list[Turn]]:
-    taken: dict[str, list[Turn]] = {name: [] for name in loads}
+def _take(taken: dict[str, list[Turn]], loads: dict[str, Load], turns: int, seconds: float) -> None:
     for load in loads.values():
         load(WARM_S)
     order = list(loads)
@@ -123,14 +126,16 @@ def _take(loads: dict[str, Load], turns: int, seconds: float) -> dict[str, list[
             latencies, compute = zip(*answered, strict=True)
             p50_ms, p99_ms = np.percentile(latencies, [50, 99])
             rows = len(answered) / len(set(compute))
-            taken[name].append(Turn(rows, len(answered) / seconds, float(p50_ms), float(p99_ms)))
+            taken[name].append(
+                Turn(rows, len(answered) / seconds, float(p50_ms), float(p99_ms), statistics.median(compute))
+            )
     return taken
 
 
 def _compared(title: str, taken: dict[str, list[Turn]]) -> dict[str, dict[str, float]]:
     table = Table("", "before", "after", "ratio", title=title)
     found = {}
-    for figure in ("rows", "rate", "p50_ms", "p99_ms"):
+    for figure in ("rows", "rate", "p50_ms", "p99_ms", "compute_ms"):
         medians = {name: statistics.median(getattr(turn, figure) for turn in of) for name, of in taken.items()}
         pairs = zip(taken["after"], taken["before"], strict=True)
         ratio = statistics.median(getattr(after, figure) / getattr(before, figure) for after, before in pairs)
@@ -148,7 +153,7 @@ def _clients(process: Process, python: Path, model: str, count: int) -> Iterator
         row_file = Path(environment["TMPDIR"]) / "row.npy"
         ((name, row),) = _row().items()
         np.save(row_file, row)
-        told = [str(python), "-c", _CLIENT, model, name, str(row_file)]
+        told = [str(python), "-c", _CLIENT, model, name, str(row_file), _gcs_of(process)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         started = []
         for _ in range(count):
@@ -166,6 +171,17 @@ def _clients(process: Process, python: Path, model: str, count: int) -> Iterator
             return [tuple(pair) for one in started for pair in json.loads(one.stdout.readline())]
 
         yield load
+
+
+def _gcs_of(process: Process) -> str:
+    """Address of its cluster. Not `auto`: there are two on this machine."""
+    for root in process.processes():
+        for one in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                for argument in one.cmdline():
+                    if argument.startswith("--gcs-address="):
+                        return argument.partition("=")[2]
+    raise SystemExit(f"{process.contestant.name}: no Ray of its own was found")
 
 
 def _http(url: str, body: bytes, headers: dict[str, str], count: int) -> Load:
