@@ -126,10 +126,8 @@ def _take(taken: dict[str, list[Turn]], loads: dict[str, Load], turns: int, seco
             latencies, compute = zip(*answered, strict=True)
             p50_ms, p99_ms = np.percentile(latencies, [50, 99])
             rows = len(answered) / len(set(compute))
-            taken[name].append(
-                Turn(rows, len(answered) / seconds, float(p50_ms), float(p99_ms), statistics.median(compute))
-            )
-    return taken
+            rate, compute_ms = len(answered) / seconds, statistics.median(compute)
+            taken[name].append(Turn(rows, rate, float(p50_ms), float(p99_ms), compute_ms))
 
 
 def _compared(title: str, taken: dict[str, list[Turn]]) -> dict[str, dict[str, float]]:
