@@ -13,6 +13,7 @@ import onnx
 
 from benchmarks.mutations.models import Model
 from benchmarks.mutations.mutants import Graph
+from enginehouse.contract.bounds import narrower
 from enginehouse.contract.bundle import Bundle, sha256_of
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.manifest import Artifact, File, Format, Manifest, Precision, SignatureRecord
@@ -60,7 +61,8 @@ class Subject:
             folder = Path(scratch) / "bundle" / name
             folder.mkdir(parents=True)
             try:
-                convert(folder, format, precision, self.reference, broken, Path(scratch))
+                limits = self.recipe.limits_of(precision)
+                convert(folder, format, precision, self.reference, broken, limits, Path(scratch))
             except ConversionFailed as error:
                 return Verified("failed", None, None, (), str(error))
             files = tuple(
@@ -75,7 +77,7 @@ class Subject:
                 name="subject", version="1", created="", source="", artifacts=(artifact,), axes=self.reference.axes,
                 signature=SignatureRecord.of(self.reference.signature), max_batch=self.reference.max_rows,
             )  # fmt: skip
-            bundle, limits = Bundle(folder.parent, manifest), self.recipe.limits_of(precision)
+            bundle = Bundle(folder.parent, manifest)
             return verify(folder, bundle, name, self.reference, self.source, limits, self.recipe.max_drop, 1)
 
     def effect(self, change: Change) -> tuple[float, float]:
@@ -110,4 +112,7 @@ class Subject:
 
 def caught(verified: Verified, sound: Verified) -> bool:
     """Whether the gates refuse the artifact, or bind requests to what it answers right, as they do not bind `sound`."""
-    return verified.status != "ready" or bool(set(verified.inputs_only) - set(sound.inputs_only))
+    return verified.status != "ready" or any(
+        narrower(bounds, sound.inputs_only.get(kind, {})) != sound.inputs_only.get(kind, {})
+        for kind, bounds in verified.inputs_only.items()
+    )

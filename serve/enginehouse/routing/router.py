@@ -25,7 +25,7 @@ from enginehouse.contract.errors import (
     Overloaded,
 )
 from enginehouse.contract.tensors import Computed, Tensors
-from enginehouse.contract.timeout import Timeout
+from enginehouse.routing.timeout import Timeout
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private
 from enginehouse.routing.answer import Answer, Explained, wrong_values

@@ -10,7 +10,7 @@ import numpy as np
 from starlette.requests import Request
 
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, RequestTooLarge, UnsupportedEncoding
-from enginehouse.contract.timeout import Timeout
+from enginehouse.routing.timeout import Timeout
 from enginehouse.faces import oip
 
 BINARY_HEADER = "Inference-Header-Content-Length"
