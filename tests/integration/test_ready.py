@@ -18,8 +18,11 @@ from tests.integration.test_elastic import redeploy
 
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig
 
+# tests/unit/test_readiness.py has these and more situations without a cluster.
+pytestmark = pytest.mark.slow
+
 X = np.ones((1, WIDTH), np.float32)
-OPEN = ("fine", "half", "strict", "broken", "stuck", "brief")
+OPEN = ("fine", "halved", "strict", "broken", "stuck", "brief")
 #: The usual pools, and for one model each: one without its engine library, one that may be idle, one of its own.
 MANY = AppConfig(
     pools={
@@ -36,7 +39,7 @@ MANY = AppConfig(
 #: What is to become of each model, and why.
 EXPECTED = {
     "fine": (True, "warm on both pools"),
-    "half": (True, "one artifact is damaged, the other one answers"),
+    "halved": (True, "one artifact is damaged, the other one answers"),
     "brief": (True, "warm on both pools, and removed later"),
     "idle": (True, "its pool is idle: a request wakes it"),
     "own": (True, "warm on its pool"),
@@ -53,7 +56,7 @@ def many(house: House) -> Iterator[House]:
     pipes = []
     for name in EXPECTED:
         folder = house.publish(name, "1", 2, precisions=("int8",) if name == "strict" else ("fp32",))
-        if name in ("half", "broken"):
+        if name in ("halved", "broken"):
             flip(folder / "onnx-fp32" / "model.onnx")
         if name == "broken":
             flip(folder / "openvino-fp32" / "model.xml")
