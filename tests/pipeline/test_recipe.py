@@ -44,7 +44,10 @@ GOOD = {"source": "model.onnx", "name": "m", "store": "store"}
             {"numerics": "int8"},
             "numerics 'int8' needs an artifact of that class; the precisions fp32, fp16, bf16 make only full",
         ),
-        ({"numerics": "full", "precisions": ("int8",), "source": "module:factory"}, "numerics 'full' needs an artifact of that class"),
+        (
+            {"numerics": "full", "precisions": ("int8",), "source": "module:factory"},
+            "numerics 'full' needs an artifact of that class",
+        ),
         ({"precison": "fp32"}, "precison is not known; did you mean precisions?"),
     ],
 )

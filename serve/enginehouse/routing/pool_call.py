@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from enginehouse.contract.config import APP_NAME
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.tensors import Computed, Tensors
-from enginehouse.routing.timeout import Timeout
 from enginehouse.routing import replicas
+from enginehouse.routing.timeout import Timeout
 from enginehouse.transport.router_end import Channel
 
 

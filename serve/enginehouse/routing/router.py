@@ -25,7 +25,6 @@ from enginehouse.contract.errors import (
     Overloaded,
 )
 from enginehouse.contract.tensors import Computed, Tensors
-from enginehouse.routing.timeout import Timeout
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private
 from enginehouse.routing.answer import Answer, Explained, wrong_values
@@ -34,6 +33,7 @@ from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
 from enginehouse.routing.pool_call import PoolCall
+from enginehouse.routing.timeout import Timeout
 from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker

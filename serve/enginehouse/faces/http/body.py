@@ -10,8 +10,8 @@ import numpy as np
 from starlette.requests import Request
 
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, RequestTooLarge, UnsupportedEncoding
-from enginehouse.routing.timeout import Timeout
 from enginehouse.faces import oip
+from enginehouse.routing.timeout import Timeout
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 #: Seconds that a client may take to send its body.
