@@ -225,6 +225,7 @@ def test_an_object_that_is_not_what_the_manifest_promises_never_gets_into_the_ca
     assert content(store.open("net", "1"), "onnx") == SMALL
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_gone_is_an_outage_and_a_version_that_is_not_there_is_none(store: Store, wire: Wire) -> None:
     with pytest.raises(StoreUnavailable, match="cannot be read: FileNotFoundError"):
         store.manifest("net", "1")
