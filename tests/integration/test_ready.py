@@ -22,7 +22,7 @@ from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolCon
 pytestmark = pytest.mark.slow
 
 X = np.ones((1, WIDTH), np.float32)
-OPEN = ("fine", "halved", "strict", "broken", "stuck", "brief")
+OPEN = ("fine", "halved", "strict", "damaged", "stuck", "brief")
 #: The usual pools, and for one model each: one without its engine library, one that may be idle, one of its own.
 MANY = AppConfig(
     pools={
@@ -44,7 +44,7 @@ EXPECTED = {
     "idle": (True, "its pool is idle: a request wakes it"),
     "own": (True, "warm on its pool"),
     "strict": (False, "all that it has is int8, and nobody has said that this may answer"),
-    "broken": (False, "both artifacts are damaged"),
+    "damaged": (False, "both artifacts are damaged"),
     "cuda": (False, "the library of its engine is absent"),
     "stuck": (False, "it is loading"),
 }
@@ -56,9 +56,9 @@ def many(house: House) -> Iterator[House]:
     pipes = []
     for name in EXPECTED:
         folder = house.publish(name, "1", 2, precisions=("int8",) if name == "strict" else ("fp32",))
-        if name in ("halved", "broken"):
+        if name in ("halved", "damaged"):
             flip(folder / "onnx-fp32" / "model.onnx")
-        if name == "broken":
+        if name == "damaged":
             flip(folder / "openvino-fp32" / "model.xml")
         if name == "stuck":
             # Whoever reads it waits for somebody who writes.

@@ -15,6 +15,9 @@ from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 from tests.integration.load import by_handle, by_http, load
 
+# Minutes of switches under load; what decides about settings is tested without a cluster as well.
+pytestmark = pytest.mark.slow
+
 X = np.arange(2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)
 #: Of the versions of `tuned`, by numerics class.
 FULL, INT8 = {"1": 2.0, "2": 3.0}, {"1": 5.0, "2": 7.0}
