@@ -139,8 +139,8 @@ def live_catalog() -> Catalog:
 
 def deployed_catalog() -> Catalog | None:
     """The deployed catalog; None when our application is not deployed."""
-    applications = _within(ASK_S, ray_private.live_applications)
-    return _catalog_of(applications[APP_NAME]) if APP_NAME in applications else None
+    application = _application()
+    return None if application is None else _catalog_of(application)
 
 
 def live_app() -> AppConfig:
@@ -176,13 +176,17 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
         raise NoBackend(f"Serve's controller did not answer within {seconds:g} s") from None
 
 
+def _application() -> dict[str, Any] | None:
+    return _within(ASK_S, ray_private.live_applications).get(APP_NAME)
+
+
 def _live_application() -> dict[str, Any]:
-    applications = _within(ASK_S, ray_private.live_applications)
-    if APP_NAME not in applications:
+    application = _application()
+    if application is None:
         raise ConfigError(
             f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
         )
-    return applications[APP_NAME]
+    return application
 
 
 def _put(application: dict[str, Any], live: Applications) -> Applications:

@@ -12,7 +12,7 @@ from enginehouse.contract.store import Store
 def check_numerics(store: str, model: ModelConfig) -> None:
     """Raise ConfigError, with what there is, when no artifact of `model`, a bundle of `store`, may answer."""
     manifest = Store(store).manifest(model.name, model.version)
-    numerics.check(manifest, model.numerics or manifest.numerics)
+    numerics.check(manifest, numerics.rule_of(model, manifest))
 
 
 def check_signature(before: Catalog, store: str, model: ModelConfig) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from enginehouse.contract.errors import ArtifactMissing, DigestMismatch, ManifestInvalid, StoreUnavailable
 from enginehouse.contract.manifest import Artifact, File, Manifest
+from enginehouse.contract.numerics import is_servable
 
 MANIFEST = "manifest.json"
 #: What a file system says of a file that is not there; whatever else it says is its own trouble.
@@ -51,7 +52,7 @@ class Bundle:
         Raises ArtifactMissing for an artifact that is never served or whose file is gone, DigestMismatch, and
         StoreUnavailable for a file that cannot be read.
         """
-        if artifact.status not in ("ready", "unverified"):
+        if not is_servable(artifact):
             raise ArtifactMissing(str(self.path), f"artifact {artifact.name!r} is {artifact.status}: {artifact.reason}")
         return [self.verified(file) for file in artifact.files]
 

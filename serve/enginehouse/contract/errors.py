@@ -81,8 +81,8 @@ class RequestError(EnginehouseError):
 class InvalidInput(RequestError):
     """The request does not fit the model: its encoding, names, dtypes, shapes or values.
 
-    Found at the door by the signature, or else by the engine, whose message it then has. No other engine is asked: one
-    that is less strict would answer with something.
+    Found at the door by the signature, by the router when no artifact is right for its values, or else by the engine,
+    whose message it then has. After an engine no other one is asked: a less strict one would answer with something.
     """
 
 

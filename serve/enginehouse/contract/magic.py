@@ -45,12 +45,12 @@ _FORM = re.compile(rb"[\w.%+\[\]-]{1,100}=[^\s{}]*\Z")
 _MODEL = re.compile(rb"[\w.-]+")
 _MARKUP = re.compile(rb"\s*<(!doctype|html|\?xml|\w+[ >])", re.IGNORECASE)
 #: Of the beginning, so much is looked at.
-_LOOKED_AT = 512
+LOOKED_AT = 512
 
 
 def recognised(data: bytes | memoryview) -> Kind | None:
     """What `data` looks like; None for JSON and for what is not known."""
-    head = bytes(data[:_LOOKED_AT])
+    head = bytes(data[:LOOKED_AT])
     if not head:
         return Kind("empty", "other")
     for magic, kind in _MAGIC:
@@ -82,7 +82,7 @@ def seen_in(path: Path, error: Exception) -> str:
     """Why `path` cannot be read as what it was meant to be: what it is if that can be told, else what `error` says."""
     try:
         with path.open("rb") as file:
-            kind = recognised(file.read(_LOOKED_AT))
+            kind = recognised(file.read(LOOKED_AT))
     except OSError:
         kind = None
     return f"it is {kind.name}" if kind is not None and kind.family not in ("arrays", "other") else str(error)

@@ -5,8 +5,14 @@ The rule of a model is what its catalog entry says; else what its recipe declare
 
 from __future__ import annotations
 
+from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, NumericsRule
+
+
+def rule_of(config: ModelConfig, manifest: Manifest) -> NumericsRule:
+    """The rule of a model in the catalog."""
+    return config.numerics or manifest.numerics
 
 
 def is_servable(artifact: Artifact) -> bool:

@@ -211,7 +211,8 @@ class LoadedModel:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
-            return await self._queued(Item(requests, rows, now, now + budget_s, self._shape(requests[0])))
+            shape = self._shape(requests[0]) if self._is_shared or self._waits_for_batches else ()
+            return await self._queued(Item(requests, rows, now, now + budget_s, shape))
         # One slice at a time, so that calls of others are computed in between.
         inputs = stack(requests)
         shape = self._shape(inputs)

@@ -13,7 +13,7 @@ from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import ArtifactMissing, EngineUnavailable
 from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
-from enginehouse.contract.numerics import why_nothing
+from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
@@ -93,7 +93,7 @@ class Loader:
     def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         store = Store(url)
         manifest = store.manifest(config.name, config.version).timed_for(int8_products())
-        numerics = config.numerics or manifest.numerics
+        numerics = rule_of(config, manifest)
         choice = choose_artifact(manifest, self._engines, numerics)
         if choice is None:
             reasons = "; ".join(why_nothing(manifest, kind, numerics) for kind in self._engines)

@@ -4,7 +4,8 @@
 the engine computes would therefore be a batch of its own, and so would the next one. So:
 
 1. A call joins those that wait, in order of deadline; it fails when its deadline passes there.
-2. Nothing is let in while the engine computes or what was let in has not reached it yet.
+2. Nothing is let in while the engine computes or what was let in has not reached it yet, except what arrives in the
+   same turn of the event loop as a call that found the engine idle, has its shape and fits beside it.
 3. Then the first call is let in, with those after it whose rows have the same shape, up to `max_rows` rows.
 4. They enter the batch queue in one turn of the event loop. Serve takes all that is queued at once: they are one batch.
 5. With `wait_s`, a group that does not fill a batch is let in when its oldest call has waited that long.
@@ -113,8 +114,8 @@ class WaitingRoom:
             if self._waiting:
                 self._look()
 
-    def begin_call(self, items: Iterable[Item] = ()) -> None:
-        """The engine computes `items`, or a call that did not come from this room; `end_call` must follow."""
+    def begin_call(self, items: Iterable[Item]) -> None:
+        """The engine computes `items`, from this room or not; `end_call` must follow."""
         self._entering.difference_update(items)
         self._computing += 1
 

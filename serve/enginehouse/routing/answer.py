@@ -11,6 +11,7 @@ import numpy as np
 from enginehouse.contract.bounds import described
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind
+from enginehouse.contract.numerics import admits, is_servable
 from enginehouse.contract.tensors import Timing
 from enginehouse.routing.policy import BackendState, Choice, Demand, unfit
 from enginehouse.routing.view import ModelVersion, View
@@ -97,7 +98,7 @@ def _way_out(version: ModelVersion, view: View, demand: Demand) -> str:
     if view.could_answer(version, demand._replace(pool=None, min_precision="int8")):
         return "leave out the hint that restricts who may answer"
     right = [each for each in _servable(version) if not demand.values.beyond(each[0].bounds_on(each[1]))]
-    within = [each for each in right if version.config.numerics in ("any", each[0].numerics_class)]
+    within = [each for each in right if admits(version.numerics, each[0])]
     if within:
         artifact, kind = within[0]
         return f"{artifact.name} of the bundle is right for it: serve it on a pool of {kind} too"
@@ -117,6 +118,6 @@ def _servable(version: ModelVersion) -> list[tuple[Artifact, EngineKind]]:
         (artifact, kind)
         for kind in ENGINE_KINDS
         for artifact in manifest.artifacts
-        if artifact.format == FORMAT_OF[kind] and artifact.status in ("ready", "unverified")
+        if artifact.format == FORMAT_OF[kind] and is_servable(artifact)
         if ACCELERATOR_OF[kind] == "cpu" or artifact.bounds_on(kind) or manifest.latency_of(kind, artifact.name)
     ]

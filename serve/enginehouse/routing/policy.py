@@ -14,11 +14,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from enginehouse.contract.bounds import InputBounds, Values, described
 from enginehouse.contract.latency import LatencyTable
-from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind, NumericsClass, Precision
+from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind, NumericsClass, NumericsRule, Precision
 
 #: Milliseconds that a call to another process adds at least (benchmarks/README.md, "Where the time goes").
 HOP_MS = 0.4
@@ -91,7 +91,7 @@ class Demand(NamedTuple):
     """
 
     rows: int
-    numerics: NumericsClass | Literal["any"] = "full"
+    numerics: NumericsRule = "full"
     pool: str | None = None
     size: int | None = None
     min_precision: Precision = "int8"

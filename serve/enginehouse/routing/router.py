@@ -100,7 +100,7 @@ class Router:
             failures = failover.failures
             reasons = f" ({'; '.join(failures[-3:])})" if failures else ""
             raise DeadlineExceeded(
-                f"no answer within {budget_s:g} s after {len(failures) + 1} attempts{reasons}"
+                f"no answer within {budget_s:g} s after {failover.attempts} attempts{reasons}"
             ) from None
 
     def explain(self, version: ModelVersion, rows: int, size: int | None, hints: Hints) -> Explained:

@@ -13,7 +13,7 @@ from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ACCELERATOR_LABEL, APP_NAME, ModelConfig, PoolConfig
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest, NumericsRule
-from enginehouse.contract.numerics import why_nothing
+from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.tensors import Signature
 from enginehouse.pools import nodes
 from enginehouse.pools.hosting import HostedModels
@@ -49,7 +49,7 @@ class ModelVersion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.config.key)
-        object.__setattr__(self, "numerics", self.config.numerics or self.manifest.numerics)
+        object.__setattr__(self, "numerics", rule_of(self.config, self.manifest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,10 @@ class View:
         for name, pool_config in self._pools.items():
             warm = [replica for replica in replicas.of_pool(APP_NAME, name) if replica.has(model_key)]
             if warm:
-                nodes = {replica.node for replica in warm}
+                on_nodes = {replica.node for replica in warm}
                 wait_ms = min(replica.channel.wait_ms(now, model_key) for replica in warm)
                 state = replicas.backend_state(
-                    name, version.manifest, [replica.reports[model_key] for replica in warm], nodes, wait_ms
+                    name, version.manifest, [replica.reports[model_key] for replica in warm], on_nodes, wait_ms
                 )
                 states.append(state._replace(price=pool_config.price))
                 self._failed.pop((name, model_key), None)

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.contract.magic import Family, Kind, recognised
+from enginehouse.contract.magic import LOOKED_AT, Family, Kind, recognised
 
 _TAKES = 'give a .npz, .npy or .json file, or inline JSON such as {"x": [[1, 2]]}'
-#: Enough to tell what a file is.
-_HEAD = 512
 _WAY: Mapping[Family, str] = {
     "picture": (
         "decode it first: `python -c \"import numpy, PIL.Image; numpy.savez('pixels.npz', "
@@ -39,7 +37,7 @@ def read_inputs(given: str, wanted: Mapping[str, str]) -> dict[str, Any]:
     models = ", ".join(wanted.values())
     try:
         with path.open("rb") as file:
-            kind = recognised(file.read(_HEAD))
+            kind = recognised(file.read(LOOKED_AT))
         if kind is not None and kind.family == "arrays":
             return _named(given, _arrays(path), wanted)
         if kind is not None:
