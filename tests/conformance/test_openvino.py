@@ -6,12 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from numpy.random import Generator
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from tests.conformance.conftest import Publish, why_not_here
 from tests.conformance.models import BIAS, BY_NAME, WEIGHT, Case
 
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
 from enginehouse.contract.manifest import Precision
+from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import EngineOptions, load_engine
 
 pytestmark = pytest.mark.skipif(bool(why_not_here("openvino-cpu")), reason=str(why_not_here("openvino-cpu")))
@@ -80,3 +81,94 @@ def test_string_tensors_are_refused(publish: Publish) -> None:
 
     with pytest.raises(EngineUnavailable, match="onnxruntime-cpu for BYTES"):
         OpenVinoCpu(EngineOptions(files, bundle.manifest.artifacts[0], BY_NAME["text"].signature, 8, 1))
+
+
+@pytest.mark.parametrize(("value", "rows"), [(0.0, 3), (1.0, 911), (0xA5, 3), (0xA5, 912), (0x5A, 1)])
+def test_an_answer_that_looks_as_if_it_had_not_been_computed_is_an_answer(
+    publish: Publish, value: float, rows: int
+) -> None:
+    """OpenVINO leaves outputs as they were when it gives up, so they are marked before, by shape or by their bytes."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["found"]),
+        helper.make_node("Transpose", ["found"], ["places"]),
+        helper.make_node("Reshape", ["x", "all"], ["flat"]),
+        helper.make_node("NonZero", ["flat"], ["ones"]),
+        helper.make_node("Reshape", ["ones", "all"], ["spots"]),
+        helper.make_node("Cast", ["flat"], ["whole"], to=TensorProto.UINT8),
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["light"], to=TensorProto.UINT8),
+    ]
+    x = np.full((rows, 1), value, np.float32)
+    expected = {
+        "places": np.argwhere(x),
+        "spots": np.flatnonzero(x),
+        "whole": x.reshape(-1).astype(np.uint8),
+        "light": x.max(initial=0).astype(np.uint8),
+    }
+    shapes: dict[str, tuple[int | None, ...]] = {"places": (None, 2), "spots": (None,), "whole": (None,), "light": ()}
+    outputs = tuple(TensorSpec(name, expected[name].dtype, shape) for name, shape in shapes.items())
+    graph = helper.make_graph(
+        nodes,
+        "marks",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])],
+        [
+            helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(spec.dtype), spec.shape)
+            for spec in outputs
+        ],
+        [numpy_helper.from_array(np.array([-1]), "all")],
+    )
+    signature = Signature((TensorSpec("x", np.dtype(np.float32), (None, 1)),), outputs, batched=False)
+    case = Case(
+        f"marks_{value}_{rows}", signature, graph, lambda _, rows: {"x": np.zeros((rows, 1), np.float32)}, lambda _: {}
+    )
+    bundle = publish(case, "openvino", "fp32")
+    engine = load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+    answer = engine.infer({"x": x})
+    for name, array in expected.items():
+        np.testing.assert_array_equal(answer[name], array)
+
+
+@pytest.mark.parametrize("is_computed", [False, True])
+def test_a_loop_may_look_up_by_its_turn(publish: Publish, is_computed: bool) -> None:
+    places = [helper.make_node("Cast", ["sum"], ["place"], to=TensorProto.INT64)]
+    turns = [helper.make_node("Identity", ["turn"], ["place"])]
+    body = helper.make_graph(
+        [
+            *(places if is_computed else turns),
+            helper.make_node("Gather", ["x", "place"], ["row"]),
+            helper.make_node("Add", ["sum", "row"], ["more"]),
+            helper.make_node("Identity", ["going"], ["go"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more", TensorProto.FLOAT, []),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Size", ["x"], ["size"]),
+            helper.make_node("Loop", ["size", "true", "zero"], ["y"], body=body),
+        ],
+        "loop",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+        [numpy_helper.from_array(np.array(True), "true"), numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    f32 = np.dtype(np.float32)
+    signature = Signature((TensorSpec("x", f32, (None,)),), (TensorSpec("y", f32, ()),), batched=False)
+    case = Case(
+        f"loop_{is_computed}", signature, graph, lambda _, rows: {"x": np.zeros(rows, np.float32)}, lambda _: {}
+    )
+    bundle = publish(case, "openvino", "fp32")
+    if is_computed:
+        with pytest.raises(EngineUnavailable, match="Loop 'y' looks up computed places"):
+            load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+        return
+    engine = load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+    assert engine.infer({"x": np.array([1, 2, 4], np.float32)})["y"] == 7

@@ -9,6 +9,7 @@ import numpy as np
 
 from enginehouse.contract.errors import ConversionFailed, EngineUnavailable
 from enginehouse.contract.manifest import Precision
+from enginehouse.engines.value_guards import unsafe
 from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.best_of import Calibration
 from enginehouse_build.convert.half_graph import LARGEST
@@ -22,7 +23,8 @@ def convert(
 
     fp16 weights are compressed; bf16 has the weights of fp32, which the engine rounds as it loads them; int8 is what
     NNCF makes of the OpenVINO model and `calibration` within the limits of `agreement` (see `openvino_int8`). Raises
-    EngineUnavailable without OpenVINO or NNCF, and ConversionFailed with the converter's reason.
+    EngineUnavailable without OpenVINO or NNCF, and ConversionFailed with the converter's reason, or for a model that
+    OpenVINO must not run (see `enginehouse.engines.value_guards`).
     """
     try:
         import openvino
@@ -31,6 +33,8 @@ def convert(
     try:
         # `openvino.convert_model` would also report to a statistics server that it was used.
         model = openvino.Core().read_model(source)
+        if reason := unsafe(model):
+            raise ConversionFailed(f"OpenVINO is not safe for this model: {reason}")
         remark = _cut(model) if precision == "fp16" else ""
         if precision == "int8":
             model, remark = quantized(model, calibration, agreement)

@@ -18,7 +18,7 @@ from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed
 from enginehouse.contract.manifest import Artifact, EngineKind, Precision
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.engines import EngineOptions
+from enginehouse.engines import EngineOptions, value_guards
 from enginehouse.engines.hardware import int8_products, probe_cpu
 from enginehouse.engines.refusals import refused, told
 from enginehouse.engines.slots import Slots
@@ -27,7 +27,9 @@ from enginehouse.engines.strict_shapes import StrictShapes
 _KIND: EngineKind = "openvino-cpu"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INT32 = np.iinfo(np.int32)
-_UNTOUCHED = 0xA5
+#: Bytes that mark an output as not computed yet, and by its rank the extent that marks a free one (the last for more).
+#: What was computed and looks like the first mark does not look like the second, whose extents are 1 more.
+_BYTES, _EXTENTS = (0xA5, 0x5A), (911, 29, 11, 5, 3)
 
 #: Left to itself OpenVINO computes fp32 models in bf16 where the CPU can. Its int8 operators ignore the hint.
 _HINT: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -61,13 +63,16 @@ class OpenVinoCpu:
             # Observed with 2026.4.1: one inference with a string tensor corrupts the heap and the process aborts.
             raise EngineUnavailable(_KIND, "OpenVINO's string tensors are not safe; use onnxruntime-cpu for BYTES")
         graph = _read(options)
+        if reason := value_guards.unsafe(graph):
+            raise EngineUnavailable(_KIND, f"{reason}; use onnxruntime-cpu")
+        self._shapes = StrictShapes(graph, options.signature)
+        self._guards = value_guards.guard(graph, options.signature)
         compiled = _compile(options, graph)
         in_fp32 = _would_saturate(options.artifact)
         self.precision: str = "fp32" if in_fp32 else _effective_precision(compiled, options.artifact.precision)
         self._ports = _output_ports(compiled, options.signature)
         is_free = any(output.get_partial_shape().is_dynamic for node in graph.get_ops() for output in node.outputs())
         self._marked = {port: compiled.outputs[port].partial_shape.is_dynamic for port in self._ports if is_free}
-        self._shapes = StrictShapes(graph, options.signature)
         self._options = options
         requests = [_Request(compiled.create_infer_request()) for _ in range(options.concurrency)]
         self._requests: Slots[_Request] = Slots(_KIND, requests)
@@ -79,23 +84,34 @@ class OpenVinoCpu:
         if reason := self._shapes.refusal(inputs):
             raise refused(_KIND, reason, inputs)
         with self._requests.use() as slot:
-            request = slot.request
-            try:
-                for port, is_free in self._marked.items():
-                    _mark(request.get_output_tensor(port), is_free)
-                # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
-                answers = request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
-            except Exception as error:
+            suspects = list(self._marked.items())
+            for turn in range(2):
+                answers = self._run(slot, inputs, turn)
+                suspects = [(port, is_free) for port, is_free in suspects if _is_marked(answers[port], is_free, turn)]
+                if not suspects:
+                    break
                 self._renew(slot)
-                raise told(_KIND, str(error), inputs) from error
-            if any(_is_marked(answers[port], is_free) for port, is_free in self._marked.items()):
-                self._renew(slot)
+            else:
                 # Why it gave up is not known. Models that have been warmed up do so over what is in a request.
                 raise refused(_KIND, "the model cannot run with this", inputs)
+            for each in self._guards:
+                if count := int(answers[each.port]):
+                    raise refused(_KIND, f"{each.fault}: {count}", inputs)
             return {
                 spec.name: _array(answers[port], spec.dtype)
                 for spec, port in zip(self.signature.outputs, self._ports, strict=True)
             }
+
+    def _run(self, slot: _Request, inputs: Tensors, turn: int) -> Any:
+        """The answers by output; those that are not computed keep the mark of this turn."""
+        try:
+            for port, is_free in self._marked.items():
+                _mark(slot.request.get_output_tensor(port), is_free, turn)
+            # Outputs are copied by OpenVINO itself; inputs are read in place where they can be.
+            return slot.request.infer({name: _tensor(array) for name, array in inputs.items()}, share_inputs=True)
+        except Exception as error:
+            self._renew(slot)
+            raise told(_KIND, str(error), inputs) from error
 
     def _renew(self, slot: _Request) -> None:
         """Compile the model anew after a failure, in place of the one that failed.
@@ -104,7 +120,9 @@ class OpenVinoCpu:
         the compiled model refuses the next good one too, of the same shape as before or of any, for ever.
         """
         slot.request = None
-        slot.request = _compile(self._options, _read(self._options)).create_infer_request()
+        graph = _read(self._options)
+        value_guards.guard(graph, self.signature)
+        slot.request = _compile(self._options, graph).create_infer_request()
 
     def close(self) -> None:
         """Drop the free requests now and those in use when their `infer` returns."""
@@ -212,22 +230,27 @@ def _tensor(array: np.ndarray) -> Any:
     return openvino.Tensor(words, words.shape, openvino.Type.bf16)
 
 
-def _mark(output: Any, is_free: bool) -> None:
-    """Make `output` look as no inference leaves it.
+def _mark(output: Any, is_free: bool, turn: int) -> None:
+    """Make `output` look as inferences hardly leave it, in each `turn` otherwise.
 
     With one thread OpenVINO 2026.4.1 swallows failures of free dimensions: `infer` returns as if all were well, and the
     outputs are still those of the request's previous caller.
     """
     if is_free:
-        output.set_shape([0] * len(output.shape))
+        output.set_shape(_marked_shape(len(output.shape), turn))
     else:
-        output.data.reshape(-1).view(np.uint8)[...] = _UNTOUCHED
+        output.data.reshape(-1).view(np.uint8)[...] = _BYTES[turn]
 
 
-def _is_marked(answer: np.ndarray, is_free: bool) -> bool:
+def _is_marked(answer: np.ndarray, is_free: bool, turn: int) -> bool:
     if is_free:
-        return answer.shape == (0,) * answer.ndim
-    return bool((answer.reshape(-1).view(np.uint8) == _UNTOUCHED).all())
+        return answer.shape == _marked_shape(answer.ndim, turn)
+    return bool(answer.size) and bool((answer.reshape(-1).view(np.uint8) == _BYTES[turn]).all())
+
+
+def _marked_shape(rank: int, turn: int) -> tuple[int, ...]:
+    # Not 0 entries, for many an answer is empty.
+    return (_EXTENTS[min(rank, len(_EXTENTS)) - 1] + turn,) * rank
 
 
 def _array(answer: np.ndarray, dtype: np.dtype) -> np.ndarray:
