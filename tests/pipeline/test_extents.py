@@ -14,8 +14,9 @@ from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import BuildError, ExportFailed, InvalidInput
 from enginehouse.contract.manifest import Axis
+from enginehouse.contract.signature_record import parts_of
 from enginehouse.engines import load_engine
-from enginehouse_build.inputs.extents import independent, parts_of, resized
+from enginehouse_build.inputs.extents import independent, resized
 from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.reference.reference import MODEL, REQUESTS, Reference, make_reference
 

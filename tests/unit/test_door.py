@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -154,6 +155,34 @@ def test_an_extent_that_only_the_samples_had_is_no_range_unless_it_was_declared(
     declared = any_length.model_copy(update={"recipe": {"axes": {"sequence": {"min": 4, "opt": 4, "max": 4}}}})
     with pytest.raises(InvalidInput, match="4 to 4"):
         declared.request_signature().check(asked(9, 9))
+
+
+@pytest.mark.parametrize(("name", "extra"), [("past + new", 0), ("new + past + 1", 1)])
+def test_a_sum_of_other_dimensions_is_that_sum(name: str, extra: int) -> None:
+    """As exporters name the mask of a decoder."""
+    records = [TensorRecord(name=each, datatype="FP32", shape=(-1, -1)) for each in ("cache", "token", "mask")]
+    places = {"past": (("cache", 1),), "new": (("token", 1),), name: (("mask", 1),)}
+    door = MANIFEST_OF.model_copy(
+        update={
+            "signature": SignatureRecord(inputs=tuple(records), outputs=()),
+            "axes": tuple(Axis(name=each, min=0, opt=3, max=9, dims=dims) for each, dims in places.items()),
+        }
+    ).request_signature()
+
+    def sent(past: int, new: int, mask: int) -> dict[str, np.ndarray]:
+        extents = {"cache": past, "token": new, "mask": mask}
+        return {each: np.zeros((1, extent), np.float32) for each, extent in extents.items()}
+
+    for past, new in ((0, 1), (3, 2), (4, 4)):
+        assert door.check(sent(past, new, past + new + extra)) == 1
+    for past, new, mask in ((3, 2, 4 + extra), (0, 1, 2 + extra), (4, 4, extra)):
+        named = (
+            rf"{re.escape(repr(name))} is {mask} \(dimension 1 of input 'mask'\), and has to be {past + new + extra}"
+        )
+        with pytest.raises(InvalidInput, match=named) as caught:
+            door.check(sent(past, new, mask))
+        assert f"{past} in 'cache'" in str(caught.value)
+        assert f"{new} in 'token'" in str(caught.value)
 
 
 def test_a_manifest_without_domains_has_nothing_that_the_release_before_refuses() -> None:

@@ -6,11 +6,12 @@ file. At another extent of the past the mask has another one too, or the model d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from enginehouse.contract.manifest import Axis
+from enginehouse.contract.signature_record import parts_of
 from enginehouse.contract.tensors import Tensors
 
 
@@ -18,13 +19,6 @@ def sizes(axis: Axis) -> tuple[int, ...]:
     """What latency and parity are looked at: the ends of the range, its `opt`, and half of the largest."""
     found = {axis.min, axis.opt, axis.max, axis.max // 2}
     return tuple(sorted(size for size in found if axis.min <= size <= axis.max))
-
-
-def parts_of(name: str, names: Collection[str]) -> tuple[str, ...]:
-    """The `names` and whole numbers that the extent called `name` is the sum of; empty if it stands for itself."""
-    parts = tuple(part.strip() for part in name.split("+"))
-    known = len(parts) > 1 and all(part in names or part.isdecimal() for part in parts)
-    return parts if known else ()
 
 
 def independent(axes: Sequence[Axis]) -> tuple[Axis, ...]:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from enginehouse.contract.errors import BuildError
 from enginehouse.contract.manifest import Axis
+from enginehouse.contract.signature_record import parts_of
 from enginehouse.contract.tensors import Signature
-from enginehouse_build.inputs.extents import parts_of
 from enginehouse_build.inputs.recipe import AxisRange
 
 

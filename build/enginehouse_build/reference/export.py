@@ -15,9 +15,9 @@ import onnxscript.optimizer
 import torch
 
 from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.signature_record import parts_of
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
-from enginehouse_build.inputs.extents import parts_of
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
 from enginehouse_build.reference.module_faults import refuse_unservable

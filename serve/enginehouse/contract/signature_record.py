@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,14 +85,25 @@ class Axis(Record):
     dims: tuple[tuple[str, int], ...] = Field(min_length=1)
 
 
+def parts_of(name: str, names: Collection[str]) -> tuple[str, ...]:
+    """The `names` and whole numbers that the extent called `name` is the sum of; empty if it stands for itself."""
+    parts = tuple(part.strip() for part in name.split("+"))
+    known = len(parts) > 1 and all(part in names or part.isdecimal() for part in parts)
+    return parts if known else ()
+
+
 def with_free_dims(signature: Signature, axes: Sequence[Axis], declared: Container[str] = ()) -> Signature:
     """`signature` with what `axes` say that has to hold in a request.
 
     An axis of one extent has that from the samples, which forbid no other, unless it is among the `declared` names.
     """
+    places = {axis.name: axis.dims[0] for axis in axes}
     free = []
     for axis in axes:
         is_declared = axis.min < axis.max or axis.name in declared
-        if is_declared or len(axis.dims) > 1:
-            free.append(FreeDim(axis.name, axis.dims, (axis.min, axis.max) if is_declared else None))
+        parts = parts_of(axis.name, places)
+        if is_declared or parts or len(axis.dims) > 1:
+            summed = tuple(places[part] for part in parts if part in places)
+            plus = sum(int(part) for part in parts if part not in places)
+            free.append(FreeDim(axis.name, axis.dims, (axis.min, axis.max) if is_declared else None, summed, plus))
     return replace(signature, free=tuple(free))

@@ -90,15 +90,18 @@ class Domain:
 class FreeDim:
     """A free dimension by its name: the (input, dimension) pairs that have one extent in each request.
 
-    `range` is the smallest and the largest extent that was declared for it, None where none was.
+    `range` is the smallest and the largest extent that was declared for it, None where none was. One that is a sum has
+    `parts`, the places of other dimensions, to whose extents `plus` is added.
     """
 
     name: str
     dims: tuple[tuple[str, int], ...]
     range: tuple[int, int] | None = None
+    parts: tuple[tuple[str, int], ...] = ()
+    plus: int = 0
 
     def check(self, inputs: Tensors) -> None:
-        """Raises InvalidInput for different extents, naming both inputs, and for one that is out of range."""
+        """Raises InvalidInput for an extent that is not that of the other inputs, naming them, or is out of range."""
         first, dim = self.dims[0]
         extent = inputs[first].shape[dim]
         for name, other in self.dims:
@@ -107,6 +110,14 @@ class FreeDim:
                     f"inputs disagree on the dimension {self.name!r}: it is {extent} in {first!r} (dimension {dim}) "
                     f"and {inputs[name].shape[other]} in {name!r} (dimension {other})"
                 )
+        if self.parts and extent != (total := self.plus + sum(inputs[name].shape[other] for name, other in self.parts)):
+            of = " and ".join(
+                f"{inputs[name].shape[other]} in {name!r} (dimension {other})" for name, other in self.parts
+            )
+            raise InvalidInput(
+                f"dimension {self.name!r} is {extent} (dimension {dim} of input {first!r}), and has to be {total}: "
+                f"there are {of}"
+            )
         if self.range is not None and not self.range[0] <= extent <= self.range[1]:
             raise InvalidInput(
                 f"dimension {self.name!r} is {extent} (dimension {dim} of input {first!r}); "
