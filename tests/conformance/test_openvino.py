@@ -172,3 +172,63 @@ def test_a_loop_may_look_up_by_its_turn(publish: Publish, is_computed: bool) -> 
         return
     engine = load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
     assert engine.infer({"x": np.array([1, 2, 4], np.float32)})["y"] == 7
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_the_first_of_equal_values_comes_first(publish: Publish, rng: Generator, k: int, largest: int) -> None:
+    f32, i64 = np.dtype(np.float32), np.dtype(np.int64)
+    graph = helper.make_graph(
+        [helper.make_node("TopK", ["x", "k"], ["values", "places"], axis=1, largest=largest)],
+        "ties",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 300])],
+        [
+            helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", k]),
+            helper.make_tensor_value_info("places", TensorProto.INT64, ["n", k]),
+        ],
+        [numpy_helper.from_array(np.array([k]), "k")],
+    )
+    outputs = (TensorSpec("values", f32, (None, k)), TensorSpec("places", i64, (None, k)))
+    signature = Signature((TensorSpec("x", f32, (None, 300)),), outputs)
+    case = Case(
+        f"ties_{k}_{largest}", signature, graph, lambda _, rows: {"x": np.zeros((rows, 300), f32)}, lambda _: {}
+    )
+    bundle = publish(case, "openvino", "fp32")
+    engine = load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+    x = rng.integers(0, 5, (4, 300)).astype(np.float32)
+    order = np.argsort(-x if largest else x, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(engine.infer({"x": x})["places"], order)
+
+
+@pytest.mark.parametrize(
+    ("first", "is_safe"),
+    [
+        (helper.make_node("Cast", ["x"], ["z"], to=TensorProto.FLOAT16), True),
+        (helper.make_node("Cast", ["x"], ["z"], to=TensorProto.INT64), False),
+        (helper.make_node("Neg", ["x"], ["z"]), False),
+    ],
+)
+def test_fp64_is_not_computed_in_fp32(publish: Publish, first: onnx.NodeProto, is_safe: bool) -> None:
+    nodes = [first, helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT)]
+    graph = helper.make_graph(
+        nodes,
+        "double",
+        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+    )
+    f32, f64 = np.dtype(np.float32), np.dtype(np.float64)
+    signature = Signature((TensorSpec("x", f64, (None, 2)),), (TensorSpec("y", f32, (None, 2)),))
+    case = Case(
+        f"double_{first.op_type}_{is_safe}",
+        signature,
+        graph,
+        lambda _, rows: {"x": np.zeros((rows, 2), f64)},
+        lambda _: {},
+    )
+    bundle = publish(case, "openvino", "fp32")
+    if is_safe:
+        engine = load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+        assert engine.infer({"x": np.array([[1.5, 2.5]])})["y"].tolist() == [[1.5, 2.5]]
+        return
+    with pytest.raises(EngineUnavailable, match="takes FP64 values of a request"):
+        load_engine("openvino-cpu", bundle, bundle.manifest.artifacts[0], threads=1)

@@ -143,9 +143,14 @@ def _read(options: EngineOptions) -> Any:
         raise EngineUnavailable(_KIND, f"{error}; install enginehouse[cpu]") from None
     model = _model_file(options.files)
     try:
-        return openvino.Core().read_model(model)
+        graph = openvino.Core().read_model(model)
     except Exception as error:
         raise EngineUnavailable(_KIND, f"{model}: {error}") from error
+    for node in graph.get_ops():
+        if node.get_type_name() == "TopK" and node.get_attributes()["sort"] == "value":
+            # ONNX has the first of equal values first. Left to itself OpenVINO has any.
+            node.set_attribute("stable", True)
+    return graph
 
 
 def _compile(options: EngineOptions, graph: Any) -> Any:

@@ -44,6 +44,7 @@ _AS_LONG_AS_TOLD = frozenset(
 _DIVISIONS = frozenset({"Divide", "FloorMod", "Mod"})
 #: What hands on whole numbers as they are.
 _HANDS_ON = frozenset({"Convert", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_FLOATS = frozenset({"bf16", "f16", "f32"})
 _WHOLE = frozenset({"i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"})
 
 
@@ -126,6 +127,8 @@ class _Values:
 def _unsafe(graph: Any, values: _Values) -> str:
     for node in graph.get_ordered_ops():
         kind, name = node.get_type_name(), node.get_friendly_name()
+        if _is_cut(node, values):
+            return f"{kind} {name!r} takes FP64 values of a request, which OpenVINO keeps in fp32"
         for operand, what in _DECIDING.get(kind, {}).items():
             if operand < node.get_input_size() and values.decide(node, operand):
                 return f"the {what} of {kind} {name!r} come from values of a request, which OpenVINO does not check"
@@ -139,6 +142,19 @@ def _unsafe(graph: Any, values: _Values) -> str:
                 if each.get_type_name() == "Gather" and inside.decide(each, 1, or_places=True):
                     return f"{kind} {name!r} looks up computed places in its body, which OpenVINO does not check"
     return ""
+
+
+def _is_cut(node: Any, values: _Values) -> bool:
+    """Whether the node needs more digits of a value than OpenVINO keeps."""
+    kind = node.get_type_name()
+    if kind == "Convert" and _type(node.output(0)) in _FLOATS:
+        return False
+    for operand, value in enumerate(node.input_values()):
+        source = value.get_node()
+        is_exact = source.get_type_name() == "Convert" and _type(source.input_value(0)) in _FLOATS
+        if _type(value) == "f64" and values.decide(node, operand) and not (kind == "Result" and is_exact):
+            return True
+    return False
 
 
 def _bodies(node: Any, values: _Values) -> Iterator[tuple[Any, frozenset[str]]]:
