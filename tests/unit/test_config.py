@@ -124,6 +124,7 @@ def test_a_catalog_gains_replaces_and_loses_models() -> None:
     [
         AppConfig(),
         AppConfig(pools={"my-pool": PoolConfig(engine="openvino-cpu", models=("digits",))}),
+        AppConfig(pools={"shared": PoolConfig(engine="tensorrt", num_gpus=0), "own": PoolConfig(engine="tensorrt")}),
         AppConfig(router=RouterConfig(num_replicas=3)),
     ],
 )

@@ -209,6 +209,10 @@ class Catalog(_Config):
 def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port: int = 8000) -> dict[str, Any]:
     """The Ray Serve config file (`serve deploy`) for this application, as plain data."""
     user_config = catalog.model_dump(mode="json", exclude_defaults=True)
+    args = app.model_dump(mode="json", exclude_defaults=True)
+    for name, pool in app.pools.items() if "pools" in args else ():
+        # The default of the field, and not of an engine on a GPU.
+        args["pools"][name]["num_gpus"] = pool.num_gpus
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
@@ -218,7 +222,7 @@ def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port
                 "name": APP_NAME,
                 "route_prefix": "/",
                 "import_path": "enginehouse.app:build",
-                "args": app.model_dump(mode="json", exclude_defaults=True),
+                "args": args,
                 "deployments": [{"name": name, "user_config": user_config} for name in (ROUTER, *app.pools)],
             }
         ],
