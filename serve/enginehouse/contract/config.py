@@ -210,9 +210,10 @@ def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port
     """The Ray Serve config file (`serve deploy`) for this application, as plain data."""
     user_config = catalog.model_dump(mode="json", exclude_defaults=True)
     args = app.model_dump(mode="json", exclude_defaults=True)
-    for name, pool in app.pools.items() if "pools" in args else ():
-        # The default of the field, and not of an engine on a GPU.
-        args["pools"][name]["num_gpus"] = pool.num_gpus
+    for name, pool in app.pools.items():
+        if ACCELERATOR_OF[pool.engine] == "gpu" and not pool.num_gpus:
+            # The default of the field, but not of an engine on a GPU.
+            args["pools"][name]["num_gpus"] = 0.0
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
