@@ -46,6 +46,22 @@ async def test_why_a_backend_is_not_live_is_told(cluster: Cluster, store: Path) 
     assert [pool["nodes"] for pool in models.status(lambda _: True)["pools"]] == [0, 0]
 
 
+async def test_a_pool_whose_nodes_were_not_counted_yet_may_be_woken(cluster: Cluster, store: Path) -> None:
+    may_rest = {name: pool.model_copy(update={"min_replicas": 0}) for name, pool in POOLS.items()}
+    publish(store, "1")
+    reports = View(may_rest, None, "here")
+    models = LiveVersions(reports)
+    models.apply(catalog(store, "1"))
+    await until(lambda: answers(models) == "1")
+    reports._nodes.clear()
+    served = models.get("m")
+    assert {status.state for status in reports.backends(served)} == {"idle"}
+    assert reports.idle(served)
+    reports._nodes.update(dict.fromkeys(POOLS, 0))
+    assert {status.state for status in reports.backends(served)} == {"no-hardware"}
+    assert not reports.idle(served)
+
+
 async def test_a_replica_that_is_warm_outweighs_one_that_failed(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     cluster.report("ort", {"m@1": "failed"}, {"m@1": "ready"})

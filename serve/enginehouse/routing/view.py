@@ -151,8 +151,7 @@ class View:
         """Whether a backend that may answer such a request could still come up: it loads, or has hardware."""
         # A node may have joined since they were counted; a replica proves that it has.
         return self._resident_may_come(version, demand) or any(
-            (not self._nodes or self._may_run(name) or replicas.of_pool(APP_NAME, name))
-            and self._suits(name, version, demand)
+            (self._may_run(name) or replicas.of_pool(APP_NAME, name)) and self._suits(name, version, demand)
             for name in self._pools
         )
 
@@ -271,7 +270,8 @@ class View:
         return is_allowed and report is not None and report["state"] == "loading"
 
     def _may_run(self, name: str) -> bool:
-        return bool(self._nodes.get(name)) or self._pools[name].starts_nodes
+        # Before its nodes were counted a pool may: a request would be refused for hardware that is there.
+        return self._nodes.get(name) != 0 or self._pools[name].starts_nodes
 
     def _choice(self, name: str, version: ModelVersion) -> tuple[EngineKind, Artifact] | None:
         """The engine and artifact that the pool would load."""
