@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.random import Generator
+from tests.conformance import bad_requests
 from tests.conformance.conftest import MAX_ROWS, Load, Publish
 from tests.conformance.models import BIAS, BY_NAME, CASES, DISAGREEING, WEIGHT, Case
 
@@ -179,6 +181,22 @@ def test_a_flipped_byte_is_not_loaded(kind: EngineKind, publish: Publish, tmp_pa
     file.write_bytes(content)
     with pytest.raises(DigestMismatch, match=file.name):
         load_engine(kind, damaged, damaged.manifest.artifacts[0], threads=1)
+
+
+def test_what_becomes_of_its_files_changes_no_answer(kind: EngineKind, publish: Publish, tmp_path: Path) -> None:
+    """The bytes that were verified answer: not those that somebody copies over them, nor what is left of them."""
+    lookup = bad_requests.ALL[0]
+    bundle = publish(lookup.model, FORMAT_OF[kind], "fp32")
+    copy = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "copy")))
+    engine = load_engine(kind, copy, copy.manifest.artifacts[0], threads=1)
+    expected = engine.infer(lookup.good)["y"]
+    for file in (copy.path / "artifact").iterdir():
+        size = file.stat().st_size
+        with file.open("r+b") as opened:
+            opened.write(np.full(size, 7, np.uint8).tobytes())
+        np.testing.assert_array_equal(engine.infer(lookup.good)["y"], expected)
+        os.truncate(file, 0)
+        np.testing.assert_array_equal(engine.infer(lookup.good)["y"], expected)
 
 
 def test_a_file_that_is_no_model_is_named(kind: EngineKind, publish: Publish, tmp_path: Path) -> None:
