@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginehouse.contract.errors import InvalidInput
@@ -56,3 +57,24 @@ def test_hints_come_from_headers_or_parameters() -> None:
 def test_what_is_no_hint_is_told(parameters: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
         Hints.of({}, parameters)
+
+
+@pytest.mark.parametrize(
+    ("hints", "told"),
+    [
+        ({"deadline_s": "1"}, "deadline_s '1' is not a number of seconds"),
+        ({"deadline_s": True}, "deadline_s True"),
+        ({"priority": "high"}, "priority 'high' is not one of 1"),
+        ({"priority": 1.5}, "priority 1.5 is not one of 1"),
+        ({"priority": True}, "priority True"),
+        ({"backend": 3}, "backend 3 is not the name of one"),
+        ({"min_precision": 8}, "min-precision 8 is not one of"),
+    ],
+)
+def test_arguments_of_another_type_are_told(hints: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        Hints(**hints)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Hints(np.float32(0.5), np.int64(3)) == Hints(0.5, 3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.test_policy import artifact, manifest, table
 
-from enginehouse.cluster import moves
+from enginehouse.cluster import deploy, moves
 from enginehouse.contract import numerics
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig
@@ -130,6 +131,13 @@ def test_a_version_is_compared_with_the_one_that_is_served_unless_that_is_the_sa
     told = "clients of m@1 could not go on with m@3: input 'x' is gone; input image: .* is new; .* --force"
     with pytest.raises(ConfigError, match=told):
         moves.check_signature(served, str(tmp_path), third)
+    # Another command was faster: the change itself compares with what is served by then.
+    change = functools.partial(deploy._with_model, third)
+    with pytest.raises(ConfigError, match=told):
+        change(None, False, served)
+    for before, force in ((first, False), (None, True)):
+        assert change(before, force, served).models == (third,)
+    assert change(None, False, served.with_model(third)).models == (third,)
     # What is served cannot be read any more: nobody can say that it is the same.
     (tmp_path / "m" / "1" / MANIFEST).unlink()
     with pytest.raises(ConfigError, match="m@2 cannot be compared with m@1, which is served: .* --force"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec, datatype, split, stack
+from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec, checked_arrays, datatype, split, stack
 
 IMAGE = TensorSpec("image", np.dtype(np.uint8), (None, 8, 8))
 SCALE = TensorSpec("scale", np.dtype(np.float32), (None,))
@@ -90,3 +90,25 @@ def test_split_undoes_stack(rows: list[int]) -> None:
 def test_a_single_request_is_not_copied() -> None:
     request = given(2)
     assert stack([request])["image"] is request["image"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        (None, "inputs are of type NoneType; send a dictionary"),
+        ([np.zeros(1)], "inputs are of type list"),
+        (np.zeros(1), "inputs are a numpy.ndarray"),
+        ({"x": [[1.0]]}, "input 'x' is of type list; send a numpy array"),
+        ({"x": None}, "input 'x' is of type NoneType"),
+        ({"x": np.float32(1)}, "input 'x' is a numpy.float32"),
+        ({"x": np.ma.array([1, 2], mask=[0, 1])}, "input 'x' is a masked array; fill"),
+    ],
+)
+def test_what_is_no_array_is_told(inputs: object, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        checked_arrays(inputs)
+
+
+def test_arrays_are_passed_as_they_are() -> None:
+    inputs = {"x": np.zeros((2, 3)), "y": np.array(1)}
+    assert checked_arrays(inputs) is inputs

@@ -114,11 +114,14 @@ def add_model(model: ModelConfig, force: bool = False) -> None:
     moves.check_numerics(before.store, model)
     if not force:
         moves.check_signature(before, before.store, model)
-    apply(functools.partial(_change_catalog, functools.partial(_with_model, model)))
+    apply(functools.partial(_change_catalog, functools.partial(_with_model, model, before.find(model.name), force)))
 
 
 def remove_model(name: str) -> None:
     """Stop serving `name`. Raises ConfigError when it is not served."""
+    catalog = live_catalog()
+    if catalog.find(name) is None:
+        raise ConfigError(f"model {name!r} is not served; served: {', '.join(m.id for m in catalog.models) or 'none'}")
     apply(functools.partial(_change_catalog, functools.partial(_without_model, name)))
 
 
@@ -197,7 +200,10 @@ def _drop(live: Applications) -> Applications:
     return {name: application for name, application in live.items() if name != APP_NAME}
 
 
-def _with_model(model: ModelConfig, catalog: Catalog) -> Catalog:
+def _with_model(model: ModelConfig, before: ModelConfig | None, force: bool, catalog: Catalog) -> Catalog:
+    # Somebody else has changed the model since it was compared with what was served `before`.
+    if not force and catalog.find(model.name) not in (before, model):
+        moves.check_signature(catalog, catalog.store, model)
     return catalog.with_model(model)
 
 
@@ -208,8 +214,6 @@ def _with_back(model: ModelConfig, before: ModelConfig | None, catalog: Catalog)
 
 
 def _without_model(name: str, catalog: Catalog) -> Catalog:
-    if catalog.find(name) is None:
-        raise ConfigError(f"model {name!r} is not served; served: {', '.join(m.id for m in catalog.models) or 'none'}")
     return catalog.without(name)
 
 

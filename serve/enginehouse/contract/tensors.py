@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -244,6 +244,23 @@ def split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
         {name: array[end - count : end] for name, array in outputs.items()}
         for end, count in zip(ends, rows, strict=True)
     ]
+
+
+def checked_arrays(inputs: Any) -> Tensors:
+    """`inputs` from a Python caller, if they are numpy arrays by name; raises InvalidInput naming what is not."""
+    if not isinstance(inputs, Mapping):
+        raise InvalidInput(f"inputs are {_type_of(inputs)}; send a dictionary of numpy arrays by the names of inputs")
+    for name, array in inputs.items():
+        if not isinstance(array, np.ndarray):
+            raise InvalidInput(f"input {name!r} is {_type_of(array)}; send a numpy array")
+        if isinstance(array, np.ma.MaskedArray):
+            raise InvalidInput(f"input {name!r} is a masked array; fill what it masks, with filled()")
+    return inputs
+
+
+def _type_of(value: object) -> str:
+    kind = type(value)
+    return f"of type {kind.__name__}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{kind.__name__}"
 
 
 def nbytes(tensors: Tensors) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast, get_args
@@ -28,6 +29,11 @@ class HintsByName(TypedDict, total=False):
     min_precision: Precision
 
 
+def _is_a(kind: type, value: object) -> bool:
+    # True is a number to Python.
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, slots=True)
 class Hints:
     """What a request asks beyond its answer. Raises InvalidInput.
@@ -42,6 +48,12 @@ class Hints:
     min_precision: Precision = "int8"
 
     def __post_init__(self) -> None:
+        if self.deadline_s is not None and not _is_a(numbers.Real, self.deadline_s):
+            raise InvalidInput(f"deadline_s {self.deadline_s!r} is not a number of seconds")
+        if not _is_a(numbers.Integral, self.priority):
+            raise InvalidInput(f"priority {self.priority!r} is not one of {FIRST} (first) to {LAST} (last)")
+        if self.backend is not None and not isinstance(self.backend, str):
+            raise InvalidInput(f"backend {self.backend!r} is not the name of one")
         if self.deadline_s is not None and not math.isfinite(self.deadline_s):
             raise InvalidInput(f"deadline of {self.deadline_s} s is not a time; leave it out for the default")
         if not FIRST <= self.priority <= LAST:
