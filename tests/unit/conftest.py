@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from hypothesis import settings
 from tests.unit.catalogs import Cluster, publish
 from tests.unit.connections import Run, bounded
 from tests.unit.loaded_models import load as load
 
 from enginehouse.pools import nodes
 from enginehouse.routing import replicas, versions
+
+# Tests run beside others: how long an example takes says nothing.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
