@@ -15,8 +15,10 @@ import yaml
 from tests.unit.test_versions import publish
 from typer.testing import CliRunner
 
-from enginehouse.contract.config import AppConfig, Catalog, serve_config
+from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.tools import cli
+from enginehouse.tools.cli.models import entry_of
+from enginehouse.tools.cli.serve import model_of, moved
 from enginehouse.tools.cli.status import show
 
 NOBODY = "127.0.0.1:1"
@@ -152,6 +154,25 @@ def test_the_printed_config_has_the_threads_and_replicas_that_were_asked_for(sto
     pools = AppConfig.parse(application["args"]).pools.values()
     assert {(pool.threads, pool.max_replicas) for pool in pools} == {(3, 2)}
     assert Catalog.parse(application["deployments"][0]["user_config"]).models[0].id == "m@2"
+
+
+@pytest.mark.parametrize(
+    ("name", "only_settings", "asked", "told"),
+    [
+        ("m", True, "m@2", "m@2"),
+        ("m", False, "m", "m 2 -> 10"),
+        ("m@10", True, "m@10", "m 2 -> 10"),
+        ("m@2", False, "m@2", "m@2"),
+    ],
+)
+def test_a_command_that_only_names_settings_keeps_the_live_version(
+    store: Path, name: str, only_settings: bool, asked: str, told: str
+) -> None:
+    live = ModelConfig(name="m", version="2")
+    assert entry_of(name, live, only_settings) == asked
+    assert moved(model_of(str(store), asked, live), live) == told
+    assert entry_of(name, None, only_settings) == name
+    assert moved(live, None) == "m@2"
 
 
 def test_a_bundle_is_shown(store: Path) -> None:

@@ -66,8 +66,9 @@ def serve(
         with connect.connected(address):
             from enginehouse.cluster import deploy
 
-            catalog = catalog_of(store, models, resident, numerics, deploy.deployed_catalog())
-            _deploy(app, catalog, host, port, timeout, started, force=force)
+            live = deploy.deployed_catalog()
+            catalog = catalog_of(store, models, resident, numerics, live)
+            _deploy(app, catalog, host, port, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
     stop = threading.Event()
@@ -129,6 +130,13 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     return model
 
 
+def moved(model: ModelConfig, live: ModelConfig | None) -> str:
+    """The model as `name@version`; where another version of it is live, that one and the new one."""
+    if live is None or live.version == model.version:
+        return model.id
+    return f"{model.name} {live.version} -> {model.version}"
+
+
 def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
     """Wait until every model is settled on every pool whose hardware is there, and return the status document.
 
@@ -184,11 +192,12 @@ def _deploy(
     timeout: float,
     started: float,
     stop: threading.Event | None = None,
+    live: Catalog | None = None,
     force: bool = False,
 ) -> None:
     from enginehouse.cluster import deploy
 
-    say(f"deploying {', '.join(model.id for model in catalog.models)}")
+    say(f"deploying {', '.join(moved(model, live.find(model.name) if live else None) for model in catalog.models)}")
     for model in catalog.models:
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
