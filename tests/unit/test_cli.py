@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.tools import cli
+from enginehouse.tools.cli import explain
+from enginehouse.tools.cli.console import out
 from enginehouse.tools.cli.models import entry_of
 from enginehouse.tools.cli.serve import model_of, moved
 from enginehouse.tools.cli.status import show
@@ -184,6 +186,29 @@ def test_a_bundle_is_shown(store: Path) -> None:
 def test_the_doctor_prints_json_that_says_where() -> None:
     ran = CliRunner().invoke(cli.app, ["doctor", "--json"])
     assert {entry["status"] for entry in json.loads(ran.stdout)} <= {"ok", "warn", "fail"}
+
+
+@pytest.mark.parametrize("columns", [50, 80, 200])
+def test_ranks_and_reasons_are_explained_whole_on_every_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"replicas": 1, "wait_ms": 123.456, "compute_ms": 1234.5, "predicted_ms": 12345.67, "cost": 1234.5}
+    known = {"artifact": "openvino-fp32", "precision": "fp32", "inputs_only": "", **figures}
+    late = "takes 1.23e+03 ms after a wait of 123 ms; the deadline of 50 ms [x] would pass"
+    backends = [
+        known | {"pool": "onnxruntime-cpu", "reason": "", "may_answer": True, "inputs_only": "finite 'features'"},
+        known | {"pool": "resident-onnxruntime-cpu", "reason": late, "may_answer": False},
+    ]
+    nodes = "no live node has the label enginehouse.io/accelerator=gpu (ray start --labels)"
+    monkeypatch.setattr(out, "width", columns)
+    explain.show({"model": "a-model-with-a-long-name@12", "backends": backends, "out": {"tensorrt": nodes}})
+    said = capsys.readouterr().out
+    words = " ".join(said.split())
+    assert f"tensorrt: {nodes}" in words
+    assert f"resident-onnxruntime-cpu: {late}" in words
+    assert "onnxruntime-cpu: answers finite 'features' only" in words
+    assert "\u2026" not in said
+    assert [line.split()[0] for line in said.splitlines() if line[:3] in (" 1 ", " - ")] == ["1", "-", "-"]
 
 
 @pytest.mark.parametrize("missing", [[], ["A=1", "B=2"]])

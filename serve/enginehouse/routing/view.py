@@ -158,11 +158,8 @@ class View:
 
     def could_answer(self, version: ModelVersion, demand: Demand) -> bool:
         """Whether a pool that ever had hardware, or has it started, loads what may answer such a request."""
-        real = [
-            name
-            for name in self._pools
-            if self._may_run(name) or name in self._had_nodes or replicas.of_pool(APP_NAME, name)
-        ]
+        now = (name for name in self._pools if self._may_run(name) or replicas.of_pool(APP_NAME, name))
+        real = self._had_nodes.union(now)
         return self._resident_may_come(version, demand) or any(self._suits(name, version, demand) for name in real)
 
     def would_load(self, version: ModelVersion, demand: Demand) -> bool:
