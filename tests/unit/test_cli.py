@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,8 +17,9 @@ from tests.unit.test_versions import publish
 from typer.testing import CliRunner
 
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.errors import InvalidInput, ModelNotFound
 from enginehouse.tools import cli
-from enginehouse.tools.cli import explain
+from enginehouse.tools.cli import explain, infer
 from enginehouse.tools.cli.console import out
 from enginehouse.tools.cli.models import entry_of
 from enginehouse.tools.cli.serve import model_of, moved
@@ -83,6 +85,11 @@ def test_every_option_of_a_command_is_explained(path: tuple[str, ...]) -> None:
         (("infer", "m", '{"x": 1}', "--url", f"http://{NOBODY}"), f"NoBackend: http://{NOBODY}/v2/models/m:"),
         (("infer", "m", '{"x": 1}', "--url", "server"), "InvalidInput: 'server/v2/models/m' is no URL"),
         (("inspect", "{empty}"), "ConfigError: '{empty}' is no bundle"),
+        (("inspect", "{store}"), "ConfigError: '{store}' is a store, of m; name a model: {store}/m"),
+        (("inspect", "{store}/m@9"), "is no bundle: m has the versions 1, 2, 10"),
+        (("serve", "{store}/m"), "'{store}/m' is no store but what is in one; give the store: {store} --models m"),
+        (("serve", "{store}/m/2/", "--models", "m"), "give the store: {store} --models m@2"),
+        (("infer", "m", '{"x": 1}', "--url", f"http://{NOBODY}"), "running there? --url asks elsewhere"),
         (("build", "no_such_module:f", "--name", "m", "--store", "{empty}"), "cannot import 'no_such_module'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -177,10 +184,28 @@ def test_a_command_that_only_names_settings_keeps_the_live_version(
     assert moved(live, None) == "m@2"
 
 
-def test_a_bundle_is_shown(store: Path) -> None:
-    ran = CliRunner().invoke(cli.app, ["inspect", f"{store}/m/2"])
+@pytest.mark.parametrize("bundle", ["m/2", "m@2", "m/2/"])
+def test_a_bundle_is_shown(store: Path, bundle: str) -> None:
+    ran = CliRunner().invoke(cli.app, ["inspect", f"{store}/{bundle}"])
     assert ran.exit_code == 0, ran.output
     assert "onnx-fp32" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("tab@7", None), "send the version apart: model 'tab', version '7'; /v2/models/tab/versions/7"),
+        (("tab", 7), "a version is text: '7'"),
+        (("tab", "8"), "add it with `enginehouse models add`"),
+    ],
+)
+def test_a_version_that_is_asked_for_in_another_way_is_told_the_right_one(asked: Any, told: str) -> None:
+    assert told in str(ModelNotFound(*asked, ("tab@7",)))
+
+
+def test_the_file_that_lacks_an_input_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r"^in\.npz has no 'x', but y; the model wants FP32\[1\]$"):
+        infer._tensor({"name": "x", "datatype": "FP32", "shape": [1]}, {"y": 1}, "in.npz")
 
 
 def test_the_doctor_prints_json_that_says_where() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -96,7 +97,7 @@ def catalog_of(
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:
-        raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
+        raise ConfigError(_inside(root) or f"no bundles in {root!r}; make one with `enginehouse build`")
     names = {entry.partition("@")[0] for entry in wanted}
     residents = names if resident == "all" else {entry.strip() for entry in resident.split(",") if entry.strip()}
     if unknown := sorted(residents - names):
@@ -117,8 +118,8 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     name, _, version = entry.partition("@")
     versions = Store(store).versions(name)
     if not versions:
-        have = ", ".join(Store(store).models()) or "nothing"
-        raise ConfigError(f"{store} has no model {name!r}; it has {have}")
+        have = ", ".join(Store(store).models())
+        raise ConfigError((not have and _inside(store)) or f"{store} has no model {name!r}; it has {have or 'nothing'}")
     if version and version not in versions:
         raise ConfigError(f"{store} has no version {version!r} of {name!r}; it has {', '.join(versions)}")
     version = version or versions[-1]
@@ -128,6 +129,18 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     if model.numerics:
         check_numerics(store, model)
     return model
+
+
+def _inside(url: str) -> str:
+    """What to say where `url` is not a store but a model or a version in one, else ""."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    grandparent, _, model = parent.rpartition("/")
+    for store, entry in ((parent, name), (grandparent, f"{model}@{name}")):
+        with contextlib.suppress(EnginehouseError):
+            versions = Store(store).versions(entry.partition("@")[0])
+            if versions and ("@" not in entry or name in versions):
+                return f"{url!r} is no store but what is in one; give the store: {store} --models {entry}"
+    return ""
 
 
 def moved(model: ModelConfig, live: ModelConfig | None) -> str:
