@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
@@ -24,6 +24,7 @@ from enginehouse.contract.store import Store, version_order
 from enginehouse.engines.hardware import int8_products
 from enginehouse_build import report
 from enginehouse_build.convert.convert import convert
+from enginehouse_build.inputs.functions import check_there
 from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
@@ -35,7 +36,6 @@ from enginehouse_build.steps.kept_steps import code_digest, digest_of, link, ver
 from enginehouse_build.steps.on_node import Made, Order, order_of, taken_over
 from enginehouse_build.steps.steps import Outcome, Progress, Steps
 
-_T = TypeVar("_T")
 REPORT = "report.html"
 LOGS = "logs"
 
@@ -58,6 +58,8 @@ def build(
     known = store.versions(recipe.name)
     store.check_writable(recipe.name)
     check_libraries(recipe)
+    check_there("source", recipe.source)
+    check_there("metric", recipe.metric)
     staging = store.staging()
     # A folder of its own: the staging folder is private to this user, a published bundle is not.
     folder = staging / "bundle"
@@ -118,7 +120,7 @@ class _Build:
             raise BuildError(f"no artifact of {recipe.name} can be served: {reasons}")
         bundle = self._write(manifest.model_copy(update={"artifacts": tuple(artifacts)}))
         targets = [(kind, artifact.name) for artifact, kinds in judged for kind in kinds]
-        tables = self._profiled(bundle, targets, source, reference)
+        tables = self._profiled(bundle, targets, source)
         tables += [table for _, table in elsewhere if table is not None]
         manifest = bundle.manifest.model_copy(update={"latency": tuple(tables), "steps": tuple(self.steps.records)})
         chosen = choice.choose(manifest, recipe.objective, recipe.max_latency_ms)
@@ -240,9 +242,7 @@ class _Build:
         self.steps.ended(Step(name=name, outcome="done", detail=detail, seconds=time.monotonic() - began))
         return done, made.table
 
-    def _profiled(
-        self, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], source: Path, reference: Reference
-    ) -> list[LatencyTable]:
+    def _profiled(self, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], source: Path) -> list[LatencyTable]:
         """Latency tables of all `targets`; measured together, because only times of one run are compared."""
         if not targets:
             return []
@@ -273,7 +273,7 @@ class _Build:
             axes=reference.axes,
             preprocess=reference.preprocess,
             postprocess=reference.postprocess,
-            remarks=reference.remarks,
+            remarks=(*reference.remarks, *self.recipe.not_made),
             artifacts=tuple(artifacts),
             versions=provenance.versions(),
             hardware=dict(provenance.hardware()),

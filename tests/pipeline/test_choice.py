@@ -252,6 +252,8 @@ def test_what_runs_in_another_precision_is_no_candidate_beside_the_artifact_of_t
     assert chosen.artifact == exact
     if name != "onnx-int8":
         assert f"{name} on {KIND[name.split('-')[0]]} was not considered: it runs in fp32 there" in why(chosen)
+        # Both were measured.
+        assert chosen.reasons[0].startswith("The only considered one of class full: ")
 
 
 def test_what_runs_in_another_precision_is_chosen_where_there_is_nothing_else() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import pytest
 
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.contract.manifest import Artifact
+from enginehouse.contract.parity import LIMITS
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines import EngineOptions
 from enginehouse.engines import onnxruntime as for_onnxruntime
+from enginehouse_build.convert import fallback, quantizer
 from enginehouse_build.convert import openvino as for_openvino
-from enginehouse_build.convert import quantizer
+from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.best_of import Calibration, best_of
+from enginehouse_build.convert.fp16 import to_fp16
 from enginehouse_build.convert.quantize import quantize_for_onnxruntime, quantize_for_tensorrt
 from enginehouse_build.inputs.preprocess import Preprocess
 
@@ -158,12 +162,27 @@ def test_model_without_learned_layers_has_nothing_to_quantize(tmp_path: Path, qu
         for_openvino.convert(nothing(tmp_path), tmp_path, "int8", data)
 
 
-def test_int8_without_data_is_refused(tmp_path: Path) -> None:
-    path, _ = residual(tmp_path)
-    with pytest.raises(ConversionFailed, match=r"int8 needs calibration data.*--samples"):
-        quantize_for_onnxruntime(path, tmp_path / "int8.onnx", ())
-    with pytest.raises(ConversionFailed, match=r"int8 needs calibration data.*--samples"):
-        for_openvino.convert(path, tmp_path, "int8", ())
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda path, data: to_fp16(path, path.parent / "made.onnx", data, Agreement("a", data, [{}], LIMITS["fp16"])),
+        lambda path, data: quantize_for_onnxruntime(path, path.parent / "made.onnx", data),
+        lambda path, data: quantize_for_tensorrt(path, path.parent / "made.onnx", data),
+        lambda path, data: for_openvino.convert(path, path.parent, "int8", data),
+    ],
+)
+def test_that_nothing_helps_is_told_apart_from_a_converter_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convert: Callable[[Path, Calibration], str]
+) -> None:
+    """The model itself is asked for the reason then."""
+
+    def nothing_helps(*_: object) -> tuple[str, ...]:
+        raise fallback.NothingHelps("the answers are too far off")
+
+    path, data = residual(tmp_path)
+    monkeypatch.setattr(fallback, "fewest_left", nothing_helps)
+    with pytest.raises(fallback.NothingHelps, match="^the answers are too far off$"):
+        convert(path, data)
 
 
 def test_data_that_does_not_fit_is_told_in_the_words_of_the_runtime(tmp_path: Path) -> None:

@@ -79,12 +79,15 @@ def test_a_limit_of_ones_own_widens_the_figures_that_go_with_it() -> None:
 
 def test_a_recipe_file_says_the_same_with_paths_from_its_folder(tmp_path: Path) -> None:
     np.savez(tmp_path / "real.npz", x=np.zeros((2, 3), np.float32))
+    np.save(tmp_path / "labels.npy", np.zeros(2, np.int64))
     (tmp_path / "recipe.toml").write_text(
         """
         source = "model.onnx"
         name = "m"
         store = "store"
         precisions = ["fp32", "int8"]
+        labels = "labels.npy"
+        metric = "metrics.py:f1"
         numerics = "int8"
         samples = "real.npz"
         preprocess = "imagenet"
@@ -92,9 +95,14 @@ def test_a_recipe_file_says_the_same_with_paths_from_its_folder(tmp_path: Path) 
         sequence = "1:64:256"
         [limits]
         int8 = 0.1
+        fp32 = 0.01
         """
     )
-    recipe = Recipe.from_file(tmp_path / "recipe.toml", name="other")
+    others = {"limits": {"int8": "0.2"}, "axes": {"width": "1:2:3"}}
+    recipe = Recipe.from_file(tmp_path / "recipe.toml", name="other", **others)
+    assert recipe.limits == {"int8": 0.2, "fp32": 0.01}
+    assert list(recipe.axes) == ["sequence", "width"]
+    assert recipe.metric == f"{tmp_path}/metrics.py:f1"
     assert (recipe.source, recipe.store) == (str(tmp_path / "model.onnx"), str(tmp_path / "store"))
     assert (recipe.name, recipe.precisions, recipe.samples) == ("other", ("fp32", "int8"), tmp_path / "real.npz")
     assert recipe.axes["sequence"].opt == 64
@@ -117,6 +125,21 @@ def test_a_recipe_file_that_is_wrong_is_named(tmp_path: Path, text: str, message
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         Recipe.from_file(tmp_path / "recipe.toml")
+
+
+def test_asked_for_precisions_that_a_format_does_not_have_are_told() -> None:
+    asked = Recipe.of(**GOOD, precisions="fp32,bf16")
+    assert asked.not_made == (
+        "onnx-bf16 is not made: ONNX Runtime has no bf16 kernels for CPUs, and on GPUs fp16 takes its place",
+        "tensorrt-bf16 is not made: on GPUs fp16 takes its place",
+    )
+    assert Recipe.of(**GOOD).not_made == ()
+    assert Recipe.of(**GOOD, formats="openvino", precisions="fp32,bf16").not_made == ()
+
+
+def test_what_is_wrong_in_no_field_alone_is_no_fault_of_a_recipe() -> None:
+    with pytest.raises(ConfigError, match="^metric 'f1' is not known"):
+        Recipe.of(**GOOD, metric="f1")
 
 
 def test_one_text_lists_as_on_the_command_line() -> None:

@@ -223,6 +223,33 @@ def _placed(value: Any, folder: Path) -> Any:
     return folder / value if isinstance(value, str) and value.endswith((".npz", ".npy")) else value
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "none.onnx"}, "source 'none.onnx': no such file (looked at /"),
+        ({"source": "none.py:make"}, "source 'none.py:make': no such file (looked at /"),
+        ({"source": "model"}, "give package.module:function, path/to/file.py:function, FILE.onnx or a recipe.toml"),
+        ({"source": "modules.py:plain", "metric": "none.py:f1"}, "metric 'none.py:f1': no such file (looked at /"),
+    ],
+)
+def test_a_file_that_is_missing_is_told_before_any_step(values: dict[str, Any], message: str, folder: Path) -> None:
+    stages: list[str] = []
+    values = {"source": f"{MODULES}:plain"} | {
+        key: str(MODULES) + ":plain" if value.startswith("modules") else value for key, value in values.items()
+    }
+    recipe = Recipe.of(name="m", store=str(folder / "store"), threads=1, **values)
+    with pytest.raises(BuildError, match=re.escape(message)):
+        build(recipe, lambda stage, *_: stages.append(stage))
+    assert stages == []
+
+
+def test_a_range_for_the_batch_names_the_option_for_it(folder: Path) -> None:
+    for source, name in ((str(folder / "model.onnx"), "rows"), (f"{MODULES}:plain", "batch")):
+        asked = Recipe.of(source=source, name="m", store=str(folder), axes={name: "1:2:4"})
+        with pytest.raises(BuildError, match=rf"^--axis {name}: that dimension is the batch, .* --max-batch ROWS"):
+            make_reference(folder, asked)
+
+
 @pytest.mark.parametrize("library", ["openvino", "nncf"])
 def test_a_library_that_is_not_installed_is_named_at_once(
     library: str, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,8 +16,13 @@ import yaml
 from tests.unit.test_versions import publish
 from typer.testing import CliRunner
 
-from enginehouse.contract.config import AppConfig, Catalog, serve_config
+from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.errors import InvalidInput, ModelNotFound
 from enginehouse.tools import cli
+from enginehouse.tools.cli import explain, infer
+from enginehouse.tools.cli.console import out
+from enginehouse.tools.cli.models import entry_of
+from enginehouse.tools.cli.serve import model_of, moved
 from enginehouse.tools.cli.status import show
 
 NOBODY = "127.0.0.1:1"
@@ -79,6 +85,11 @@ def test_every_option_of_a_command_is_explained(path: tuple[str, ...]) -> None:
         (("infer", "m", '{"x": 1}', "--url", f"http://{NOBODY}"), f"NoBackend: http://{NOBODY}/v2/models/m:"),
         (("infer", "m", '{"x": 1}', "--url", "server"), "InvalidInput: 'server/v2/models/m' is no URL"),
         (("inspect", "{empty}"), "ConfigError: '{empty}' is no bundle"),
+        (("inspect", "{store}"), "ConfigError: '{store}' is a store, of m; name a model: {store}/m"),
+        (("inspect", "{store}/m@9"), "is no bundle: m has the versions 1, 2, 10"),
+        (("serve", "{store}/m"), "'{store}/m' is no store but what is in one; give the store: {store} --models m"),
+        (("serve", "{store}/m/2/", "--models", "m"), "give the store: {store} --models m@2"),
+        (("infer", "m", '{"x": 1}', "--url", f"http://{NOBODY}"), "running there? --url asks elsewhere"),
         (("build", "no_such_module:f", "--name", "m", "--store", "{empty}"), "cannot import 'no_such_module'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -154,15 +165,75 @@ def test_the_printed_config_has_the_threads_and_replicas_that_were_asked_for(sto
     assert Catalog.parse(application["deployments"][0]["user_config"]).models[0].id == "m@2"
 
 
-def test_a_bundle_is_shown(store: Path) -> None:
-    ran = CliRunner().invoke(cli.app, ["inspect", f"{store}/m/2"])
+@pytest.mark.parametrize(
+    ("name", "only_settings", "asked", "told"),
+    [
+        ("m", True, "m@2", "m@2"),
+        ("m", False, "m", "m 2 -> 10"),
+        ("m@10", True, "m@10", "m 2 -> 10"),
+        ("m@2", False, "m@2", "m@2"),
+    ],
+)
+def test_a_command_that_only_names_settings_keeps_the_live_version(
+    store: Path, name: str, only_settings: bool, asked: str, told: str
+) -> None:
+    live = ModelConfig(name="m", version="2")
+    assert entry_of(name, live, only_settings) == asked
+    assert moved(model_of(str(store), asked, live), live) == told
+    assert entry_of(name, None, only_settings) == name
+    assert moved(live, None) == "m@2"
+
+
+@pytest.mark.parametrize("bundle", ["m/2", "m@2", "m/2/"])
+def test_a_bundle_is_shown(store: Path, bundle: str) -> None:
+    ran = CliRunner().invoke(cli.app, ["inspect", f"{store}/{bundle}"])
     assert ran.exit_code == 0, ran.output
     assert "onnx-fp32" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("tab@7", None), "send the version apart: model 'tab', version '7'; /v2/models/tab/versions/7"),
+        (("tab", 7), "a version is text: '7'"),
+        (("tab", "8"), "add it with `enginehouse models add`"),
+    ],
+)
+def test_a_version_that_is_asked_for_in_another_way_is_told_the_right_one(asked: Any, told: str) -> None:
+    assert told in str(ModelNotFound(*asked, ("tab@7",)))
+
+
+def test_the_file_that_lacks_an_input_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r"^in\.npz has no 'x', but y; the model wants FP32\[1\]$"):
+        infer._tensor({"name": "x", "datatype": "FP32", "shape": [1]}, {"y": 1}, "in.npz")
 
 
 def test_the_doctor_prints_json_that_says_where() -> None:
     ran = CliRunner().invoke(cli.app, ["doctor", "--json"])
     assert {entry["status"] for entry in json.loads(ran.stdout)} <= {"ok", "warn", "fail"}
+
+
+@pytest.mark.parametrize("columns", [50, 80, 200])
+def test_ranks_and_reasons_are_explained_whole_on_every_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"replicas": 1, "wait_ms": 123.456, "compute_ms": 1234.5, "predicted_ms": 12345.67, "cost": 1234.5}
+    known = {"artifact": "openvino-fp32", "precision": "fp32", "inputs_only": "", **figures}
+    late = "takes 1.23e+03 ms after a wait of 123 ms; the deadline of 50 ms [x] would pass"
+    backends = [
+        known | {"pool": "onnxruntime-cpu", "reason": "", "may_answer": True, "inputs_only": "finite 'features'"},
+        known | {"pool": "resident-onnxruntime-cpu", "reason": late, "may_answer": False},
+    ]
+    nodes = "no live node has the label enginehouse.io/accelerator=gpu (ray start --labels)"
+    monkeypatch.setattr(out, "width", columns)
+    explain.show({"model": "a-model-with-a-long-name@12", "backends": backends, "out": {"tensorrt": nodes}})
+    said = capsys.readouterr().out
+    words = " ".join(said.split())
+    assert f"tensorrt: {nodes}" in words
+    assert f"resident-onnxruntime-cpu: {late}" in words
+    assert "onnxruntime-cpu: answers finite 'features' only" in words
+    assert "\u2026" not in said
+    assert [line.split()[0] for line in said.splitlines() if line[:3] in (" 1 ", " - ")] == ["1", "-", "-"]
 
 
 @pytest.mark.parametrize("missing", [[], ["A=1", "B=2"]])

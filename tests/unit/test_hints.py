@@ -37,6 +37,8 @@ def test_hints_come_from_headers_or_parameters() -> None:
     assert Hints.of(headers_of(raw), {"backend": "gpu", "priority": 7}) == Hints(None, 2, "gpu", "fp16")
     assert Hints.of({}, {"priority": 7, "min-precision": "fp32"}) == Hints(None, 7, None, "fp32")
     assert Hints.of({}, {"binary_data_output": True}) == NO_HINTS
+    assert Hints.of({}, {"enginehouse-deadline-ms": 250, "deadline-ms": 1}) == Hints(0.25)
+    assert Hints.of({"enginehouse-backend": "cpu"}, {"enginehouse-backend": "gpu"}) == Hints(backend="cpu")
     # Triton's usual priority.
     assert Hints.of({}, {"priority": 0}).priority == USUAL
 
@@ -50,6 +52,14 @@ def test_hints_come_from_headers_or_parameters() -> None:
         ({"priority": 10}, "priority 10 is not one of 1"),
         ({"priority": 1.5}, "priority 1.5 is not one of 1"),
         ({"priority": "high"}, "priority 'high' is not a number"),
+        ({"priority": True}, "priority true is not a number"),
+        ({"deadline-ms": True}, "deadline-ms true is not a number"),
+        ({"deadline-ms": False}, "deadline-ms false is not a number"),
+        ({"timeout": False}, "timeout false is not a number"),
+        ({"timeout": True}, "timeout true is not a number"),
+        ({"enginehouse-priority": True}, "priority true is not a number"),
+        ({"enginehouse-dedline-ms": 5}, "'enginehouse-dedline-ms' is no hint; the hints are enginehouse-deadline-ms, "),
+        ({"enginehouse-timeout": 5}, "is no hint; .*enginehouse-min-precision"),
         ({"backend": 3}, "'backend' is 3; it must be a string"),
         ({"min-precision": "fp8"}, "'fp8' is not one of fp32, fp16, bf16, int8"),
     ],
@@ -78,3 +88,10 @@ def test_arguments_of_another_type_are_told(hints: dict[str, Any], told: str) ->
 
 def test_numbers_of_numpy_are_numbers() -> None:
     assert Hints(np.float32(0.5), np.int64(3)) == Hints(0.5, 3)
+
+
+@pytest.mark.parametrize("name", ["enginehouse-deadline", "enginehouse-timeout", "enginehouse-", "enginehouse-x"])
+def test_a_header_that_is_no_hint_is_told_with_those_there_are(name: str) -> None:
+    told = f"'{name}' is no hint; the hints are enginehouse-deadline-ms, enginehouse-priority, enginehouse-backend, "
+    with pytest.raises(InvalidInput, match=told):
+        Hints.of(headers_of([(name.encode(), b"1")]), {})

@@ -128,8 +128,8 @@ def test_a_version_is_compared_with_the_one_that_is_served_unless_that_is_the_sa
     (tmp_path / "m" / "3").mkdir()
     (tmp_path / "m" / "3" / MANIFEST).write_text(changed.model_dump_json())
     third = ModelConfig(name="m", version="3")
-    told = "clients of m@1 could not go on with m@3: input 'x' is gone; input image: .* is new; .* --force"
-    with pytest.raises(ConfigError, match=told):
+    told = "clients of m@1 could not go on with m@3: input 'x' is gone; input image: .* is new; "
+    with pytest.raises(ConfigError, match=told + "name m@1 to keep that, .* --force"):
         moves.check_signature(served, str(tmp_path), third)
     # Another command was faster: the change itself compares with what is served by then.
     change = functools.partial(deploy._with_model, third)

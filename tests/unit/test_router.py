@@ -67,9 +67,9 @@ class Handle:
         await asyncio.Event().wait()
 
 
-def come_up(cluster: Cluster, pool: str, channel: Channel) -> None:
+def come_up(cluster: Cluster, pool: str, channel: Channel, key: str = KEY) -> None:
     """A replica on a node of its own has the model and is connected to."""
-    cluster.report(pool, {KEY: "ready"})
+    cluster.report(pool, {key: "ready"})
     (replica,) = cluster.replicas[pool]
     replica.channel, replica.node = channel, pool
 
@@ -93,6 +93,7 @@ async def routed(
     store: Path,
     engines: Mapping[str, Infer],
     bounds: Mapping[str, dict[str, InputBound]] | None = None,
+    numerics: str = "any",
     **pool: Any,
 ) -> AsyncIterator[tuple[Asked, dict[str, Handle]]]:
     """A router that is connected to a replica of each pool that has an engine."""
@@ -101,10 +102,11 @@ async def routed(
     view = View(pools, None, "here")
     models = LiveVersions(view)
     async with contextlib.AsyncExitStack() as stack:
+        wanted = catalog(store, "1", numerics=numerics)
         for name, infer in engines.items():
             _, channel = await stack.enter_async_context(connected(infer))
-            come_up(cluster, name, channel)
-        models.apply(catalog(store, "1", numerics="any"))
+            come_up(cluster, name, channel, wanted.models[0].key)
+        models.apply(wanted)
         await until(lambda: answers(models) == "1")
         asked = Asked(pools, view, models)
         yield asked, asked.handles

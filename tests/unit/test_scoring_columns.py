@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces.scoring.columns import column_of, tensor_of
-from enginehouse.faces.scoring.job import _check_names, _from_npz
+from enginehouse.faces.scoring.job import _check_names, _from_npz, _from_parquet
 
 from .foreign_bodies import FOREIGN
 
@@ -173,6 +174,18 @@ def test_a_file_of_arrays_that_cannot_be_scored_is_refused_in_a_sentence(kind: s
     np.savez(tmp_path / "in.npz", **arrays)
     with pytest.raises(InvalidInput, match=message):
         _from_npz(str(tmp_path / "in.npz"), ["x"], "id")
+
+
+def test_a_column_of_ids_that_is_not_there_is_told_with_the_option(tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", x=X)
+    parquet.write_table(pa.table({"x": [1.0], "nr": [1]}), tmp_path / "in.parquet")
+    told = "no column {}, which results are joined by; it has x.*: name one with --id-column"
+    with pytest.raises(InvalidInput, match=told.format("key")):
+        _from_npz(str(tmp_path / "in.npz"), ["x"], "key")
+    with pytest.raises(InvalidInput, match=told.format("id")):
+        _from_parquet(str(tmp_path / "in.parquet"), ["x"], "id")
+    with pytest.raises(InvalidInput, match="none.parquet: no such file or folder"):
+        _from_parquet(str(tmp_path / "none.parquet"), ["x"], "id")
 
 
 def test_a_picture_that_is_called_npz_is_called_a_picture(tmp_path: Path) -> None:

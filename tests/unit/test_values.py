@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.catalogs import Cluster, publish, serving, until
+from tests.unit.catalogs import POOLS, Cluster, answers, catalog, publish, serving, until
 from tests.unit.connections import connected, echo
 from tests.unit.test_policy import backend, choices, ranked
-from tests.unit.test_router import come_up, routed
+from tests.unit.test_router import Asked, come_up, routed
 
 from enginehouse.contract import bounds as contract_bounds
 from enginehouse.contract.bounds import InputBound, Values, described, narrower
+from enginehouse.contract.config import PoolConfig
 from enginehouse.contract.errors import InvalidInput, NoBackend
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing.hints import Hints
+from enginehouse.routing.versions import LiveVersions
+from enginehouse.routing.view import View
 
 FINITE: dict[str, InputBound] = {"x": "finite"}
 #: ONNX Runtime is preferred in the tables, and limited here.
@@ -180,6 +184,83 @@ async def test_a_hint_that_leaves_no_right_backend_is_named(cluster: Cluster, st
         with pytest.raises(InvalidInput, match=r"NaN at \[0, 0\].*leave out the hint that restricts who may answer"):
             await asked.infer("m", {"x": NAN}, Hints(backend="ort"))
         await asked.infer("m", {"x": X}, Hints(backend="ort"))
+
+
+@pytest.mark.parametrize(
+    ("hints", "inputs", "told"),
+    [
+        ({}, NAN, r"NaN at .*\(openvino-int8 on openvino-cpu answers finite 'x' only\); "),
+        ({"min_precision": "fp32"}, X, r"with min-precision: fp32 .numerics 'int8' .*leave out the hint .*, or "),
+        ({"min_precision": "fp32"}, NAN, r"with min-precision: fp32 .numerics 'int8' is what answers.; "),
+    ],
+)
+async def test_numerics_that_leave_no_right_artifact_are_named(
+    cluster: Cluster, store: Path, hints: Any, inputs: np.ndarray, told: str
+) -> None:
+    way = r"onnx-fp32 is right for it: `enginehouse models add m --numerics full` \(or any\)$"
+    async with served(cluster, store, POOLS, "vino", {"openvino-int8": FINITE}, "int8") as asked:
+        assert (await asked.infer("m", {"x": X})).choice.backend.pool == "vino"
+        with pytest.raises(InvalidInput, match=told + way):
+            await asked.infer("m", {"x": inputs}, Hints(**hints))
+
+
+async def test_what_the_numerics_leave_out_is_not_said_to_be_wrong(cluster: Cluster, store: Path) -> None:
+    both = {"onnx-fp32": FINITE, "openvino-int8": FINITE}
+    async with routed(cluster, store, {"ort": Engine()}, both, numerics="full") as (asked, _):
+        with pytest.raises(
+            InvalidInput, match=r"is right \(onnx-fp32 on onnxruntime-cpu answers finite 'x' only\); send"
+        ):
+            await asked.infer("m", {"x": NAN})
+
+
+async def test_a_pool_that_loads_nothing_of_the_model_is_no_backend_to_wait_for(cluster: Cluster, store: Path) -> None:
+    async with routed(cluster, store, {"ort": Engine()}, numerics="full") as (asked, _):
+        told = (
+            r"with backend: vino .numerics 'full' is what answers.; leave out the hint .*openvino-int8 is right for it"
+        )
+        with pytest.raises(InvalidInput, match=told):
+            await asked.infer("m", {"x": X}, Hints(backend="vino"))
+
+
+async def test_hardware_that_was_never_there_is_not_to_be_waited_for(cluster: Cluster, store: Path) -> None:
+    """On GPUs nobody knows of bounds, so a pool that has had one may come back."""
+    pools = POOLS | {"cuda": PoolConfig(engine="onnxruntime-cuda")}
+    both = {"onnx-fp32": FINITE, "openvino-int8": FINITE}
+    async with served(cluster, store, pools, "ort", both, "any") as asked:
+        with pytest.raises(InvalidInput, match="NaN"):
+            await asked.infer("m", {"x": NAN})
+        with pytest.raises(NoBackend, match=r"cuda: no live node has the label"):
+            await asked.infer("m", {"x": X}, Hints(backend="cuda"))
+        cluster.accelerators.add("gpu")
+        await asked.view.count_nodes()
+        cluster.accelerators.remove("gpu")
+        await asked.view.count_nodes()
+        with pytest.raises(NoBackend, match=r"input 'x' has NaN"):
+            await asked.infer("m", {"x": NAN})
+
+
+@contextlib.asynccontextmanager
+async def served(
+    cluster: Cluster,
+    store: Path,
+    pools: Mapping[str, PoolConfig],
+    pool: str,
+    bounds: Mapping[str, dict[str, InputBound]],
+    numerics: str,
+) -> AsyncIterator[Asked]:
+    """The model is warm in `pool`, and the nodes of all `pools` were counted."""
+    publish(store, "1", (), bounds)
+    view = View(pools, None, "here")
+    models = LiveVersions(view)
+    wanted = catalog(store, "1", numerics=numerics)
+    async with connected(Engine()) as (_, channel):
+        come_up(cluster, pool, channel, wanted.models[0].key)
+        for report in cluster.replicas[pool][0].reports.values():
+            report["precision"] = "int8" if pool == "vino" else "fp32"
+        models.apply(wanted)
+        await until(lambda: answers(models) == "1")
+        await view.count_nodes()
+        yield Asked(pools, view, models)
 
 
 async def test_a_right_artifact_that_is_not_live_now_may_be_later(cluster: Cluster, store: Path) -> None:

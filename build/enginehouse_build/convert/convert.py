@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from enginehouse.contract import tensor_file
@@ -48,12 +49,12 @@ def convert(
     agreement = Agreement(name, requests, answers, limits, reference.signature.batched).cut(_ROWS)
     try:
         if format == "openvino":
-            samples = _calibration(source) if precision == "int8" else ()
+            samples = tensor_file.read(source / CALIBRATION) if precision == "int8" else ()
             said = openvino.convert(onnx, folder, precision, samples, agreement)
         else:
             said = _onnx(onnx, model, format, precision, source, agreement)
     except fallback.NothingHelps as error:
-        explanation = conditioning.explain(onnx, requests[0], answers[0], precision, 0)
+        explanation = _explanation(onnx, requests[0], answers[0], precision)
         raise ConversionFailed("; ".join(filter(None, (str(error), explanation)))) from error
     if format != "tensorrt":
         return Converted(remarks=_said(said, _cpu(format, precision)))
@@ -70,17 +71,18 @@ def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source:
         return fp16.to_fp16(onnx, model, agreement.requests, agreement)
     if precision == "int8":
         quantized = quantize.quantize_for_tensorrt if format == "tensorrt" else quantize.quantize_for_onnxruntime
-        return quantized(onnx, model, _calibration(source), agreement)
+        return quantized(onnx, model, tensor_file.read(source / CALIBRATION), agreement)
     shutil.copyfile(onnx, model)
     return ""
 
 
-def _calibration(source: Path) -> Sequence[Tensors]:
-    if not (source / CALIBRATION).exists():
-        raise ConversionFailed(
-            "int8 takes its ranges from real data: give --samples FILE.npz or --calibration FILE.npz"
-        )
-    return tensor_file.read(source / CALIBRATION)
+def _explanation(onnx: Path, request: Tensors, answer: Tensors, precision: Precision) -> str:
+    """What the model itself has to do with it, or ""; that it cannot be told must not hide why it was asked."""
+    try:
+        return conditioning.explain(onnx, request, answer, precision, 0)
+    except Exception:
+        traceback.print_exc()
+        return ""
 
 
 def _cpu(format: Format, precision: Precision) -> str:

@@ -17,7 +17,7 @@ _RUNS = 64
 _NAMED = 8
 
 
-class NothingHelps(Exception):
+class NothingHelps(ConversionFailed):
     """The answers of a conversion leave the limits, however much stays in fp32."""
 
 
@@ -43,7 +43,10 @@ def fewest_left(
     while tried and (fault := attempt(ranked[:tried])):
         failing, tried = tried, min(2 * tried, len(ranked)) if tried < len(ranked) else 0
     if not tried:
-        raise NothingHelps(f"not worth it: {_many(len(ranked))} left in fp32, as many as may be, do not help: {fault}")
+        few = (
+            f"also with {_many(len(ranked))} left in fp32, as many as may be" if ranked else "and none may stay in fp32"
+        )
+        raise NothingHelps(f"the answers are too far off, {few}: {fault}")
     passing = tried
     while passing - failing > 1:
         tried = (passing + failing) // 2

@@ -57,11 +57,10 @@ _WITHOUT_ATTENTION = (_Setting(-1.0, correct_bias=True), _Setting(-1.0, correct_
 def quantized(model: Any, calibration: Calibration, agreement: Agreement | None) -> tuple[Any, str]:
     """`model` in int8 as far as its answers stay within the limits of `agreement`, and a remark for its reader, or "".
 
-    By default the limits are those of int8, on the calibration data. Raises EngineUnavailable without NNCF, and
-    ConversionFailed for a model of which less than half of the multiplications can be in int8.
+    By default the limits are those of int8, on the calibration data, which is one request at least. Raises
+    EngineUnavailable without NNCF, and ConversionFailed for a model of which less than half of the multiplications can
+    be in int8.
     """
-    if not calibration:
-        raise ConversionFailed("int8 needs calibration data, and there is no sample; give real data with --samples")
     layers = [node for node in model.get_ops() if _is_layer(node)]
     if not layers:
         kinds = ", ".join(sorted({node.get_type_name() for node in model.get_ops()} - {"Constant"}))

@@ -39,8 +39,8 @@ def quantize_for_onnxruntime(
     """Write the `u8` kind of the ONNX file `source` to `target`; returns a remark for its reader, or "".
 
     What loses so much in int8 that the answers leave the limits of `agreement` (by default those of int8, on the
-    calibration data) stays in fp32. Raises ConversionFailed, also where less than half of the multiplications can be in
-    int8, and EngineUnavailable without ONNX Runtime.
+    calibration data, which is one request at least) stays in fp32. Raises ConversionFailed, also where less than half
+    of the multiplications can be in int8, and EngineUnavailable without ONNX Runtime.
     """
     return _quantize(source, target, calibration, agreement, symmetric=False)
 
@@ -55,8 +55,6 @@ def quantize_for_tensorrt(
 def _quantize(
     source: Path, target: Path, calibration: Calibration, agreement: Agreement | None, *, symmetric: bool
 ) -> str:
-    if not calibration:
-        raise ConversionFailed("int8 needs calibration data, and there is no sample; give real data with --samples")
     with tempfile.TemporaryDirectory(prefix="enginehouse-") as scratch, quiet():
         try:
             return _converted(source, target, calibration, agreement, Path(scratch), symmetric=symmetric)

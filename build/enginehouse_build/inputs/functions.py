@@ -14,15 +14,27 @@ from typing import Any
 from enginehouse.contract.errors import BuildError
 
 
+def check_there(what: str, text: str | None) -> None:
+    """Raises BuildError as `load_function` would, for what can be told without running it: whether the file is there.
+
+    Also for a source that is an ONNX file. None and a metric's `accuracy` are fine.
+    """
+    if text is None or (what == "metric" and text == "accuracy"):
+        return
+    if what == "source" and text.endswith(".onnx"):
+        _check_file(f"{what} {text!r}", Path(text))
+        return
+    where, _ = _parts(text, what)
+    if where.endswith(".py"):
+        _check_file(f"{what} {text!r}", Path(where))
+
+
 def load_function(text: str, what: str) -> Callable[..., Any]:
     """The function that `package.module:function` or `path/to/file.py:function` names.
 
     Raises BuildError, which begins with `what` the function is for.
     """
-    where, _, name = text.rpartition(":")
-    if not where or not name.isidentifier():
-        also = " or FILE.onnx" if what == "source" else ""
-        raise BuildError(f"{what} {text!r} is not known; give package.module:function, path/to/file.py:function{also}")
+    where, name = _parts(text, what)
     asked = f"{what} {text!r}"
     module = _module_from_file(asked, Path(where)) if where.endswith(".py") else _module_by_name(asked, where)
     function: Callable[..., Any] | None = getattr(module, name, None)
@@ -34,6 +46,21 @@ def load_function(text: str, what: str) -> Callable[..., Any]:
         )
         raise BuildError(f"{asked}: {where} has no function {name!r}; it has {', '.join(callables) or 'none'}")
     return function
+
+
+def _parts(text: str, what: str) -> tuple[str, str]:
+    """Where the function is, and its name."""
+    where, _, name = text.rpartition(":")
+    if not where or not name.isidentifier():
+        ways = ["package.module:function", "path/to/file.py:function"]
+        ways += ["FILE.onnx", "a recipe.toml"] if what == "source" else []
+        raise BuildError(f"{what} {text!r} is not known; give {', '.join(ways[:-1])} or {ways[-1]}")
+    return where, name
+
+
+def _check_file(asked: str, path: Path) -> None:
+    if not path.is_file():
+        raise BuildError(f"{asked}: no such file (looked at {path.resolve()})")
 
 
 def _module_by_name(asked: str, name: str) -> ModuleType:
@@ -49,8 +76,7 @@ def _module_by_name(asked: str, name: str) -> ModuleType:
 
 
 def _module_from_file(asked: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise BuildError(f"{asked}: no such file (looked at {path.resolve()})")
+    _check_file(asked, path)
     _importable(path.resolve().parent)
     name = f"enginehouse_source_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())

@@ -28,6 +28,11 @@ PRECISIONS_OF: Mapping[Format, tuple[Precision, ...]] = {
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     "tensorrt": ("fp32", "fp16", "int8"),
 }
+#: Why the others are not made.
+_NOT_MADE: Mapping[Format, str] = {
+    "onnx": "ONNX Runtime has no bf16 kernels for CPUs, and on GPUs fp16 takes its place",
+    "tensorrt": "on GPUs fp16 takes its place",
+}
 #: Without int8, whose answers differ by more than rounding and which needs real samples.
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
@@ -41,7 +46,6 @@ _OPTIONS = {
     "axes": "--axis",
     "batched": "--no-batch",
     "limits": "--limit",
-    "recipe": "recipe",
     "step_timeout_s": "--step-timeout",
 }
 
@@ -128,13 +132,15 @@ class Recipe(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            key, *inner = [str(part) for part in first["loc"]] or ["recipe"]
+            message = first["msg"].removeprefix("Value error, ")
+            if not first["loc"]:
+                raise ConfigError(message) from None
+            key, *inner = [str(part) for part in first["loc"]]
             if first["type"] == "extra_forbidden" and not inner:
                 near = difflib.get_close_matches(key.replace("-", "_"), cls.model_fields, 1)
                 meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(cls.model_fields)}"
                 raise ConfigError(f"{key} is not known; {meant}") from None
             option = " ".join([_OPTIONS.get(key, "--" + key.replace("_", "-")), *(part.strip("[]") for part in inner)])
-            message = first["msg"].removeprefix("Value error, ")
             shown = "" if first["type"] in ("value_error", "missing") else f" (got {first['input']!r})"
             raise ConfigError(f"{option}: {message}{shown}") from None
 
@@ -142,7 +148,8 @@ class Recipe(BaseModel):
     def from_file(cls, path: Path, **overrides: Any) -> Recipe:
         """The recipe in a TOML file whose keys are the fields; paths in it are relative to its folder.
 
-        Raises ConfigError naming the file and what is wrong in it.
+        `overrides` go before what it says; of axes and limits each name by itself. Raises ConfigError naming the file
+        and what is wrong in it.
         """
         try:
             values = tomllib.loads(path.read_text())
@@ -153,9 +160,13 @@ class Recipe(BaseModel):
                 values[key] = path.parent / str(values[key])
         if "://" not in str(values.get("store", "://")):
             values["store"] = str(path.parent / values["store"])
-        source = str(values.get("source", ""))
-        if source.endswith(".onnx") or source.rpartition(":")[0].endswith(".py"):
-            values["source"] = str(path.parent / source)
+        for key in ("source", "metric"):
+            named = str(values.get(key, ""))
+            if named.endswith(".onnx") or named.rpartition(":")[0].endswith(".py"):
+                values[key] = str(path.parent / named)
+        for key in ("axes", "limits"):
+            if isinstance(values.get(key), dict) and key in overrides:
+                overrides[key] = values[key] | overrides[key]
         try:
             return cls.of(**(values | overrides))
         except ConfigError as error:
@@ -228,6 +239,18 @@ class Recipe(BaseModel):
             for format in self.formats
             for precision in self.precisions
             if precision in PRECISIONS_OF[format]
+        )
+
+    @property
+    def not_made(self) -> tuple[str, ...]:
+        """In words, what was asked for by name and is left out, because the format has no such precision."""
+        if "precisions" not in self.model_fields_set:
+            return ()
+        return tuple(
+            f"{format}-{precision} is not made: {_NOT_MADE[format]}"
+            for format in self.formats
+            for precision in self.precisions
+            if precision not in PRECISIONS_OF[format]
         )
 
     def limits_of(self, precision: Precision) -> Limits:

@@ -13,7 +13,7 @@ import torch
 
 from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.tensors import Tensors
-from enginehouse_build.inputs.functions import load_function
+from enginehouse_build.inputs.functions import check_there, load_function
 
 ExampleInputs: TypeAlias = Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor
 
@@ -88,10 +88,8 @@ def load_source(text: str) -> TorchModel | Path:
     Raises BuildError when nothing is there, and ExportFailed when what is there is no usable model.
     """
     if text.endswith(".onnx"):
-        path = Path(text)
-        if not path.is_file():
-            raise BuildError(f"source {text!r}: no such file (looked at {path.resolve()})")
-        return path
+        check_there("source", text)
+        return Path(text)
     return TorchModel(_made_by(text, load_function(text, "source")))
 
 

@@ -142,9 +142,11 @@ class _Contest:
         spent = f"{_figure(point.median_ms)} ms for {_rows(point)} (median of {point.count} calls)"
         if self.objective == "throughput":
             spent = f"{_figure(point.rows / point.median_ms * 1e3)} rows/s: {spent}"
+        # Those that are left out were measured too, and are named with the reason.
+        to_be_had = "considered" if self.left_out else "measured"
         if len(self.field) == 1:
-            return f"The only measured one of class {self.numerics}: {spent}."
-        among = f"of the {len(self.field)} measured of class {self.numerics}"
+            return f"The only {to_be_had} one of class {self.numerics}: {spent}."
+        among = f"of the {len(self.field)} {to_be_had} of class {self.numerics}"
         if not best.fits:
             return f"{spent}, the closest to the bound {among}."
         extreme = "most" if self.objective == "throughput" else "least"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The inputs that a model will have, and where its named free dimensions are; `way` says how to free another."""
+    """The inputs that a model will have, and where its named free dimensions are; `way` says how to free another.
+
+    `batch` is what the first dimensions may be called, where they are rows.
+    """
 
     specs: Sequence[TensorSpec]
     batched: bool
     free: Mapping[str, Sequence[tuple[str, int]]]
     ranges: Mapping[str, AxisRange]
     way: str
+    batch: Collection[str] = ("batch",)
 
 
 def of_module(model: TorchModel, recipe: Recipe, given: Given) -> None:
@@ -54,7 +58,7 @@ def of_module(model: TorchModel, recipe: Recipe, given: Given) -> None:
                 )
             free.setdefault(axis, []).append((name, dim))
     way = f"name it in the factory with ModelSource(axes={{{specs[0].name!r}: {{{len(specs[0].shape) - 1}: 'NAME'}}}})"
-    _check(_Inputs(specs, recipe.batched, free, ranges, way), recipe, given)
+    _check(_Inputs(specs, recipe.batched, free, ranges, way), given)
 
 
 def of_file(path: Path, recipe: Recipe, given: Given) -> None:
@@ -73,6 +77,7 @@ def of_file(path: Path, recipe: Recipe, given: Given) -> None:
         for dim, size in enumerate(value.type.tensor_type.shape.dim)
     }
     batched = recipe.batched and all(spec.shape[:1] == (None,) for spec in found)
+    rows_of = {symbols[spec.name, 0] for spec in found if spec.shape} if batched else set()
     specs, free = [], dict[str, list[tuple[str, int]]]()
     for spec in found:
         shape = [None if size is None or size < 0 else size for size in spec.shape]
@@ -82,12 +87,16 @@ def of_file(path: Path, recipe: Recipe, given: Given) -> None:
         # A batch of one may be made dynamic, or be kept.
         rows = [None] if recipe.batched else shape[:1]
         specs.append(TensorSpec(spec.name, spec.dtype, (*(rows if shape else ()), *shape[1:])))
-    _check(_Inputs(specs, batched, free, recipe.axes, "free it in the ONNX file"), recipe, given)
+    _check(_Inputs(specs, batched, free, recipe.axes, "free it in the ONNX file", rows_of), given)
 
 
-def _check(inputs: _Inputs, recipe: Recipe, given: Given) -> None:
+def _check(inputs: _Inputs, given: Given) -> None:
     for name in inputs.ranges:
         if name not in inputs.free:
+            if inputs.batched and name in inputs.batch:
+                raise BuildError(
+                    f"--axis {name}: that dimension is the batch, whose range is 1 to --max-batch ROWS; give that"
+                )
             have = ", ".join(inputs.free) or "none"
             raise BuildError(
                 f"--axis {name}: the model has no free dimension of that name; it has {have}; {inputs.way}"

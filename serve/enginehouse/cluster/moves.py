@@ -28,7 +28,8 @@ def check_signature(before: Catalog, store: str, model: ModelConfig) -> None:
             f"{model.id} cannot be compared with {old.id}, which is served: {error}; --force changes to it all the same"
         ) from None
     if found := differences(known.request_signature(), new.request_signature()):
+        keep = f"name {old.id} to keep that, " if before.store == store else ""
         raise ConfigError(
-            f"clients of {old.id} could not go on with {model.id}: {'; '.join(found)}; serve it under another name, or "
-            "say --force to change to it all the same"
+            f"clients of {old.id} could not go on with {model.id}: {'; '.join(found)}; {keep}serve {model.id} under "
+            "another name, or say --force to change to it all the same"
         )

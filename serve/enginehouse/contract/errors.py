@@ -96,7 +96,13 @@ class ModelNotFound(RequestError):
         model, version, known = self.args
         what = f"model {model!r}" + (f" version {version!r}" if version else "")
         have = ", ".join(known) if known else "none"
-        return f"{what} is not served here; served: {have} (add it with `enginehouse models add`)"
+        name, _, number = model.partition("@")
+        way = "add it with `enginehouse models add`"
+        if version is not None and not isinstance(version, str):
+            way = f"a version is text: {str(version)!r}"
+        elif number and not version:
+            way = f"send the version apart: model {name!r}, version {number!r}; /v2/models/{name}/versions/{number}"
+        return f"{what} is not served here; served: {have} ({way})"
 
 
 class BodyTimeout(RequestError):

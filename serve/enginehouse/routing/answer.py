@@ -13,8 +13,8 @@ from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.manifest import ACCELERATOR_OF, ENGINE_KINDS, FORMAT_OF, Artifact, EngineKind
 from enginehouse.contract.numerics import admits, is_servable
 from enginehouse.contract.tensors import Timing
-from enginehouse.routing.policy import BackendState, Choice, Demand, unfit
-from enginehouse.routing.view import ModelVersion, View
+from enginehouse.routing.policy import EXACTNESS, BackendState, Choice, Demand, unfit
+from enginehouse.routing.view import RESIDENT, ModelVersion, View
 
 
 class Answer(NamedTuple):
@@ -68,47 +68,90 @@ class Explained(NamedTuple):
         return {"model": self.version.config.id, "backends": backends, "out": self.out}
 
 
-def wrong_values(
-    version: ModelVersion, view: View, live: Sequence[BackendState], demand: Demand
-) -> InvalidInput | None:
-    """The error if the values of the request are why no backend, live or not, could ever answer it; else None."""
-    if demand.values is None or view.could_answer(version, demand):
+def never(version: ModelVersion, view: View, live: Sequence[BackendState], demand: Demand) -> InvalidInput | None:
+    """The error if no backend, live or not, could ever answer the request, for its values or its hints; else None."""
+    if view.could_answer(version, demand) or not all(unfit(state, demand) for state in live):
         return None
     of_any_values = demand._replace(values=None)
-    if not view.could_answer(version, of_any_values) and all(unfit(state, of_any_values) for state in live):
+    right_but_for_values = [state for state in live if not unfit(state, of_any_values)]
+    if demand.values is not None and (right_but_for_values or view.could_answer(version, of_any_values)):
+        return _wrong_values(version, view, right_but_for_values, demand)
+    free = of_any_values._replace(pool=None, min_precision="int8")
+    if view.would_load(version, of_any_values) or not view.would_load(version, free):
         return None
+    if demand.pool is not None and demand.pool.startswith(RESIDENT) and version.config.resident:
+        # What routers host themselves comes and goes with them.
+        return None
+    return InvalidInput(
+        f"nothing that is loaded for {version.config.id!r} may answer a request with {_hints(demand)} (numerics "
+        f"{version.numerics!r} is what answers); {way_out(version, view, demand) or 'leave that out'}"
+    )
+
+
+def way_out(version: ModelVersion, view: View, demand: Demand) -> str:
+    """What would have such a request answered: fewer hints, other numerics, another pool; "" for nothing of these."""
+    ways = []
+    free = demand._replace(pool=None, min_precision="int8")
+    without_hints = f"leave out the hint that restricts who may answer ({_hints(demand)})"
+    if free != demand and view.may_come(version, free):
+        ways.append(without_hints)
+    right = [
+        (artifact, kind)
+        for artifact, kind in _servable(version)
+        if EXACTNESS[artifact.precision] >= EXACTNESS[demand.min_precision]
+        if demand.values is None or not demand.values.beyond(artifact.bounds_on(kind))
+    ]
+    pools = view.engines(version, demand.pool)
+    others = [artifact for artifact, kind in right if kind in pools and artifact.numerics_class != version.numerics]
+    apart = [(artifact, kind) for artifact, kind in right if kind not in view.engines(version)]
+    if others:
+        too = "" if version.numerics == "any" else " (or any)"
+        numerics = f"`enginehouse models add {version.config.name} --numerics {others[0].numerics_class}`{too}"
+        ways.append(f"{others[0].name} is right for it: {numerics}")
+    elif apart and not ways:
+        artifact, kind = apart[0]
+        ways.append(f"{artifact.name} of the bundle is right for it: serve it on a pool of {kind} too")
+    elif free != demand and not ways and view.would_load(version, free):
+        ways.append(without_hints)
+    return ", or ".join(ways)
+
+
+def _wrong_values(
+    version: ModelVersion, view: View, live: Sequence[BackendState], demand: Demand
+) -> InvalidInput | None:
+    """The error that names the value, and what may answer but not this; `live` are right but for the values."""
+    assert demand.values is not None
+    engines = view.engines(version, demand.pool)
+    bounds = {
+        (artifact.name, kind): artifact.bounds_on(kind)
+        for artifact, kind in _servable(version)
+        if kind in engines and admits(version.numerics, artifact)
+        if EXACTNESS[artifact.precision] >= EXACTNESS[demand.min_precision]
+    }
     # What a replica has found on its own node counts as well.
-    bounds = {(artifact.name, kind): artifact.bounds_on(kind) for artifact, kind in _servable(version)}
     bounds |= {(state.artifact, state.engine): state.inputs_only for state in live}
     beyond = {name: only for name, only in bounds.items() if demand.values.beyond(only)}
+    if not beyond:
+        return None
     place = demand.values.place(next(iter(beyond.values())))
     known = "; ".join(f"{name} on {kind} answers {described(only)} only" for (name, kind), only in beyond.items())
+    helps = way_out(version, view, demand)
+    if not helps and not any(artifact.format == "onnx" for artifact, _ in _servable(version)):
+        helps = "build the model with `--formats onnx` too, which answers as the reference does"
     return InvalidInput(
         f"{place}, for which nothing that may answer {version.config.id!r} is right ({known}); "
-        f"{_way_out(version, view, demand)}"
+        f"{helps or 'send other values'}"
     )
+
+
+def _hints(demand: Demand) -> str:
+    """The hints that restrict who may answer, for people."""
+    told = [f"backend: {demand.pool}"] if demand.pool is not None else []
+    return ", ".join(told + ([f"min-precision: {demand.min_precision}"] if demand.min_precision != "int8" else []))
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _way_out(version: ModelVersion, view: View, demand: Demand) -> str:
-    assert demand.values is not None
-    if view.could_answer(version, demand._replace(pool=None, min_precision="int8")):
-        return "leave out the hint that restricts who may answer"
-    right = [each for each in _servable(version) if not demand.values.beyond(each[0].bounds_on(each[1]))]
-    within = [each for each in right if admits(version.numerics, each[0])]
-    if within:
-        artifact, kind = within[0]
-        return f"{artifact.name} of the bundle is right for it: serve it on a pool of {kind} too"
-    if right:
-        artifact, kind = right[0]
-        name = version.config.id
-        return f"{artifact.name} is right for it: `enginehouse models add {name} --numerics {artifact.numerics_class}`"
-    if not any(artifact.format == "onnx" for artifact, _ in _servable(version)):
-        return "build the model with `--formats onnx` too, which answers as the reference does"
-    return "send other values"
 
 
 def _servable(version: ModelVersion) -> list[tuple[Artifact, EngineKind]]:

@@ -16,8 +16,10 @@ from enginehouse.routing.policy import FIRST, LAST, USUAL
 #: Prefix of a hint's name where it is an HTTP header.
 PREFIX = "enginehouse-"
 _PREFIX = PREFIX.encode()
-#: The parameters of a request that are hints.
-_PARAMETERS = frozenset({"deadline-ms", "timeout", "priority", "backend", "min-precision"})
+#: What may be behind the prefix.
+_NAMES = ("deadline-ms", "priority", "backend", "min-precision")
+#: The parameters of a request that are hints, also without the prefix; `timeout` is Triton's.
+_PARAMETERS = frozenset({*_NAMES, "timeout"})
 
 
 class HintsByName(TypedDict, total=False):
@@ -64,16 +66,23 @@ class Hints:
 
     @classmethod
     def of(cls, headers: Mapping[str, str], parameters: Mapping[str, Any]) -> Hints:
-        """From what `headers_of` found, else from the parameters of an inference request.
+        """From what `headers_of` found, else from the parameters of an inference request, with or without the prefix.
 
-        Triton's `timeout` in microseconds is a deadline too. Raises InvalidInput.
+        Triton's `timeout` in microseconds is a deadline too. Raises InvalidInput, also for a prefixed name that is no
+        hint: what was misspelt would have no effect.
         """
-        if not headers and _PARAMETERS.isdisjoint(parameters):
+        prefixed = {name: value for name, value in parameters.items() if name.startswith(PREFIX)}
+        if not headers and not prefixed and _PARAMETERS.isdisjoint(parameters):
             return NO_HINTS
+        for name in (*headers, *prefixed):
+            if name.removeprefix(PREFIX) not in _NAMES:
+                known = ", ".join(PREFIX + each for each in _NAMES)
+                raise InvalidInput(f"{name!r} is no hint; the hints are {known}")
+        parameters = {**parameters, **{name.removeprefix(PREFIX): value for name, value in prefixed.items()}}
         deadline_s = _number("deadline-ms", headers.get(PREFIX + "deadline-ms"), parameters, 1e3)
         if deadline_s is None:
             # Triton reads 0 as no deadline, and as its usual priority below.
-            deadline_s = _number("timeout", None, {"timeout": parameters.get("timeout") or None}, 1e6)
+            deadline_s = _number("timeout", None, _some("timeout", parameters), 1e6)
         priority = _number("priority", headers.get(PREFIX + "priority"), parameters, 1)
         if priority is not None and not priority.is_integer():
             raise InvalidInput(f"priority {priority} is not one of {FIRST} (first) to {LAST} (last)")
@@ -93,10 +102,18 @@ def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode(): value.decode("latin-1") for name, value in raw if name.startswith(_PREFIX)}
 
 
+def _some(name: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """That parameter, unless it is 0."""
+    value = parameters.get(name)
+    return {} if value == 0 and not isinstance(value, bool) else {name: value}
+
+
 def _number(name: str, header: str | None, parameters: Mapping[str, Any], unit: float) -> float | None:
     given = header or parameters.get(name)
     if given is None:
         return None
+    if isinstance(given, bool):
+        raise InvalidInput(f"{name} {str(given).lower()} is not a number")
     try:
         return float(given) / unit
     except (TypeError, ValueError):

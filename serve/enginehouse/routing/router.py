@@ -27,7 +27,7 @@ from enginehouse.contract.errors import (
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private
-from enginehouse.routing.answer import Answer, Explained, wrong_values
+from enginehouse.routing.answer import Answer, Explained, never, way_out
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import NO_HINTS, Hints
@@ -156,12 +156,15 @@ class Router:
     def refusal(self, version: ModelVersion, choices: Sequence[Choice], demand: Demand) -> EnginehouseError:
         """See `failover.Ranking`: DeadlineExceeded or Overloaded when all of them would be late, else NoBackend.
 
-        InvalidInput when no backend could ever answer, because of values in the request.
+        InvalidInput when no backend could ever answer, because of values in the request or its hints.
         """
         late = [choice for choice in choices if choice.predicted_ms < math.inf]
         if not late:
-            refused = wrong_values(version, self._view, [choice.backend for choice in choices], demand)
-            return refused or NoBackend(self._nothing_live(version, choices))
+            refused = never(version, self._view, [choice.backend for choice in choices], demand)
+            if refused is not None:
+                return refused
+            helps = "" if not choices or self._view.may_come(version, demand) else way_out(version, self._view, demand)
+            return NoBackend("; ".join(filter(None, (self._nothing_live(version, choices), helps))))
         soonest = min(late, key=lambda choice: choice.predicted_ms)
         # A refused request is demand all the same: more replicas might have answered it.
         self.backend(version, soonest).count_demand(demand.rows, demand.size)

@@ -86,8 +86,9 @@ class View:
         self._pools = pools
         self._residents = residents
         self._node = node
-        #: Live nodes with the hardware of each pool.
+        #: Live nodes with the hardware of each pool, and the pools that have had any since this process began.
         self._nodes: dict[str, int] = {}
+        self._had_nodes: set[str] = set()
         self._live: dict[str, _Live] = {}
         # The last latency tables of pools that scale to zero, by pool and `ModelVersion.key`.
         self._measured: dict[tuple[str, str], LatencyTable] = {}
@@ -156,9 +157,19 @@ class View:
         )
 
     def could_answer(self, version: ModelVersion, demand: Demand) -> bool:
-        """Whether a pool would load what may answer such a request, if it had hardware and time."""
-        suits = any(self._suits(name, version, demand) for name in self._pools)
-        return suits or self._resident_may_come(version, demand)
+        """Whether a pool that ever had hardware, or has it started, loads what may answer such a request."""
+        now = (name for name in self._pools if self._may_run(name) or replicas.of_pool(APP_NAME, name))
+        real = self._had_nodes.union(now)
+        return self._resident_may_come(version, demand) or any(self._suits(name, version, demand) for name in real)
+
+    def would_load(self, version: ModelVersion, demand: Demand) -> bool:
+        """Whether a pool would load what may answer such a request, if it had hardware."""
+        return any(self._suits(name, version, demand) for name in self._pools)
+
+    def engines(self, version: ModelVersion, pool: str | None = None) -> set[EngineKind]:
+        """The engines of the pools that are open to the version, or of `pool` alone."""
+        pools = self._pools.items()
+        return {config.engine for name, config in pools if pool in (None, name) and _is_open_to(config, version)}
 
     def forget(self) -> None:
         """Drop the cached lists: the catalog has changed."""
@@ -197,6 +208,8 @@ class View:
         for name, pool in self._pools.items():
             try:
                 self._nodes[name] = await asyncio.to_thread(nodes.count_with, pool.nodes)
+                if self._nodes[name]:
+                    self._had_nodes.add(name)
             except Exception as error:
                 # For instance while Ray's control plane restarts: the last count, if there is one, stands.
                 logger.warning("the nodes of pool %s could not be counted: %s", name, error)

@@ -32,6 +32,8 @@ REQUESTS_IN_FLIGHT = 8
 #: Rows of one Ray Data block made from an .npz file.
 PIECE_ROWS = 4096
 _TRIES = 3
+#: What rows that have no id are numbered in.
+_ID = "id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,16 @@ def score(
     source: str,
     target: str,
     *,
-    id_column: str = "id",
+    id_column: str = _ID,
     min_actors: int = 1,
     max_actors: int = 4,
     progress: bool = True,
 ) -> Scored:
     """Score every row of `source` and write `id_column` plus one column per output to Parquet files under `target`.
 
-    `source` is a Parquet file or folder with one column per input, or an .npz file with one array per input; without an
-    id column rows are numbered from 0. The pool of scoring actors grows from `min_actors` to `max_actors`.
+    `source` is a Parquet file or folder with one column per input, or an .npz file with one array per input; the rows
+    of one without ids are numbered from 0, unless a column of them was named. The pool of scoring actors grows from
+    `min_actors` to `max_actors`.
     Raises ConfigError when too few CPUs are free (Ray Data would wait for ever), InvalidInput for a source that cannot
     be read or lacks columns, and the EnginehouseError that stopped scoring.
     """
@@ -126,10 +129,13 @@ def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
     """One block per row group, read by tasks of IO_CPUS: Ray Data's own reader lists files in a task of a whole CPU."""
     try:
         files = dataset.dataset(source)
+    except FileNotFoundError:
+        raise InvalidInput(f"{source}: no such file or folder") from None
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{source}: not readable as Parquet: {error}") from None
     columns = [id_column, *names]
-    _check_columns(source, columns, files.schema.names)
+    _check_columns(source, names, files.schema.names)
+    _check_id(source, id_column, files.schema.names)
     pieces = [
         {"file": piece.path, "row_group": piece.row_groups[0].id}
         for file in files.get_fragments()
@@ -151,6 +157,8 @@ def _from_npz(source: str, names: list[str], id_column: str) -> Dataset:
     try:
         with np.load(source, allow_pickle=False) as file:
             _check_columns(source, names, file.files)
+            if id_column != _ID:
+                _check_id(source, id_column, file.files)
             # Others may be of any kind, and are not asked for.
             arrays = {name: file[name] for name in file.files if name in (*names, id_column)}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -192,6 +200,14 @@ def _check_columns(source: str, wanted: list[str], have: list[str]) -> None:
     missing = [name for name in wanted if name not in have]
     if missing:
         raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(have) or 'none'}")
+
+
+def _check_id(source: str, id_column: str, have: list[str]) -> None:
+    if id_column not in have:
+        raise InvalidInput(
+            f"{source}: no column {id_column}, which results are joined by; it has {', '.join(have)}: name one with "
+            "--id-column"
+        )
 
 
 def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:

@@ -49,13 +49,18 @@ def explain(
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print what a router explains: one row a backend, first those that may answer, best first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for column in ("", document["model"], "artifact", "replicas"):
-        table.add_column(column, no_wrap=True)
-    for column in ("wait ms", "compute ms", "in all ms", "cost a row"):
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("why")
+    """Print what a router explains: one row a backend, first those that may answer, best first; below, each reason.
+
+    Reasons have lines of their own and wrap: beside the figures a narrow terminal would have no room for them.
+    """
+    out.print(document["model"], style="bold", highlight=False, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, min_width=len(str(len(document["backends"]))))
+    for column in ("backend", "artifact", "replicas"):
+        table.add_column(column, overflow="fold")
+    for column in ("wait\nms", "compute\nms", "in all\nms", "cost\na row"):
+        table.add_column(column, overflow="fold", justify="right")
+    reasons = dict(document["out"])
     for place, entry in enumerate(document["backends"], 1):
         table.add_row(
             str(place) if entry["may_answer"] else "-",
@@ -63,11 +68,15 @@ def show(document: dict[str, Any]) -> None:
             f"{entry['artifact']} ({entry['precision']})",
             str(entry["replicas"]),
             *(_shown(entry[key]) for key in ("wait_ms", "compute_ms", "predicted_ms", "cost")),
-            entry["reason"] or (f"answers {entry['inputs_only']} only" if entry["inputs_only"] else ""),
         )
-    for pool, reason in document["out"].items():
-        table.add_row("-", pool, "", "", "", "", "", "", reason)
+        bounds = f"answers {entry['inputs_only']} only" if entry["inputs_only"] else ""
+        reasons[entry["pool"]] = entry["reason"] or bounds
+    for pool in document["out"]:
+        table.add_row("-", pool)
     out.print(table)
+    for pool, reason in reasons.items():
+        if reason:
+            out.print(f"  {pool}: {reason}", highlight=False, markup=False)
 
 
 def _shown(value: float | None) -> str:

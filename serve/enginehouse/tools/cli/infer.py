@@ -20,7 +20,7 @@ from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
 from enginehouse.tools.cli.console import err
 from enginehouse.tools.cli.output_file import check_output
-from enginehouse.tools.cli.request_file import read_inputs
+from enginehouse.tools.cli.request_file import is_inline, read_inputs
 
 
 def infer(
@@ -48,9 +48,12 @@ def infer(
                 "ask in Python: enginehouse.Client().infer(MODEL, {NAME: array})"
             )
     values = read_inputs(data, wanted)
-    body = {"inputs": [_tensor(spec, values) for spec in document["inputs"]]}
+    given = "INPUT" if is_inline(data) else data
+    body = {"inputs": [_tensor(spec, values, given) for spec in document["inputs"]]}
     if unknown := sorted(set(values) - set(wanted)):
-        raise InvalidInput(f"no input {', '.join(unknown)}; {name!r} wants {', '.join(wanted.values())}")
+        raise InvalidInput(
+            f"{given} has {', '.join(unknown)}, which are no inputs; {name!r} wants {', '.join(wanted.values())}"
+        )
     answer, headers = _call(f"{path}/infer", json.dumps(body).encode(), timeout)
     facts = {
         key.removeprefix("enginehouse-"): value for key, value in headers.items() if key.startswith("enginehouse-")
@@ -66,10 +69,11 @@ def infer(
         typer.echo(json.dumps({key: array.tolist() for key, array in arrays.items()}))
 
 
-def _tensor(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _tensor(spec: dict[str, Any], values: dict[str, Any], given: str) -> dict[str, Any]:
     name, wanted = spec["name"], f"{spec['datatype']}{spec['shape']}"
     if name not in values:
-        raise InvalidInput(f"INPUT has no {name!r}; the model wants {wanted}")
+        have = f", but {', '.join(values)}" if values else ""
+        raise InvalidInput(f"{given} has no {name!r}{have}; the model wants {wanted}")
     try:
         array = np.asarray(values[name])
     except ValueError as error:
@@ -99,7 +103,7 @@ def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any],
         raise InvalidInput(f"{url} speaks no HTTP that is understood ({error!r}); is --url an enginehouse?") from None
     except OSError as error:
         reason = getattr(error, "reason", None) or error
-        raise NoBackend(f"{url}: {reason}; is `enginehouse serve` running?") from None
+        raise NoBackend(f"{url}: {reason}; is `enginehouse serve` running there? --url asks elsewhere") from None
 
 
 def _object(url: str, body: bytes) -> dict[str, Any]:

@@ -133,7 +133,13 @@ def _axis(axis: Axis, signature: Signature) -> str:
 def _find(text: str) -> Manifest:
     if (Path(text) / MANIFEST).is_file():
         return Bundle.open(Path(text)).manifest
-    parent, _, name = text.rstrip("/").rpartition("/")
+    text = text.rstrip("/")
+    parent, _, name = text.rpartition("/")
+    if "@" in name:
+        # As in a catalog.
+        return _find(text[: -len(name)] + name.replace("@", "/", 1))
+    if models := Store(text or "/").models():
+        raise ConfigError(f"{text!r} is a store, of {', '.join(models)}; name a model: {text}/{models[0]}")
     store = Store(parent or ".")
     try:
         return store.manifest(name, store.latest(name))

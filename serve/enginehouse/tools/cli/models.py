@@ -11,7 +11,7 @@ from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.contract.manifest import NumericsRule
 from enginehouse.tools.cli.console import out, say
-from enginehouse.tools.cli.serve import model_of, wait_until_served
+from enginehouse.tools.cli.serve import model_of, moved, wait_until_served
 from enginehouse.tools.cli.status import Address, show
 
 app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
@@ -43,7 +43,8 @@ def add(
 ) -> None:
     """Serve a model, or move it to another version, which keeps its settings, or change those.
 
-    What cannot be loaded leaves in place what was there.
+    `name` alone is the newest version, or the served one where the command names settings. What cannot be loaded
+    leaves in place what was there.
     """
     with connect.connected(address):
         from enginehouse.cluster import deploy
@@ -56,9 +57,10 @@ def add(
             "batch_wait_ms": batch_wait_ms,
             "resident": resident,
         }
-        model = model_of(before.store, name, None if reset else old, **named)
+        only_settings = reset or any(value is not None for value in named.values())
+        model = model_of(before.store, entry_of(name, old, only_settings), None if reset else old, **named)
         deploy.add_model(model, force)
-        say(f"{model.id}: loading{_kept(model, named)}")
+        say(f"{moved(model, old)}: loading{_kept(model, named)}")
         # For this model alone: others may be loading, changed or removed by other commands meanwhile.
         try:
             document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout)
@@ -83,6 +85,11 @@ def add(
                 raise NoBackend(f"{old.id} goes on with the settings it had; with the new ones it cannot serve: {why}")
             raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
         show(document)
+
+
+def entry_of(name: str, live: ModelConfig | None, only_settings: bool) -> str:
+    """What is asked for by `name`: with `only_settings` and no version that which is `live`, which they are for."""
+    return live.id if live is not None and only_settings and "@" not in name else name
 
 
 def _kept(model: ModelConfig, named: dict[str, Any]) -> str:

@@ -25,13 +25,18 @@ _WAY: Mapping[Family, str] = {
 }
 
 
+def is_inline(given: str) -> bool:
+    """Whether it is JSON itself and not the name of a file."""
+    return given.lstrip().startswith(("{", "["))
+
+
 def read_inputs(given: str, wanted: Mapping[str, str]) -> dict[str, Any]:
     """Values by input name; `wanted` are the model's inputs by name, as text.
 
     An .npy file has no names: it is for a model of one input. Raises InvalidInput saying what `given` is, what the
     model wants and how it is sent.
     """
-    if given.lstrip().startswith(("{", "[")):
+    if is_inline(given):
         return _named("INPUT", _parsed("INPUT", given), wanted)
     path = Path(given)
     models = ", ".join(wanted.values())

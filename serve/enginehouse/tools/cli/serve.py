@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -66,8 +67,9 @@ def serve(
         with connect.connected(address):
             from enginehouse.cluster import deploy
 
-            catalog = catalog_of(store, models, resident, numerics, deploy.deployed_catalog())
-            _deploy(app, catalog, host, port, timeout, started, force=force)
+            live = deploy.deployed_catalog()
+            catalog = catalog_of(store, models, resident, numerics, live)
+            _deploy(app, catalog, host, port, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
     stop = threading.Event()
@@ -95,7 +97,7 @@ def catalog_of(
     root = Store(store).absolute_url()
     wanted = [entry.strip() for entry in models.split(",") if entry.strip()] or Store(root).models()
     if not wanted:
-        raise ConfigError(f"no bundles in {root!r}; make one with `enginehouse build`")
+        raise ConfigError(_inside(root) or f"no bundles in {root!r}; make one with `enginehouse build`")
     names = {entry.partition("@")[0] for entry in wanted}
     residents = names if resident == "all" else {entry.strip() for entry in resident.split(",") if entry.strip()}
     if unknown := sorted(residents - names):
@@ -116,8 +118,8 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     name, _, version = entry.partition("@")
     versions = Store(store).versions(name)
     if not versions:
-        have = ", ".join(Store(store).models()) or "nothing"
-        raise ConfigError(f"{store} has no model {name!r}; it has {have}")
+        have = ", ".join(Store(store).models())
+        raise ConfigError((not have and _inside(store)) or f"{store} has no model {name!r}; it has {have or 'nothing'}")
     if version and version not in versions:
         raise ConfigError(f"{store} has no version {version!r} of {name!r}; it has {', '.join(versions)}")
     version = version or versions[-1]
@@ -127,6 +129,25 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     if model.numerics:
         check_numerics(store, model)
     return model
+
+
+def _inside(url: str) -> str:
+    """What to say where `url` is not a store but a model or a version in one, else ""."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    grandparent, _, model = parent.rpartition("/")
+    for store, entry in ((parent, name), (grandparent, f"{model}@{name}")):
+        with contextlib.suppress(EnginehouseError):
+            versions = Store(store).versions(entry.partition("@")[0])
+            if versions and ("@" not in entry or name in versions):
+                return f"{url!r} is no store but what is in one; give the store: {store} --models {entry}"
+    return ""
+
+
+def moved(model: ModelConfig, live: ModelConfig | None) -> str:
+    """The model as `name@version`; where another version of it is live, that one and the new one."""
+    if live is None or live.version == model.version:
+        return model.id
+    return f"{model.name} {live.version} -> {model.version}"
 
 
 def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
@@ -184,11 +205,12 @@ def _deploy(
     timeout: float,
     started: float,
     stop: threading.Event | None = None,
+    live: Catalog | None = None,
     force: bool = False,
 ) -> None:
     from enginehouse.cluster import deploy
 
-    say(f"deploying {', '.join(model.id for model in catalog.models)}")
+    say(f"deploying {', '.join(moved(model, live.find(model.name) if live else None) for model in catalog.models)}")
     for model in catalog.models:
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
