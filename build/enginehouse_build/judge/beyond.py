@@ -22,8 +22,9 @@ from enginehouse_build.graph.graph import element_types
 from enginehouse_build.inputs.extents import independent, resized
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.judge.rounding import Rounding
+from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.probes import sizing
-from enginehouse_build.reference.proof import companies, joined, near, picked
+from enginehouse_build.reference.proof import companies, near, picked
 
 Run = Callable[[Tensors], Tensors]
 

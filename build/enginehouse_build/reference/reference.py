@@ -41,6 +41,7 @@ from enginehouse_build.reference.onnx import finish, plain_session
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, prove_dynamic
 from enginehouse_build.reference.scores import prove_scores
+from enginehouse_build.reference.strangers import Door
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -133,14 +134,16 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         rows = sampling.checked(given.samples, door, given.samples_from)
     exported = plain_session(model, recipe.threads)
     if signature.batched:
-        prove_dynamic(exported, run, rows, axes, core.ranges)
-        prove_scores(onnx_format.load(model), rows, folder, recipe.threads)
+        proto = onnx_format.load(model)
+        door = Door.of(proto, signature.inputs)
+        prove_dynamic(exported, run, rows, axes, core.ranges, door)
+        prove_scores(proto, rows, folder, recipe.threads, door)
     requests = sampling.requests(rows, signature, max_rows, axes)
     answers = [asked(run, request) for request in requests]
     tensor_file.write(folder / REQUESTS, requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
-    probes.write(folder / PROBES, make_probes(exported, onnx_format.load(model), rows, signature))
+    probes.write(folder / PROBES, make_probes(exported, onnx_format.load(model), rows, signature, max_rows))
     if given.calibration is not None:
         calibration = sampling.checked(given.calibration, door, given.calibration_from)
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))

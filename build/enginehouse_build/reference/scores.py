@@ -13,13 +13,17 @@ import onnx
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Tensors
+from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.onnx import plain_session
-from enginehouse_build.reference.proof import joined, picked, prove_company
+from enginehouse_build.reference.proof import picked, prove_company
+from enginehouse_build.reference.strangers import UNKNOWN, Door
 
 _FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE))
 
 
-def prove_scores(proto: onnx.ModelProto, samples: Tensors, folder: Path, threads: int = 0) -> None:
+def prove_scores(
+    proto: onnx.ModelProto, samples: Tensors, folder: Path, threads: int = 0, door: Door = UNKNOWN
+) -> None:
     """Ask `proto` for the floats that its whole numbers and texts are decided by, for rows alone and in company.
 
     Nothing is asked of a model all of whose outputs are floats. Raises ExportFailed naming a tensor whose rows depend
@@ -55,7 +59,7 @@ def prove_scores(proto: onnx.ModelProto, samples: Tensors, folder: Path, threads
 
     answers: Sequence[Tensors] = [run(row) for row in rows]
     try:
-        prove_company(run, rows, answers, run, samples)
+        prove_company(run, rows, answers, run, samples, door)
     except ExportFailed as error:
         raise ExportFailed(f"of the scores that a label or another whole number is taken from: {error}") from error
 
