@@ -6,7 +6,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -32,12 +32,8 @@ def prove_scores(
     names = scores_of(proto)
     if not names:
         return
-    opened = onnx.ModelProto()
-    opened.CopyFrom(proto)
-    del opened.graph.output[:]
-    opened.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in names.items())
     path = folder / "scores.onnx"
-    onnx.save(opened, path)
+    onnx.save(opened(proto, names), path)
     try:
         ask = plain_session(path, threads)
     finally:
@@ -62,6 +58,15 @@ def prove_scores(
         prove_company(run, rows, answers, run, samples, door)
     except ExportFailed as error:
         raise ExportFailed(f"of the scores that a label or another whole number is taken from: {error}") from error
+
+
+def opened(proto: onnx.ModelProto, names: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy of `proto` whose outputs are the tensors `names`, each of that TensorProto.DataType."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in names.items())
+    return copy
 
 
 def scores_of(proto: onnx.ModelProto) -> dict[str, int]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -28,8 +28,8 @@ _MARKS, _WEIGHT = 8, 16
 _COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Clip", "Where"})
 #: A domain of so many values is tried as a whole, in so many rows at most.
 _SMALL_DOMAIN, _MOST_ROWS = 1024, 16
-#: An extent that no graph of whole numbers is too large with: ids up to it are asked although they may make a size.
-_SMALL_SIZE = 4096
+#: What may be a size without being too much, where a table has so many rows or the graph names the number.
+_SMALL_SIZE = 1024
 #: How much fainter than the samples floats may be.
 _FAINT = 1 / 64
 
@@ -99,14 +99,19 @@ def _kinds(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> Itera
 
 
 def _whole(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> Iterator[tuple[str, np.ndarray]]:
-    low, high = _range(array.dtype, among, door.domains.get(name), door.sizes)
+    low, high = _range(array.dtype, among, door.domains.get(name), sizes=door.sizes)
     extremes = [(0, "zeros"), (high, "the highest values"), (low, "the lowest values"), (1, "ones")]
     # A whole number may be compared after a cast to a float.
     numbers = dict.fromkeys(int(mark) for mark in door.marks if not isinstance(mark, str) and mark == int(mark))
     marks = [(number, f"{number}s") for number in numbers]
     # Beside a mark, because it may be asked whether a number is less or not.
     beside = [(value + step, f"{value + step}s") for value, _ in marks[:2] for step in (-1, 1)]
-    allowed = [(value, what) for value, what in (*extremes, *marks, *beside) if low <= value <= high]
+    allowed = [(value, what) for value, what in extremes if low <= value <= high]
+    least, most = _range(array.dtype, among, door.domains.get(name), sizes=False)
+    if door.sizes:
+        # What the graph names itself is no size out of the way.
+        least, most = max(least, min(low, -_SMALL_SIZE)), min(most, max(high, _SMALL_SIZE))
+    allowed += [(value, what) for value, what in (*marks, *beside) if least <= value <= most]
     yield from _filled(array, allowed)
     count = high - low + 1
     if count > _SMALL_DOMAIN:
@@ -123,7 +128,7 @@ def _whole(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> Itera
         yield f"each number from {values[0]} on", values.reshape(array.shape)
 
 
-def _range(dtype: np.dtype, among: np.ndarray, domain: Domain | None, sizes: bool) -> tuple[int, int]:
+def _range(dtype: np.dtype, among: np.ndarray, domain: Domain | None, *, sizes: bool) -> tuple[int, int]:
     """The least and the largest whole number that may be asked."""
     limits = np.iinfo(dtype)
     # The lowest of all is left out: divided by -1 it ends the process.
@@ -173,8 +178,11 @@ def _marks(proto: onnx.ModelProto) -> tuple[Mark, ...]:
         tensors = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
         for node in graph.node:
             for attribute in node.attribute if node.op_type == "Constant" else ():
-                if attribute.HasField("t"):
-                    tensors[node.output[0]] = attribute.t
+                value = onnx.helper.get_attribute_value(attribute)
+                if attribute.name == "value":
+                    tensors[node.output[0]] = value
+                elif attribute.name != "sparse_value":
+                    tensors[node.output[0]] = _tensor_of(value)
         for node in graph.node:
             for name in node.input:
                 if name in tensors and int(np.prod(tensors[name].dims)) < _WEIGHT:
@@ -184,6 +192,11 @@ def _marks(proto: onnx.ModelProto) -> tuple[Mark, ...]:
     for kind, mark in (*compared, *others):
         kinds.setdefault(kind, {})[mark] = None
     return tuple(mark for marks in kinds.values() for mark in list(marks)[:_MARKS])
+
+
+def _tensor_of(value: Any) -> onnx.TensorProto:
+    array = np.array(value)
+    return numpy_helper.from_array(array.astype(object) if array.dtype.kind in "SU" else array)
 
 
 def _items(tensor: onnx.TensorProto) -> list[Mark]:

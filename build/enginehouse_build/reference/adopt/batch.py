@@ -43,15 +43,15 @@ def make_dynamic(proto: onnx.ModelProto, signature: Signature, original: Run, fo
             raise ExportFailed(f"output {name!r} has the shape {list(array.shape)} for one row: its dim 0 is no batch")
     symbol = _symbol(proto)
     freed = _rewrite(proto, symbol)
+    for rows, alone in trials[:1]:
+        if not _telling(alone):
+            _prove_inside(proto, freed, rows[:2], folder)
     run, door = load_proto(freed, folder), Door.of(proto, signature.inputs)
     for rows, alone in trials:
         _prove(run, rows, alone)
         prove_company(run, rows, alone, original, joined(rows), door)
     del run
     prove_scores(freed, joined(trials[0][0]), folder, door=door)
-    for rows, alone in trials[:1]:
-        if not _telling(alone):
-            _prove_inside(proto, freed, rows[:2], folder)
     # The proof has shown that all other dimensions are what they were.
     for output, was in zip(freed.graph.output, proto.graph.output, strict=True):
         output.CopyFrom(was)
