@@ -176,7 +176,8 @@ def _strangers(run: Callable[[Tensors], Tensors], samples: Tensors) -> Iterator[
         for exponent in STRANGE:
             if 2**exponent <= within or exponent > top:
                 continue
-            signs = np.where(np.arange(stranger[name].size) % 2, -1.0, 1.0).reshape(stranger[name].shape)
+            # Of either sign, and not nothing on average.
+            signs = np.where(np.arange(stranger[name].size) % _THIRD, 1.0, -1.0).reshape(stranger[name].shape)
             row = {**stranger, name: (2.0**exponent * signs).astype(stranger[name].dtype)}
             probe = _beside(run, row, own, alone, (name,), within, f"magnitudes of 2^{exponent}")
             if probe is not None and _spreads(run, probe):
