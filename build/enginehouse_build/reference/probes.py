@@ -156,34 +156,34 @@ def _far(base: Tensors, samples: Tensors) -> Iterator[_Unanswered]:
 def _strangers(run: Callable[[Tensors], Tensors], samples: Tensors) -> Iterator[Probe]:
     """A row of a stranger before one of the samples, in each float input by itself.
 
-    Large numbers are for the reference's own engines: a probe of them is made only where even the reference answers the
-    row otherwise than alone. Nothing is asked beside a row that it refuses.
+    Large numbers are tried where even the reference answers the row otherwise than alone, be it for an infinity: in
+    other precisions they are infinite sooner. Nothing is asked beside a row that it refuses.
     """
     stranger, own = ({name: array[row % len(array)][None] for name, array in samples.items()} for row in (0, 1))
     alone = _tried(run, own)
     if alone is None:
         return
     for name in _floats(stranger):
+        array = stranger[name]
+        special, large = [], []
         for value, called in ((np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")):
-            row = {**stranger, name: _dotted(stranger[name], np.array(value), _THIRD)}
-            if probe := _beside(run, row, own, alone, (name,), "finite", called):
-                yield probe
+            row = {**stranger, name: _dotted(array, np.array(value), _THIRD)}
+            special.append(_beside(run, row, own, alone, (name,), "finite", called))
         seen = samples[name].astype(np.float64)
         largest = float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)) or 1.0
         # Company of so many times the largest is part of the proof.
         within = 2 ** max(math.frexp(FAR * largest)[1] - 1, 0)
-        top = math.log2(_largest_of(stranger[name].dtype))
         for exponent in STRANGE:
-            if 2**exponent <= within or exponent > top:
+            if 2**exponent <= within or exponent > math.log2(_largest_of(array.dtype)):
                 continue
             # Of either sign, and not nothing on average.
-            signs = np.where(np.arange(stranger[name].size) % _THIRD, 1.0, -1.0).reshape(stranger[name].shape)
-            row = {**stranger, name: (2.0**exponent * signs).astype(stranger[name].dtype)}
-            probe = _beside(run, row, own, alone, (name,), within, f"magnitudes of 2^{exponent}")
-            if probe is not None and _spreads(run, probe):
-                yield probe
-                break
+            signs = np.where(np.arange(array.size) % _THIRD, 1.0, -1.0).reshape(array.shape)
+            row = {**stranger, name: (2.0**exponent * signs).astype(array.dtype)}
+            large.append(_beside(run, row, own, alone, (name,), within, f"magnitudes of 2^{exponent}"))
             within = 2**exponent
+        yield from filter(None, special)
+        if any(_spreads(run, probe) for probe in (*special, *large) if probe is not None):
+            yield from filter(None, large)
 
 
 def _beside(

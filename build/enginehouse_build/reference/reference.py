@@ -247,7 +247,9 @@ def _proven(
 
     Raises ExportFailed where it does not, BuildError for samples that do not fit.
     """
-    signature, run, pixels = _wrapped(core, path, before, after)
+    rewritten = plain_session(path, recipe.threads) if core.rewritten else None
+    signature, wrapped, pixels = _wrapped(core, path, before, after)
+    run = wrapped(core.run)
     axes = axes_of(signature, core.names, core.ranges, given.samples)
     # Samples have to pass the same door as requests.
     door = with_free_dims(signature, axes, core.ranges)
@@ -263,9 +265,9 @@ def _proven(
         prove_scores(proto, rows, path.parent, recipe.threads, values)
     requests = sampling.requests(rows, signature, recipe.max_rows if signature.batched else 1, axes)
     answers = [asked(run, request) for request in requests]
-    if core.rewritten:
+    if rewritten is not None:
         beyond = [*company_requests(rows)] if signature.batched else []
-        prove_rewritten(exported, run, requests, answers, beyond)
+        prove_rewritten(wrapped(rewritten), run, requests, answers, beyond)
     if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
         outputs = ", ".join(repr(name) for name in sorted(silent))
         raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
@@ -274,16 +276,21 @@ def _proven(
 
 def _wrapped(
     core: _Core, path: Path, before: Preprocess | None, after: Postprocess | None
-) -> tuple[Signature, Run, Pixels | None]:
-    """Put pre- and post-processing into the file at `path`; the signature, and how the whole should answer."""
+) -> tuple[Signature, Callable[[Run], Run], Pixels | None]:
+    """Put pre- and post-processing into the file at `path`; the signature, and what puts them around a run."""
     model = onnx_format.load(path)
-    run, pixels = core.run, None
-    if before is not None:
-        pixels = before.fit(model)
-        model, run = pixels.attach(model), _after_pixels(pixels.input, pixels.reference, run)
+    pixels = before.fit(model) if before is not None else None
+    if pixels is not None:
+        model = pixels.attach(model)
     if after is not None:
-        model, run = after.attach(model), _then(run, after.reference)
-    return finish(model, path, core.batched), run, pixels
+        model = after.attach(model)
+
+    def wrapped(run: Run) -> Run:
+        if pixels is not None:
+            run = _after_pixels(pixels.input, pixels.reference, run)
+        return run if after is None else _then(run, after.reference)
+
+    return finish(model, path, core.batched), wrapped, pixels
 
 
 def _after_pixels(name: str, reference: Callable[[np.ndarray], np.ndarray], run: Run) -> Run:

@@ -71,7 +71,7 @@ class Probe:
     @property
     def is_about_range(self) -> bool:
         """Whether it is about large floats, which int8 cannot tell apart beyond what it was calibrated with."""
-        if self.within == "finite" or self.request is None:
+        if self.within == "finite" or self.request is None or self.beside:
             return False
         return self.request[self.names[0]].dtype.kind not in "iu"
 
