@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Tensors
@@ -17,8 +18,8 @@ from enginehouse_build.reference.probes import sizing
 from enginehouse_build.reference.proof import prove_dynamic
 from enginehouse_build.reference.strangers import Door, strangers
 
-from .graphs import f32, i64, model, node, save
-from .whole_batches import KINDS, Case, looked_up, made, said
+from .graphs import f32, i64, model, node, save, values
+from .whole_batches import KINDS, ROWS, WIDTH, Case, looked_up, made, said
 
 GENERATED = [(mix, kind) for kind, (_, mixes) in KINDS.items() for mix in mixes]
 
@@ -52,6 +53,24 @@ def test_rows_that_depend_on_what_no_sample_has_are_found(mix: str, kind: str, a
 )
 def test_a_word_that_switches_the_batch_is_found(case: Callable[..., Case], apart: bool, tmp_path: Path) -> None:
     assert is_apart(case(apart=apart), tmp_path) == apart
+
+
+@pytest.mark.parametrize("limit", [30, 5000, 10**7])
+def test_a_number_that_switches_the_batch_is_found_however_large_it_is(limit: int, tmp_path: Path) -> None:
+    """Lengths beyond a limit have the whole batch take another branch; samples are far below."""
+    branches = {
+        f"{name}_branch": helper.make_graph([node(op, ["x"], ["o"])], name, [], values({"o": (f32, ["n", WIDTH])}))
+        for name, op in (("then", "Abs"), ("else", "Neg"))
+    }
+    nodes = [
+        node("ReduceMax", ["length"], ["longest"], keepdims=0),
+        node("Greater", ["longest", "limit"], ["condition"]),
+        node("If", ["condition"], ["y"], **branches),
+    ]
+    shapes = {"x": (f32, ["n", WIDTH]), "length": (i64, ["n", 1])}, {"y": (f32, ["n", WIDTH])}
+    proto = model(nodes, *shapes, {"limit": np.array(limit)})
+    rows = {"x": np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(f32), "length": np.full((ROWS, 1), 16)}
+    assert not is_apart(Case(proto, rows, False), tmp_path)
 
 
 def test_the_message_names_the_company(tmp_path: Path) -> None:
@@ -99,8 +118,8 @@ def test_strangers_are_rows_that_the_door_takes(dtype: type) -> None:
     row = {"x": samples["x"][:1]}
     found = [made for _, made in strangers(row, samples, Door.of(proto, [spec]))]
     assert all(made["x"].dtype == dtype and made["x"].shape == (1, 3) for made in found)
-    told = {made["x"].tobytes() for made in found}
-    assert len(told) == len(found)
+    # The row itself, and others, each once.
+    assert len({made["x"].tobytes() for made in found}) == len(found)
     if np.dtype(dtype).kind in "iu":
         everything = np.concatenate([made["x"].ravel() for made in found])
         assert {0, int(np.iinfo(dtype).max)} <= set(everything.tolist())
@@ -144,3 +163,22 @@ def test_a_slow_model_is_asked_beside_few_strangers(monkeypatch: pytest.MonkeyPa
         return sum(rows)
 
     assert asked(0) < asked(60)
+
+
+def test_a_row_that_is_asked_twice_is_answered_as_alone(tmp_path: Path) -> None:
+    """How many rows of the batch are equal to this one: none is, among samples."""
+    nodes = [
+        node("Unsqueeze", ["x", "first"], ["rows"]),
+        node("Unsqueeze", ["x", "zeroth"], ["columns"]),
+        node("Sub", ["rows", "columns"], ["away"]),
+        node("Abs", ["away"], ["distance"]),
+        node("ReduceMax", ["distance", "last"], ["most"], keepdims=0),
+        node("Equal", ["most", "nought"], ["same"]),
+        node("Cast", ["same"], ["share"], to=1),
+        node("ReduceSum", ["share", "first"], ["y"], keepdims=1),
+    ]
+    constants = {"zeroth": np.array([0]), "first": np.array([1]), "last": np.array([2]), "nought": np.array(0, f32)}
+    proto = model(nodes, {"x": (f32, ["n", WIDTH])}, {"y": (f32, ["n", 1])}, constants)
+    rows = {"x": np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(f32)}
+    with pytest.raises(ExportFailed, match="a row that shares its batch is answered otherwise than alone"):
+        proven(Case(proto, rows, False), tmp_path)

@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from enginehouse.contract.tensors import Domain, Tensors, TensorSpec
-from enginehouse_build.graph.graph import graphs
+from enginehouse_build.graph.graph import graphs, subgraphs
 from enginehouse_build.reference.probes import sizing
 
 Mark: TypeAlias = int | float | str
@@ -51,7 +51,7 @@ class Door:
     def of(cls, proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> Door:
         """That of the model `proto`, whose inputs are `inputs`."""
         domains = {spec.name: spec.domain for spec in inputs if spec.domain is not None}
-        return cls(domains, _marks(proto), bool(sizing(proto)))
+        return cls(domains, _marks(proto), bool(sizing(_flat(proto))))
 
 
 #: That of a model of which nothing is known.
@@ -61,8 +61,8 @@ UNKNOWN = Door({}, (), True)
 def strangers(row: Tensors, samples: Tensors, door: Door) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Rows shaped as `row`, the most telling ones first, each with what it is: `zeros in 'x'`.
 
-    All inputs are made up together, then each by itself, the others as in `row`. Each row is there once; the model may
-    refuse any of them.
+    `row` itself comes first. All inputs are made up together, then each by itself, the others as in `row`. Each of
+    these is there once; the model may refuse any.
     """
     each = {name: list(_kinds(array, samples[name], name, door)) for name, array in row.items() if array.size}
     together: dict[str, dict[str, np.ndarray]] = {}
@@ -71,6 +71,8 @@ def strangers(row: Tensors, samples: Tensors, door: Door) -> Iterator[tuple[str,
             together.setdefault(what, {})[name] = array
     jointly = [(f"{what} in all inputs", {**row, **arrays}) for what, arrays in together.items() if len(arrays) > 1]
     alone = [(f"{what} in {name!r}", {**row, name: array}) for name, what, array in _in_turn(each)]
+    # Somebody may ask the same twice.
+    yield "the same values", dict(row)
     seen = {_key(row)}
     for turn in zip_longest(jointly, alone):
         for what, made in filter(None, turn):
@@ -167,6 +169,32 @@ def _filled(array: np.ndarray, values: Sequence[tuple[object, str]]) -> Iterator
 
 def _key(row: Tensors) -> tuple[object, ...]:
     return tuple(tuple(array.ravel()) if array.dtype.hasobject else array.tobytes() for array in row.values())
+
+
+def _flat(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` with the nodes of both branches in the place of each If, for `sizing`: a choice alone makes no size."""
+    if not any(node.op_type == "If" for node in proto.graph.node):
+        return proto
+    flat = onnx.ModelProto()
+    flat.CopyFrom(proto)
+    nodes, found = list(flat.graph.node), list[onnx.NodeProto]()
+    while nodes:
+        node = nodes.pop(0)
+        if node.op_type != "If":
+            found.append(node)
+            continue
+        within = []
+        for branch in subgraphs(node):
+            flat.graph.initializer.extend(branch.initializer)
+            within += branch.node
+            within += [
+                onnx.helper.make_node("Identity", [value.name], [name])
+                for value, name in zip(branch.output, node.output, strict=False)
+            ]
+        nodes = [*within, *nodes]
+    del flat.graph.node[:]
+    flat.graph.node.extend(found)
+    return flat
 
 
 def _marks(proto: onnx.ModelProto) -> tuple[Mark, ...]:
