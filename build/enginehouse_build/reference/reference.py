@@ -11,7 +11,7 @@ Made once, in a process of its own, into a folder that all later steps read:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ import onnx as onnx_format
 
 from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import sha256_of
-from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.errors import ConfigError, ExportFailed
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.signature_record import with_free_dims
 from enginehouse.contract.tensors import Signature, Tensors
@@ -38,11 +38,12 @@ from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
-from enginehouse_build.reference.onnx import finish, one_by_one, plain_session, reason
+from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
 from enginehouse_build.reference.scores import prove_scores
 from enginehouse_build.reference.strangers import Door
+from enginehouse_build.reference.wrapping import Run, wrap
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -57,8 +58,6 @@ _SAME = 1e-6
 
 if TYPE_CHECKING:
     from enginehouse_build.inputs.source import TorchModel
-
-Run = Callable[[Tensors], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,11 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
             raise
         # What the conversion made of the file is not what it was: then it is served as it is.
         core = _from_file(source, recipe, model, as_it_is=reason(error))
-        proven = _proven(core, model, recipe, given, before, after)
+        try:
+            proven = _proven(core, model, recipe, given, before, after)
+        except ConfigError:
+            # It has to be converted for what is put around it.
+            raise error from None
     signature, axes, rows, run = proven.signature, proven.axes, proven.rows, proven.run
     max_rows = recipe.max_rows if signature.batched else 1
     answers = proven.answers
@@ -248,7 +251,7 @@ def _proven(
     Raises ExportFailed where it does not, BuildError for samples that do not fit.
     """
     rewritten = plain_session(path, recipe.threads) if core.rewritten else None
-    signature, wrapped, pixels = _wrapped(core, path, before, after)
+    signature, wrapped, pixels = wrap(path, before, after, batched=core.batched)
     run = wrapped(core.run)
     axes = axes_of(signature, core.names, core.ranges, given.samples)
     # Samples have to pass the same door as requests.
@@ -272,33 +275,6 @@ def _proven(
         outputs = ", ".join(repr(name) for name in sorted(silent))
         raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
     return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers)
-
-
-def _wrapped(
-    core: _Core, path: Path, before: Preprocess | None, after: Postprocess | None
-) -> tuple[Signature, Callable[[Run], Run], Pixels | None]:
-    """Put pre- and post-processing into the file at `path`; the signature, and what puts them around a run."""
-    model = onnx_format.load(path)
-    pixels = before.fit(model) if before is not None else None
-    if pixels is not None:
-        model = pixels.attach(model)
-    if after is not None:
-        model = after.attach(model)
-
-    def wrapped(run: Run) -> Run:
-        if pixels is not None:
-            run = _after_pixels(pixels.input, pixels.reference, run)
-        return run if after is None else _then(run, after.reference)
-
-    return finish(model, path, core.batched), wrapped, pixels
-
-
-def _after_pixels(name: str, reference: Callable[[np.ndarray], np.ndarray], run: Run) -> Run:
-    return lambda inputs: run({**inputs, name: reference(inputs[name])})
-
-
-def _then(run: Run, reference: Callable[[Tensors], dict[str, np.ndarray]]) -> Run:
-    return lambda inputs: reference(run(inputs))
 
 
 def _doubts(
