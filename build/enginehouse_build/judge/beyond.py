@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,18 @@ from enginehouse_build.graph.graph import element_types
 from enginehouse_build.inputs.extents import independent, resized
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.judge.rounding import Rounding
+from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.probes import sizing
-from enginehouse_build.reference.proof import companies, joined, near, picked
+from enginehouse_build.reference.proof import companies, near, picked
+from enginehouse_build.reference.strangers import Door, strangers
 
 Run = Callable[[Tensors], Tensors]
 
 SEED = 0
 #: Rows that are asked between made-up ones.
 _IN_COMPANY = 3
+#: Strangers from all that the door lets in, at most: the reference has been asked beside more of them.
+_STRANGERS = 8
 #: Rows of each request, and requests that ids are spread over: more take longer than the samples themselves.
 _ROWS = 8
 _REQUESTS_OF_IDS = 2
@@ -65,7 +70,7 @@ class Beyond:
         """
         proto = onnx.load(self.model, load_external_data=False)
         if self._signature.batched and self.manifest.max_batch > 1:
-            self._company()
+            self._company(Door.of(proto, self._signature.inputs))
         for what, request, remedy in self._extents():
             self._same(what, request, remedy)
         if self.artifact.precision != "int8":
@@ -92,11 +97,11 @@ class Beyond:
         if fault is not None:
             raise ParityFailed(f"{self.artifact.name} answers otherwise than the reference {what}: {fault}{remedy}")
 
-    def _company(self) -> None:
+    def _company(self, door: Door) -> None:
         """Each row alone, then with others around it: the artifact against itself, whatever its precision."""
         rows = picked(self.samples)
         alone = [self.infer(row) for row in rows]
-        for what, before, chosen, behind in self._groups(rows):
+        for what, before, chosen, behind in self._groups(rows, door):
             own = [rows[row] for row in chosen]
             try:
                 got = self.infer(joined([*before, *own, *behind]))
@@ -110,7 +115,9 @@ class Beyond:
                     "requests of strangers share a batch"
                 )
 
-    def _groups(self, rows: Sequence[Tensors]) -> Iterator[tuple[str, list[Tensors], list[int], list[Tensors]]]:
+    def _groups(
+        self, rows: Sequence[Tensors], door: Door
+    ) -> Iterator[tuple[str, list[Tensors], list[int], list[Tensors]]]:
         """What the company is, who is before, which of `rows`, who is behind; together as many as a call may have."""
         most = self.manifest.max_batch
         order = list(reversed(range(len(rows))))
@@ -120,6 +127,17 @@ class Beyond:
             count = max(min(_IN_COMPANY, most - 2), 1)
             chosen = [order[(at + step) % len(order)] for step in range(count)]
             yield what, [front], chosen, [back] if most > 2 else []
+        for what, row in islice(strangers(rows[0], self.samples, door), _STRANGERS):
+            if self._takes(row):
+                yield f"beside {what}", [row], order[: max(min(_IN_COMPANY, most - 1), 1)], []
+
+    def _takes(self, request: Tensors) -> bool:
+        try:
+            self.right(request)
+        except Exception:
+            # ONNX Runtime raises classes of its own.
+            return False
+        return True
 
     def _extents(self) -> Iterator[tuple[str, Tensors, str]]:
         """Extents beside those of the samples, odd ones among them, as far as requests may have them."""

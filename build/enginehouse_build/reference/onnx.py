@@ -68,6 +68,17 @@ def plain_session(path: Path, threads: int = 0) -> Run:
     return run
 
 
+def one_by_one(run: Run) -> Run:
+    """A model that takes one row, asked for as many as there are."""
+
+    def each(inputs: Tensors) -> dict[str, np.ndarray]:
+        count = len(next(iter(inputs.values())))
+        answers = [run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    return each
+
+
 def _words(array: np.ndarray) -> np.ndarray:
     # ONNX Runtime takes bytes for their repr.
     if not array.dtype.hasobject:

@@ -1,5 +1,10 @@
 """Making probes: requests with NaN, infinities and large numbers, and what the reference answers to them.
 
+In a batch such values are tried in one row beside another as well, which has to be answered as it is alone: a softmax
+that subtracts the largest score of the whole batch is right until a stranger sends an infinity. A model whose rows
+depend on each other for what `proof` has tried is refused; one whose rows do so only beyond, for NaN, infinities and
+floats far larger than those of the samples, keeps its batch, and its artifacts are bound to values that are harmless.
+
 What they are for, and how an artifact is judged by them: `enginehouse.contract.probes`. They are about values of which
 samples are no evidence: ids of neighbours, measurements that are missing, sums beyond 32 bits.
 """
@@ -13,6 +18,7 @@ import numpy as np
 import onnx
 
 from enginehouse.contract.bounds import InputBound
+from enginehouse.contract.parity import LIMITS, first_difference
 from enginehouse.contract.probes import Probe
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.graph import element_types, subgraphs
@@ -24,6 +30,10 @@ WHOLE = (4, 8, 11, 15, 20, 24, 28, 30, 31, 32, 62)
 FLOAT = (15, 24, 31, 62, 100, 200)
 #: Beyond this fp32 takes neighbours for one, which samples may not have: that they passed proves nothing there.
 TOLD_APART = 2**24
+#: How far company is from the samples, in the largest of their values.
+FAR = 64
+#: Magnitudes of a stranger's floats, up to the end of fp32.
+STRANGE = (8, 11, 15, 24, 31, 62, 100, 127)
 SEED = 0
 #: Special values in every third element, and in one of each row: two infinities in a sum are no number.
 _THIRD = 3
@@ -87,9 +97,11 @@ _HARMLESS_FIRST = frozenset(
 
 
 def make(
-    run: Callable[[Tensors], Tensors], proto: onnx.ModelProto, samples: Tensors, signature: Signature
+    run: Callable[[Tensors], Tensors], proto: onnx.ModelProto, samples: Tensors, signature: Signature, max_rows: int = 2
 ) -> list[Probe]:
     """The probes of a model: of its `samples` a few rows with other values. `run` is the reference, `proto` its graph.
+
+    There is company for a row where `max_rows` of a call are two or more.
 
     Inputs that index a table are left as they are, since their domain is checked at the door.
     """
@@ -101,6 +113,8 @@ def make(
     )
     known = min(max((_largest_whole(samples[name]) for name in ids), default=0) + 1, TOLD_APART)
     probes = [_answered(run, *each) for each in (*_not_finite(base), *_far(base, samples))]
+    if signature.batched and max_rows > 1:
+        probes += _strangers(run, samples)
     if ids and (node := sizing(proto)):
         reason = f"{node} may make a size of it"
         return [*probes, Probe(ids, TOLD_APART, reason, None, None)]
@@ -113,12 +127,7 @@ _Unanswered = tuple[tuple[str, ...], InputBound, str, Tensors]
 def _answered(
     run: Callable[[Tensors], Tensors], names: tuple[str, ...], within: InputBound, values: str, request: Tensors
 ) -> Probe:
-    try:
-        answer: Tensors | None = run(request)
-    except Exception:
-        # ONNX Runtime raises classes of its own, say for an id beyond its table.
-        answer = None
-    return Probe(names, within, values, request, answer)
+    return Probe(names, within, values, request, _tried(run, request))
 
 
 def _not_finite(base: Tensors) -> Iterator[_Unanswered]:
@@ -142,6 +151,79 @@ def _far(base: Tensors, samples: Tensors) -> Iterator[_Unanswered]:
             values = 2.0**exponent * generator.uniform(0.5, 1, array.shape) * generator.choice((-1, 1), array.shape)
             yield (name,), within, f"magnitudes of 2^{exponent}", {**base, name: _dotted(array, values, _THIRD)}
             within = 2**exponent
+
+
+def _strangers(run: Callable[[Tensors], Tensors], samples: Tensors) -> Iterator[Probe]:
+    """A row of a stranger before one of the samples, in each float input by itself.
+
+    Large numbers are tried where even the reference answers the row otherwise than alone, be it for an infinity: in
+    other precisions they are infinite sooner. Nothing is asked beside a row that it refuses.
+    """
+    stranger, own = ({name: array[row % len(array)][None] for name, array in samples.items()} for row in (0, 1))
+    alone = _tried(run, own)
+    if alone is None:
+        return
+    for name in _floats(stranger):
+        array = stranger[name]
+        special, large = [], []
+        for value, called in ((np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")):
+            row = {**stranger, name: _dotted(array, np.array(value), _THIRD)}
+            special.append(_beside(run, row, own, alone, (name,), "finite", called))
+        seen = samples[name].astype(np.float64)
+        largest = float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)) or 1.0
+        # Company of so many times the largest is part of the proof.
+        within = 2 ** max(math.frexp(FAR * largest)[1] - 1, 0)
+        for exponent in STRANGE:
+            if 2**exponent <= within or exponent > math.log2(_largest_of(array.dtype)):
+                continue
+            # Of either sign, and not nothing on average.
+            signs = np.where(np.arange(array.size) % _THIRD, 1.0, -1.0).reshape(array.shape)
+            row = {**stranger, name: (2.0**exponent * signs).astype(array.dtype)}
+            large.append(_beside(run, row, own, alone, (name,), within, f"magnitudes of 2^{exponent}"))
+            within = 2**exponent
+        yield from filter(None, special)
+        if any(_spreads(run, probe) for probe in (*special, *large) if probe is not None):
+            yield from filter(None, large)
+
+
+def _beside(
+    run: Callable[[Tensors], Tensors],
+    stranger: Tensors,
+    own: Tensors,
+    alone: Tensors,
+    names: tuple[str, ...],
+    within: InputBound,
+    values: str,
+) -> Probe | None:
+    """A probe of the row `own` behind that of a `stranger`; None where that is refused or answered without a row."""
+    other = _tried(run, stranger)
+    if other is None or any(array.shape != alone[name].shape or not array.ndim for name, array in other.items()):
+        return None
+    request, answer = (
+        {name: np.concatenate([first[name], second[name]]) for name in first}
+        for first, second in ((stranger, own), (other, alone))
+    )
+    return Probe(names, within, values, request, answer, beside=1)
+
+
+def _spreads(run: Callable[[Tensors], Tensors], probe: Probe) -> bool:
+    assert probe.request is not None and probe.answer is not None
+    limit = LIMITS["fp32"].worst_row
+    got, copies = (
+        _tried(run, request) for request in (probe.request, {n: a[[1, 1]] for n, a in probe.request.items()})
+    )
+    if got is None or copies is None:
+        return False
+    own, alone, copy = ({name: array[1:] for name, array in each.items()} for each in (got, probe.answer, copies))
+    return all(first_difference(own, want, limit, limit) is not None for want in (alone, copy))
+
+
+def _tried(run: Callable[[Tensors], Tensors], request: Tensors) -> Tensors | None:
+    try:
+        return run(request)
+    except Exception:
+        # ONNX Runtime raises classes of its own.
+        return None
 
 
 def _neighbours(base: Tensors, names: tuple[str, ...], known: int) -> Iterator[_Unanswered]:

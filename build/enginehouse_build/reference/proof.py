@@ -6,8 +6,7 @@ nothing: a causal model whose time axis was taken for the batch does so too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,29 +16,31 @@ from enginehouse.contract.parity import LIMITS, first_difference
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.inputs.extents import independent, resized, sizes
 from enginehouse_build.inputs.samples import take
+from enginehouse_build.reference.company import WHY, Ask, has_rows, joined, prove_strangers
 from enginehouse_build.reference.onnx import CAUSES, PROOF_ROWS, reason
+from enginehouse_build.reference.probes import FAR
+from enginehouse_build.reference.strangers import UNKNOWN, Door
 
-Ask: TypeAlias = Callable[[Tensors], Tensors]
-
-#: How far the made-up rows are from the real ones, in the largest of their values.
-_FAR = 64
 #: Rows that are asked in each company of made-up ones.
 _IN_COMPANY = 3
 #: About what rounding makes of the values inside a deep network, relative to them.
 _ROUNDING = 1e-5
 #: How many times as many values as were seen to change may be undecided.
 _EITHER_WAY = 4
-_WHY = (
-    "requests of strangers share a batch, so no row may depend on who else is in it; batch statistics, one scale for "
-    "the whole tensor (dynamic quantization, normalisation) and a dim 0 that is time are the usual causes: "
-    "--no-batch helps"
-)
 
 
 def prove_dynamic(
-    run: Ask, reference: Ask, samples: Tensors, axes: Sequence[Axis] = (), declared: Mapping[str, object] | None = None
+    run: Ask,
+    reference: Ask,
+    samples: Tensors,
+    axes: Sequence[Axis] = (),
+    declared: Mapping[str, object] | None = None,
+    door: Door = UNKNOWN,
 ) -> None:
     """Run the model on 1, 2 and 5 rows and compare with the reference, then each row alone with itself in company.
+
+    The company are other samples, rows far from them, and whatever else the `door` lets in; rows of that kind are asked
+    for as well (`prove_strangers`).
 
     The same at several extents of each of `axes`; what fails to run there is refused for the `declared` ones, whose
     range was promised, and says nothing for others. Raises ExportFailed when the batch is not free after all, or a
@@ -56,16 +57,18 @@ def prove_dynamic(
                 f"the model does not run with {count} rows of the samples: {reason(error)}; either they are not what "
                 f"it takes, or its batch is not dynamic; usual causes of that: {CAUSES}"
             ) from error
-        _has_rows(got, count)
+        has_rows(got, count)
         _like_reference(got, batch, reference, f"with {count} rows the exported model")
         alone = alone or [got, *(run(row) for row in rows[1:])]
     _alike(got, alone, rows, run, "beside other samples")
-    prove_company(run, rows, alone, run, samples)
+    prove_company(run, rows, alone, run, samples, door)
     for axis in independent(axes):
         _prove_extents(run, reference, rows[:2], axis, axes, axis.name in (declared or {}))
 
 
-def prove_company(run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], original: Ask, samples: Tensors) -> None:
+def prove_company(
+    run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], original: Ask, samples: Tensors, door: Door = UNKNOWN
+) -> None:
     """Ask `run` for `rows` in another order, between made-up rows, and compare with what they are answered `alone`.
 
     Raises ExportFailed naming company, output and row. Company that `original` itself does not take proves nothing.
@@ -80,11 +83,40 @@ def prove_company(run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], o
             if not (_takes(original, front) and _takes(original, back)):
                 continue
             raise ExportFailed(
-                f"rows that the model answers alone fail together, {what}: {reason(error)}; {_WHY}"
+                f"rows that the model answers alone fail together, {what}: {reason(error)}; {WHY}"
             ) from error
-        _has_rows(got, len(chosen) + 2)
+        has_rows(got, len(chosen) + 2)
         within = {name: array[1:-1] for name, array in got.items()}
         _alike(within, [alone[row] for row in chosen], [rows[row] for row in chosen], original, what)
+    prove_strangers(run, rows[:2], alone[:2], original, samples, door)
+
+
+def prove_rewritten(
+    run: Ask, original: Ask, requests: Sequence[Tensors], answers: Sequence[Tensors], beyond: Sequence[Tensors]
+) -> None:
+    """Compare `run`, a graph made from that of `original`, with what `original` answers to all samples: `answers`.
+
+    Also on requests `beyond` these, where `original` takes them and has finite answers: others it was not made for.
+    Raises ExportFailed naming output and row.
+    """
+    for request, want in zip(requests, answers, strict=True):
+        _like_reference(run(request), request, original, "on samples the rewritten model", want)
+    for request in beyond:
+        try:
+            want = original(request)
+        except Exception:
+            # ONNX Runtime raises classes of its own.
+            continue
+        if all(np.isfinite(array).all() for array in want.values() if array.dtype.kind == "f"):
+            what = "on values far from the samples the rewritten model"
+            _like_reference(run(request), request, original, what, want)
+
+
+def company_requests(samples: Tensors) -> Iterator[Tensors]:
+    """The rows of `companies`, each asked for by itself."""
+    for _, front, back in companies(take(samples, 0, 1), samples):
+        yield front
+        yield back
 
 
 def asked(run: Ask, request: Tensors) -> Tensors:
@@ -97,11 +129,6 @@ def asked(run: Ask, request: Tensors) -> Tensors:
             f"the reference does not answer a request of the shapes {shapes}: {reason(error)}; give samples that it "
             "takes with --samples FILE.npz, and ranges within what it takes with --axis NAME=MIN:OPT:MAX"
         ) from error
-
-
-def joined(rows: Sequence[Tensors]) -> dict[str, np.ndarray]:
-    """Requests or answers as one, along dim 0."""
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def undecided(reference: Ask, rows: Sequence[Tensors], answers: Sequence[Tensors]) -> dict[str, float]:
@@ -130,11 +157,12 @@ def _alike(got: Tensors, alone: Sequence[Tensors], rows: Sequence[Tensors], orig
         return
     fault = first_difference(got, want, limit, limit, undecided(original, rows, alone))
     if fault is not None:
-        raise ExportFailed(f"a row that shares its batch is answered otherwise than alone: {what}, {fault}; {_WHY}")
+        raise ExportFailed(f"a row that shares its batch is answered otherwise than alone: {what}, {fault}; {WHY}")
 
 
-def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str) -> None:
-    want, limits = reference(batch), LIMITS["fp32"]
+def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str, wanted: Tensors | None = None) -> None:
+    """`wanted` is what the reference answers, where that is known."""
+    want, limits = reference(batch) if wanted is None else wanted, LIMITS["fp32"]
     if first_difference(got, want, limits.relative_l2, limits.worst_row) is not None:
         by_rounding = undecided(reference, [batch], [want])
         fault = first_difference(got, want, limits.relative_l2, limits.worst_row, by_rounding)
@@ -171,7 +199,7 @@ def _prove_extents(
             got = run(batch)
         except Exception as error:
             raise ExportFailed(f"{what} the model takes one row and not {len(rows)}: {reason(error)}") from error
-        _has_rows(got, len(rows))
+        has_rows(got, len(rows))
         _alike(got, alone, sized, run, what)
         _like_reference(got, batch, reference, f"{what} the exported model")
 
@@ -179,15 +207,6 @@ def _prove_extents(
 def near(extent: int) -> list[int]:
     """Extents that nobody declared: one more and a half (odd where `extent` is even), and about twice as much."""
     return sorted({extent + 1, max(extent // 2, 1), 2 * extent + 1} - {extent})
-
-
-def _has_rows(got: Tensors, rows: int) -> None:
-    for name, array in got.items():
-        if array.ndim == 0 or array.shape[0] != rows:
-            raise ExportFailed(
-                f"output {name!r} has shape {list(array.shape)} for {rows} rows: dim 0 must be the batch "
-                "(build with --no-batch if the model has none)"
-            )
 
 
 def _takes(run: Ask, row: Tensors) -> bool:
@@ -233,11 +252,11 @@ def _far(array: np.ndarray, among: np.ndarray, side: int) -> np.ndarray:
         )
         return np.full(array.shape, extreme, dtype=among.dtype)
     largest = float(np.abs(among[np.isfinite(among)]).max(initial=0)) or 1.0
-    return _scaled(np.abs(np.nan_to_num(array.astype(np.float64))) + largest, side * _FAR).astype(among.dtype)
+    return _scaled(np.abs(np.nan_to_num(array.astype(np.float64))) + largest, side * FAR).astype(among.dtype)
 
 
 def _loud(row: Tensors) -> dict[str, np.ndarray]:
-    return {name: _scaled(array, _FAR / 8) for name, array in row.items()}
+    return {name: _scaled(array, FAR / 8) for name, array in row.items()}
 
 
 def _scaled(array: np.ndarray, factor: float) -> np.ndarray:

@@ -11,7 +11,7 @@ Made once, in a process of its own, into a folder that all later steps read:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +21,13 @@ import onnx as onnx_format
 
 from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import sha256_of
-from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.errors import ConfigError, ExportFailed
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.signature_record import with_free_dims
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
-from enginehouse_build.inputs.given import read_given
+from enginehouse_build.inputs.given import Given, read_given
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.inputs.opened import OpenedFiles
 from enginehouse_build.inputs.postprocess import Postprocess
@@ -36,11 +36,14 @@ from enginehouse_build.inputs.preprocess import Preprocess
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
+from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
-from enginehouse_build.reference.onnx import finish, plain_session
+from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
-from enginehouse_build.reference.proof import asked, prove_dynamic
+from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
 from enginehouse_build.reference.scores import prove_scores
+from enginehouse_build.reference.strangers import Door
+from enginehouse_build.reference.wrapping import Run, wrap
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -55,8 +58,6 @@ _SAME = 1e-6
 
 if TYPE_CHECKING:
     from enginehouse_build.inputs.source import TorchModel
-
-Run = Callable[[Tensors], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class _Core:
-    """The model without pre- and post-processing: how the source itself answers, and names of its free dimensions."""
+    """The model without pre- and post-processing: how the source itself answers, and names of its free dimensions.
+
+    `converted` and `unvaried` are those of `Adopted`; with `rewritten`, `run` is another graph than the reference's.
+    """
 
     run: Run
     answered_by: str
@@ -98,6 +102,24 @@ class _Core:
     names: Mapping[tuple[str, int], str]
     ranges: Mapping[str, AxisRange]
     remarks: tuple[str, ...] = ()
+    converted: str = ""
+    unvaried: tuple[str, ...] = ()
+    rewritten: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """The reference as it is served, what was asked of it, and how the source answers that."""
+
+    signature: Signature
+    door: Signature
+    axes: tuple[Axis, ...]
+    rows: Tensors
+    run: Run
+    exported: Run
+    pixels: Pixels | None
+    requests: list[dict[str, np.ndarray]]
+    answers: list[Tensors]
 
 
 def make_reference(folder: Path, recipe: Recipe) -> Reference:
@@ -121,28 +143,28 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         core = _from_file(source, recipe, model)
     before = recipe.preprocess or (Preprocess.of(own.preprocess) if own and own.preprocess else None)
     after = recipe.postprocess or (postprocess_of(own.postprocess) if own and own.postprocess else None)
-    signature, run, pixels = _wrapped(core, model, before, after)
+    try:
+        proven = _proven(core, model, recipe, given, before, after)
+    except ExportFailed as error:
+        if not core.converted or isinstance(source, TorchModel):
+            raise
+        # What the conversion made of the file is not what it was: then it is served as it is.
+        core = _from_file(source, recipe, model, as_it_is=reason(error))
+        try:
+            proven = _proven(core, model, recipe, given, before, after)
+        except ConfigError:
+            # It has to be converted for what is put around it.
+            raise error from None
+    signature, axes, rows, run = proven.signature, proven.axes, proven.rows, proven.run
     max_rows = recipe.max_rows if signature.batched else 1
-
-    axes = axes_of(signature, core.names, core.ranges, given.samples)
-    # Samples have to pass the same door as requests.
-    door = with_free_dims(signature, axes, core.ranges)
-    if given.samples is None:
-        rows = sampling.made_up(signature, axes)
-    else:
-        rows = sampling.checked(given.samples, door, given.samples_from)
-    exported = plain_session(model, recipe.threads)
-    if signature.batched:
-        prove_dynamic(exported, run, rows, axes, core.ranges)
-        prove_scores(onnx_format.load(model), rows, folder, recipe.threads)
-    requests = sampling.requests(rows, signature, max_rows, axes)
-    answers = [asked(run, request) for request in requests]
-    tensor_file.write(folder / REQUESTS, requests)
+    answers = proven.answers
+    tensor_file.write(folder / REQUESTS, proven.requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
-    probes.write(folder / PROBES, make_probes(exported, onnx_format.load(model), rows, signature))
+    made = make_probes(proven.exported, onnx_format.load(model), rows, signature, max_rows)
+    probes.write(folder / PROBES, made)
     if given.calibration is not None:
-        calibration = sampling.checked(given.calibration, door, given.calibration_from)
+        calibration = sampling.checked(given.calibration, proven.door, given.calibration_from)
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
     metric = None
     if given.metric is not None and given.labels is not None:
@@ -156,7 +178,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         max_rows=max_rows,
         origin=f"compared with {core.answered_by} on {given.samples_from}",
         remarks=(*core.remarks, *_doubts(given.samples is not None, metric, answers, rows, signature)),
-        preprocess=pixels.describe() if pixels else "",
+        preprocess=proven.pixels.describe() if proven.pixels else "",
         postprocess=after.describe() if after else "",
         metric=metric,
         calibrated=given.calibration is not None,
@@ -192,39 +214,67 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     return _Core(source, "torch", recipe.batched, names, ranges)
 
 
-def _from_file(source: Path, recipe: Recipe, path: Path) -> _Core:
-    adopted = adopt(source, path, batched=recipe.batched)
+def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
+    adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is)
     names = {
         (name, dim): text
         for name, dims in adopted.dim_names.items()
         for dim, text in enumerate(dims)
         if text and not (adopted.signature.batched and dim == 0)
     }
-    run = plain_session(path, recipe.threads)
-    told = "ONNX Runtime without graph fusions"
-    return _Core(run, told, adopted.signature.batched, names, recipe.axes, adopted.remarks)
+    rewritten = bool(adopted.converted) or adopted.freed
+    # What a rewriting changed shows only beside the file as it was given.
+    run = plain_session(source if rewritten else path, recipe.threads)
+    return _Core(
+        run=one_by_one(run) if adopted.freed else run,
+        answered_by="ONNX Runtime without graph fusions",
+        batched=adopted.signature.batched,
+        names=names,
+        ranges=recipe.axes,
+        remarks=adopted.remarks,
+        converted=adopted.converted,
+        unvaried=adopted.unvaried,
+        rewritten=rewritten,
+    )
 
 
-def _wrapped(
-    core: _Core, path: Path, before: Preprocess | None, after: Postprocess | None
-) -> tuple[Signature, Run, Pixels | None]:
-    """Put pre- and post-processing into the file at `path`; the signature, and how the whole should answer."""
-    model = onnx_format.load(path)
-    run, pixels = core.run, None
-    if before is not None:
-        pixels = before.fit(model)
-        model, run = pixels.attach(model), _after_pixels(pixels.input, pixels.reference, run)
-    if after is not None:
-        model, run = after.attach(model), _then(run, after.reference)
-    return finish(model, path, core.batched), run, pixels
+def _proven(
+    core: _Core,
+    path: Path,
+    recipe: Recipe,
+    given: Given,
+    before: Preprocess | None,
+    after: Postprocess | None,
+) -> _Proven:
+    """Wrap the model at `path`, and prove that it answers as its source does and each row on its own.
 
-
-def _after_pixels(name: str, reference: Callable[[np.ndarray], np.ndarray], run: Run) -> Run:
-    return lambda inputs: run({**inputs, name: reference(inputs[name])})
-
-
-def _then(run: Run, reference: Callable[[Tensors], dict[str, np.ndarray]]) -> Run:
-    return lambda inputs: reference(run(inputs))
+    Raises ExportFailed where it does not, BuildError for samples that do not fit.
+    """
+    rewritten = plain_session(path, recipe.threads) if core.rewritten else None
+    signature, wrapped, pixels = wrap(path, before, after, batched=core.batched)
+    run = wrapped(core.run)
+    axes = axes_of(signature, core.names, core.ranges, given.samples)
+    # Samples have to pass the same door as requests.
+    door = with_free_dims(signature, axes, core.ranges)
+    if given.samples is None:
+        rows = sampling.made_up(signature, axes)
+    else:
+        rows = sampling.checked(given.samples, door, given.samples_from)
+    exported = plain_session(path, recipe.threads)
+    if signature.batched:
+        proto = onnx_format.load(path)
+        values = Door.of(proto, signature.inputs)
+        prove_dynamic(exported, run, rows, axes, core.ranges, values)
+        prove_scores(proto, rows, path.parent, recipe.threads, values)
+    requests = sampling.requests(rows, signature, recipe.max_rows if signature.batched else 1, axes)
+    answers = [asked(run, request) for request in requests]
+    if rewritten is not None:
+        beyond = [*company_requests(rows)] if signature.batched else []
+        prove_rewritten(wrapped(rewritten), run, requests, answers, beyond)
+    if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
+        outputs = ", ".join(repr(name) for name in sorted(silent))
+        raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
+    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers)
 
 
 def _doubts(

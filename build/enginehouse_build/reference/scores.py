@@ -6,20 +6,24 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Tensors
+from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.onnx import plain_session
-from enginehouse_build.reference.proof import joined, picked, prove_company
+from enginehouse_build.reference.proof import picked, prove_company
+from enginehouse_build.reference.strangers import UNKNOWN, Door
 
 _FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE))
 
 
-def prove_scores(proto: onnx.ModelProto, samples: Tensors, folder: Path, threads: int = 0) -> None:
+def prove_scores(
+    proto: onnx.ModelProto, samples: Tensors, folder: Path, threads: int = 0, door: Door = UNKNOWN
+) -> None:
     """Ask `proto` for the floats that its whole numbers and texts are decided by, for rows alone and in company.
 
     Nothing is asked of a model all of whose outputs are floats. Raises ExportFailed naming a tensor whose rows depend
@@ -28,12 +32,8 @@ def prove_scores(proto: onnx.ModelProto, samples: Tensors, folder: Path, threads
     names = scores_of(proto)
     if not names:
         return
-    opened = onnx.ModelProto()
-    opened.CopyFrom(proto)
-    del opened.graph.output[:]
-    opened.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in names.items())
     path = folder / "scores.onnx"
-    onnx.save(opened, path)
+    onnx.save(opened(proto, names), path)
     try:
         ask = plain_session(path, threads)
     finally:
@@ -55,9 +55,18 @@ def prove_scores(proto: onnx.ModelProto, samples: Tensors, folder: Path, threads
 
     answers: Sequence[Tensors] = [run(row) for row in rows]
     try:
-        prove_company(run, rows, answers, run, samples)
+        prove_company(run, rows, answers, run, samples, door)
     except ExportFailed as error:
         raise ExportFailed(f"of the scores that a label or another whole number is taken from: {error}") from error
+
+
+def opened(proto: onnx.ModelProto, names: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy of `proto` whose outputs are the tensors `names`, each of that TensorProto.DataType."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in names.items())
+    return copy
 
 
 def scores_of(proto: onnx.ModelProto) -> dict[str, int]:

@@ -28,7 +28,9 @@ class Probe:
     """One request, which has `values` in the inputs `names`, and the reference's answer; None where it refuses that.
 
     An engine that answers otherwise is right for these inputs `within` only. A `request` that is None cannot be made,
-    for the reason in `values`: then no engine but the reference's own is known to be right beyond `within`.
+    for the reason in `values`: then no engine but the reference's own is known to be right beyond `within`. In a probe
+    about company the first `beside` rows are the company that has the values, and the answers of the rows after them,
+    which are the reference's to each of these alone, are what is compared.
     """
 
     names: tuple[str, ...]
@@ -36,12 +38,14 @@ class Probe:
     values: str
     request: Tensors | None
     answer: Tensors | None
+    beside: int = 0
 
     def fault(self, kind: EngineKind, infer: Callable[[Tensors], Tensors], artifact: Artifact) -> str | None:
         """In words, how `infer` differs from the reference; None if it does not."""
         if self.request is None:
             return None if kind.startswith(_REFERENCE) else f"nothing larger was tried: {self.values}"
         asked = f"with {self.values} in {' and '.join(map(repr, self.names))}"
+        asked += " of another row of the batch" if self.beside else ""
         if self.answer is None and not kind.startswith(_REFERENCE):
             # Not asked: OpenVINO answers zeros for an id beyond its table, and other operators write there.
             return f"{asked} the reference refuses the request"
@@ -53,13 +57,21 @@ class Probe:
             return f"{asked} it answers what the reference refuses"
         limits = limits_of(artifact.precision, artifact.limit)
         share = dict.fromkeys(self.answer, 0.0 if artifact.precision == "fp32" else limits.differing)
-        difference = first_difference(got, self.answer, limits.worst_row, limits.worst_row, share)
+        got, want = (_from_row(answer, self.beside) for answer in (got, self.answer))
+        difference = first_difference(got, want, limits.worst_row, limits.worst_row, share)
+        if difference and self.beside:
+            # What precision and rounding make of these rows is there without the company too.
+            try:
+                among_own = _from_row(infer(_without_company(self.request, self.beside)), self.beside)
+            except EnginehouseError as error:
+                return f"{asked} it answers, and refuses the same without that ({error})"
+            difference = first_difference(got, among_own, limits.worst_row, limits.worst_row, share)
         return f"{asked} its {difference}" if difference else None
 
     @property
     def is_about_range(self) -> bool:
         """Whether it is about large floats, which int8 cannot tell apart beyond what it was calibrated with."""
-        if self.within == "finite" or self.request is None:
+        if self.within == "finite" or self.request is None or self.beside:
             return False
         return self.request[self.names[0]].dtype.kind not in "iu"
 
@@ -92,6 +104,7 @@ def write(path: Path, probes: Sequence[Probe]) -> None:
             "values": np.array([probe.values.encode()], dtype=object),
             "is_made": np.array(probe.request is not None),
             "is_answered": np.array(probe.answer is not None),
+            **({"beside": np.array(probe.beside)} if probe.beside else {}),
         }
         tensors += [about, probe.request or {}, probe.answer or {}]
     tensor_file.write(path, tensors)
@@ -108,6 +121,7 @@ def read(path: Path) -> list[Probe]:
                 values=about["values"][0].decode(),
                 request=request if about["is_made"] else None,
                 answer=answer if about["is_answered"] else None,
+                beside=int(about["beside"]) if "beside" in about else 0,
             )
             for about, request, answer in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
         ]
@@ -124,3 +138,13 @@ def kept(probes: Sequence[Probe], most_bytes: int) -> list[Probe]:
             chosen.append(probe)
             total += size
     return chosen
+
+
+def _from_row(answer: Tensors, row: int) -> Tensors:
+    return {name: array[row:] for name, array in answer.items()} if row else answer
+
+
+def _without_company(request: Tensors, rows: int) -> Tensors:
+    """`request` with the row after them in the place of the first `rows`."""
+    places = [*[rows] * rows, *range(rows, len(next(iter(request.values()))))]
+    return {name: np.take(array, places, axis=0) for name, array in request.items()}

@@ -17,9 +17,11 @@ from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.reference.adopt.refusals import constants_of
 from enginehouse_build.reference.adopt.shapes import Dim, Shapes, dims, infer, is_tensor, shapes_of
 from enginehouse_build.reference.adopt.trial import agree, answers, attempt, load_proto
+from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.onnx import PROOF_ROWS, Run
-from enginehouse_build.reference.proof import joined, prove_company
+from enginehouse_build.reference.proof import prove_company
 from enginehouse_build.reference.scores import prove_scores
+from enginehouse_build.reference.strangers import Door
 
 _PREFIX = "enginehouse/batch"
 #: Outputs that differ by less than this between rows cannot show that rows are kept apart.
@@ -41,15 +43,15 @@ def make_dynamic(proto: onnx.ModelProto, signature: Signature, original: Run, fo
             raise ExportFailed(f"output {name!r} has the shape {list(array.shape)} for one row: its dim 0 is no batch")
     symbol = _symbol(proto)
     freed = _rewrite(proto, symbol)
-    run = load_proto(freed, folder)
-    for rows, alone in trials:
-        _prove(run, rows, alone)
-        prove_company(run, rows, alone, original, joined(rows))
-    del run
-    prove_scores(freed, joined(trials[0][0]), folder)
     for rows, alone in trials[:1]:
         if not _telling(alone):
             _prove_inside(proto, freed, rows[:2], folder)
+    run, door = load_proto(freed, folder), Door.of(proto, signature.inputs)
+    for rows, alone in trials:
+        _prove(run, rows, alone)
+        prove_company(run, rows, alone, original, joined(rows), door)
+    del run
+    prove_scores(freed, joined(trials[0][0]), folder, door=door)
     # The proof has shown that all other dimensions are what they were.
     for output, was in zip(freed.graph.output, proto.graph.output, strict=True):
         output.CopyFrom(was)
