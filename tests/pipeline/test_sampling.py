@@ -14,7 +14,7 @@ from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.reference.reference import CALIBRATION, REQUESTS, Reference, make_reference
 
 from .conftest import write_onnx
-from .graphs import node
+from .graphs import model, node, save
 
 SIGNATURE = Signature(
     (TensorSpec("x", np.dtype(np.float32), (None, 3)),), (TensorSpec("y", np.dtype(np.float32), (None, 2)),)
@@ -91,3 +91,17 @@ def test_an_output_that_never_changes_is_called_so_with_what_was_looked_at(
 ) -> None:
     (remark,) = clipped(tmp_path, 2.0, count).remarks
     assert remark.startswith(f"output 'y' is the same for {looked_at} samples (to 1e-06), so parity says little")
+
+
+@pytest.mark.parametrize("dtype", ["U", "S"])
+@pytest.mark.parametrize("words", [("a", "bcd", "ü", ""), ("same",)])
+def test_text_is_sampled_as_numpy_has_it(tmp_path: Path, dtype: str, words: tuple[str, ...]) -> None:
+    nodes = [node("StringConcat", ["s", "mark"], ["t"])]
+    given = np.array(words) if dtype == "U" else np.array([word.encode() for word in words])
+    np.savez(tmp_path / "text.npz", s=given)
+    proto = model(nodes, {"s": (object, ["n"])}, {"t": (object, ["n"])}, {"mark": np.array(["!"], object)})
+    path = save(tmp_path / "text.onnx", proto)
+    recipe = Recipe.of(source=str(path), name="m", store=str(tmp_path), samples=tmp_path / "text.npz", threads=1)
+    make_reference(tmp_path, recipe)
+    asked = tensor_file.read(tmp_path / REQUESTS)
+    assert {word for request in asked for word in request["s"].tolist()} == {word.encode() for word in words}

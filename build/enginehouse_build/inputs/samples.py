@@ -84,7 +84,8 @@ def read_samples(path: Path, what: str) -> dict[str, np.ndarray]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise BuildError(f"{what} {path}: not a readable .npz of plain arrays: {seen_in(path, error)}") from None
+        kind = "plain arrays (text of dtype U, not object)"
+        raise BuildError(f"{what} {path}: not a readable .npz of {kind}: {seen_in(path, error)}") from None
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -99,12 +100,12 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def checked(samples: Mapping[str, np.ndarray], signature: Signature, what: str) -> dict[str, np.ndarray]:
-    """`samples` if they fit the signature. Raises BuildError beginning with `what`."""
+    """`samples` if they fit the signature, text as requests have it. Raises BuildError beginning with `what`."""
     try:
         signature.check(samples)
     except InvalidInput as error:
         raise BuildError(f"{what}: {error}") from None
-    return dict(samples)
+    return {name: array.astype(object) if array.dtype.kind in "SU" else array for name, array in samples.items()}
 
 
 def made_up(signature: Signature, axes: Sequence[Axis]) -> dict[str, np.ndarray]:

@@ -159,7 +159,9 @@ def _strangers(run: Callable[[Tensors], Tensors], samples: Tensors) -> Iterator[
     Large numbers are tried where even the reference answers the row otherwise than alone, be it for an infinity: in
     other precisions they are infinite sooner. Nothing is asked beside a row that it refuses.
     """
-    stranger, own = ({name: array[row % len(array)][None] for name, array in samples.items()} for row in (0, 1))
+    stranger, own = (
+        {name: array.take([row], axis=0, mode="wrap") for name, array in samples.items()} for row in (0, 1)
+    )
     alone = _tried(run, own)
     if alone is None:
         return
