@@ -14,16 +14,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from enginehouse.contract.errors import EnginehouseError, ParityFailed
+from enginehouse.contract.errors import EnginehouseError, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import Artifact, Manifest
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse_build.graph.graph import element_types
-from enginehouse_build.inputs.extents import independent, resized
+from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
+from enginehouse_build.judge.extents import Extents
 from enginehouse_build.judge.rounding import Rounding
 from enginehouse_build.reference.probes import sizing
-from enginehouse_build.reference.proof import companies, joined, near, picked
+from enginehouse_build.reference.proof import companies, joined, picked
 
 Run = Callable[[Tensors], Tensors]
 
@@ -57,8 +58,8 @@ class Beyond:
     limits: Limits
     rounding: Rounding
 
-    def check(self) -> None:
-        """Look at all that there is.
+    def check(self) -> dict[str, int]:
+        """Look at all that there is; the largest extents that were right, of free dimensions without a range, by name.
 
         Only fp32 promises to answer values that samples and calibration never had, and a graph of whole numbers, which
         is the same in every precision.
@@ -66,31 +67,43 @@ class Beyond:
         proto = onnx.load(self.model, load_external_data=False)
         if self._signature.batched and self.manifest.max_batch > 1:
             self._company()
-        for what, request, remedy in self._extents():
-            self._same(what, request, remedy)
+        reached = Extents(self._signature, self.manifest.axes, self.samples, self._same_extent).check()
         if self.artifact.precision != "int8":
             for what, request in self._ids():
                 self._same(what, request)
         if self.artifact.precision == "fp32" or not _FLOATS & set(_types_of(proto)):
             for what, request in self._large(proto):
                 self._same(what, request, where_finite=True)
+        return reached
 
-    def _same(self, what: str, request: Tensors, remedy: str = "", *, where_finite: bool = False) -> None:
+    def _same_extent(self, what: str, request: Tensors, remedy: str) -> bool:
         try:
-            want = self.right(request)
+            self._signature.check(request)
+        except InvalidInput:
+            # A sum is out of its own range.
+            return False
+        return self._same(what, request, remedy)
+
+    def _same(self, what: str, request: Tensors, remedy: str = "", *, where_finite: bool = False) -> bool:
+        """Whether the reference takes the request at all; an artifact may refuse it, but not answer otherwise."""
+        try:
+            with asking("the reference", request):
+                want = self.right(request)
         except Exception:
             # ONNX Runtime raises classes of its own.
-            return
+            return False
         if where_finite and not all(np.isfinite(array).all() for array in want.values() if array.dtype.kind == "f"):
             # The model was not made for such a request: a root of what is never negative.
-            return
+            return True
         try:
-            got = self.infer(request)
+            with asking(self.artifact.name, request):
+                got = self.infer(request)
         except EnginehouseError:
-            return
+            return True
         fault = self.rounding.difference(got, want, request, self.limits)
         if fault is not None:
             raise ParityFailed(f"{self.artifact.name} answers otherwise than the reference {what}: {fault}{remedy}")
+        return True
 
     def _company(self) -> None:
         """Each row alone, then with others around it: the artifact against itself, whatever its precision."""
@@ -120,17 +133,6 @@ class Beyond:
             count = max(min(_IN_COMPANY, most - 2), 1)
             chosen = [order[(at + step) % len(order)] for step in range(count)]
             yield what, [front], chosen, [back] if most > 2 else []
-
-    def _extents(self) -> Iterator[tuple[str, Tensors, str]]:
-        """Extents beside those of the samples, odd ones among them, as far as requests may have them."""
-        ranges = {free.name: free.range for free in self._signature.free if free.range}
-        few = self._rows(2)
-        for axis in independent(self.manifest.axes):
-            low, high = ranges.get(axis.name, (1, 2 * axis.opt + 1))
-            remedy = "" if axis.name in ranges else f"; --axis {axis.name}=MIN:OPT:MAX limits requests to what is right"
-            for size in sorted({*near(axis.opt), low + 1, high - 1}):
-                if low <= size <= high:
-                    yield f"at {axis.name} = {size}", resized(few, axis, size, self.manifest.axes), remedy
 
     @property
     def _signature(self) -> Signature:

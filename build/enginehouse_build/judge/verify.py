@@ -30,6 +30,7 @@ from enginehouse.contract.parity import Limits
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
+from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
 from enginehouse_build.judge.beyond import Beyond
@@ -53,7 +54,8 @@ class Verified:
     """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
 
     `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
-    `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`).
+    `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`), `extents` up to where it
+    is, of free dimensions without a range.
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -64,6 +66,7 @@ class Verified:
     remarks: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     inputs_only: dict[EngineKind, dict[str, InputBound]] = field(default_factory=dict)
+    extents: dict[str, int] = field(default_factory=dict)
 
 
 def verify(
@@ -89,6 +92,7 @@ def verify(
     unproven: tuple[str, ...] = ()
     bounds: dict[EngineKind, dict[str, InputBound]] = {}
     differences: list[str] = []
+    extents: dict[str, int] = {}
     rounding = Rounding(source / MODEL, threads)
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
@@ -111,7 +115,9 @@ def verify(
                 exact(f"{name} on {kind}", answers, _pairs(source), rounding)
             unproven = slices.unproven()
             samples, right = tensor_file.read(source / SAMPLES)[0], plain_session(source / MODEL, threads)
-            Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding).check()
+            beyond = Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding)
+            for axis, size in beyond.check().items():
+                extents[axis] = min(size, extents.get(axis, size))
             found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
             if found:
                 bounds[kind] = found
@@ -141,7 +147,7 @@ def verify(
             f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in "
             "it verifies it when it is loaded"
         )
-    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds)
+    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds, extents)
 
 
 def _measured(
@@ -151,7 +157,8 @@ def _measured(
     answers: list[Tensors] = []
 
     def kept(request: Tensors) -> Tensors:
-        answer = engine.infer(request)
+        with asking(kind, request):
+            answer = engine.infer(request)
         answers.append(whole(answer))
         return answer
 
