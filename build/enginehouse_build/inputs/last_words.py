@@ -22,8 +22,8 @@ def telling(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def asking(who: str, request: Tensors) -> Iterator[None]:
-    """The same for a `request` to `who` if it has an extent of 0, where runtimes have crashed."""
+def asking(who: str, request: Tensors, axis: str = "NAME") -> Iterator[None]:
+    """The same for a `request` to `who` if it has an extent of 0, of `axis`, where runtimes have crashed."""
     empty = [f"{name} {list(array.shape)}" for name, array in request.items() if not array.size]
     if not empty:
         yield

@@ -34,14 +34,17 @@ LONGEST, TIMES = 1024, 8
 _BYTES, _MEMORY = 16 << 20, 256 << 20
 #: Requests that change several dimensions at once.
 _TOGETHER = 24
+#: Rows of a request: of short ones as many as have the values of two that are as long as the samples.
+_ROWS = 8
 SEED = 0
 
 
 class Extents:
-    """The requests for one artifact, made of `samples`; `signature` and `axes` say what requests may be."""
+    """The requests for one artifact, made of `samples`; `signature`, `axes` and `max_batch` say what they may be."""
 
-    def __init__(self, signature: Signature, axes: Sequence[Axis], samples: Tensors, ask: Ask) -> None:
+    def __init__(self, signature: Signature, axes: Sequence[Axis], max_batch: int, samples: Tensors, ask: Ask) -> None:
         self._signature = signature
+        self._most_rows = min(_ROWS, max_batch)
         self._axes = axes
         self._free = independent(axes)
         self._samples = samples
@@ -59,7 +62,7 @@ class Extents:
         for axis in self._free:
             low, high = self._ranges.get(axis.name, (1, 2 * axis.opt + 1))
             for size in sorted({*near(axis.opt), low + 1, high - 1}):
-                if max(low, 1) <= size <= high and self._asked({axis.name: size}, rows=2) and axis.name in reached:
+                if max(low, 1) <= size <= high and self._asked({axis.name: size}) and axis.name in reached:
                     reached[axis.name] = max(reached[axis.name], size)
         self._empty()
         self._climb_all(reached)
@@ -73,7 +76,7 @@ class Extents:
         may_be = [axis for axis in self._free if self._ranges.get(axis.name, (1, 1))[0] == 0]
         groups = [[axis] for axis in may_be] + ([may_be] if len(may_be) > 1 else [])
         for group in groups:
-            for rows in (1, 2):
+            for rows in range(1, min(2, self._most_rows) + 1):
                 for other in ({axis.name: axis.opt for axis in group}, {axis.name: axis.max for axis in group}):
                     if self._bytes(other) <= _BYTES:
                         self._send(other, rows)
@@ -136,13 +139,18 @@ class Extents:
         ]
         yield from (each for each in chain.from_iterable(zip_longest(alike, mixed)) if each)
 
-    def _asked(self, sizes: Mapping[str, int], rows: int = 1) -> bool:
+    def _asked(self, sizes: Mapping[str, int]) -> bool:
         """Ask once for each of the `sizes`; False where the door or the reference refuses them."""
         key = tuple(sorted(sizes.items()))
         if key not in self._outcomes:
-            with self._budget.spending(self._bytes(sizes)):
+            rows = self._rows(sizes)
+            with self._budget.spending(self._bytes(sizes) * rows):
                 self._outcomes[key] = self._send(sizes, rows)
         return self._outcomes[key]
+
+    def _rows(self, sizes: Mapping[str, int]) -> int:
+        """Few numbers are further from those of the reference by chance, and make its limits too strict."""
+        return min(max(2 * self._bytes({}) // max(self._bytes(sizes), 1), 1), self._most_rows)
 
     def _send(self, sizes: Mapping[str, int], rows: int) -> bool:
         request = enlarged(self._samples, sizes, self._axes, rows if self._signature.batched else None)
@@ -169,7 +177,7 @@ class Extents:
         )
 
     def _is_cheap(self, sizes: Mapping[str, int], seconds: float) -> bool:
-        size = self._bytes(sizes)
+        size = self._bytes(sizes) * self._rows(sizes)
         return size <= _BYTES and self._budget.allows(size, seconds)
 
 

@@ -158,7 +158,7 @@ def _prove_extents(
         what = f"at {axis.name} = {size}"
         sized = [resized(row, axis, size, axes) for row in rows]
         try:
-            with asking("the model", sized[0]):
+            with asking("the model", sized[0], axis.name):
                 alone = [run(row) for row in sized]
         except Exception as error:
             if declared:
