@@ -110,8 +110,12 @@ def enlarged(
             # An extent of 0 has nothing to repeat, and is asked for nothing when `size` is 0 too.
             extent = max(array.shape[dim], 1)
             mesh.append(along % extent)
-            at_row = at_row + along // extent * step
-        result[name] = array[tuple(mesh)] if rows is None else array[at_row % len(array), *mesh]
+            if size > extent:
+                at_row = at_row + along // extent * step
+        if rows is not None:
+            result[name] = array[at_row % len(array), *mesh]
+        else:
+            result[name] = array[tuple(mesh)] if mesh else array
     return result
 
 

@@ -28,9 +28,7 @@ def asking(who: str, request: Tensors, axis: str = "NAME") -> Iterator[None]:
     if not empty:
         yield
         return
-    what = (
-        f"{who} was asked for {', '.join(empty)}; a range from 1 on, --axis NAME=1:OPT:MAX, leaves out an extent of 0"
-    )
+    what = f"{who} was asked for {', '.join(empty)}; --axis {axis}=1:OPT:MAX leaves out the extent of 0"
     with telling(what):
         yield
 
