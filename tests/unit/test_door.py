@@ -320,3 +320,7 @@ def test_inspect_shows_what_will_be_refused(tmp_path: Path) -> None:
     shown = " ".join(ran.output.split())
     assert "axes sequence: 2 to 6, usually 4, the same in ids, mask" in shown
     assert "values ids: -10 to 9" in shown
+    found = SEQUENCE.model_copy(update={"min": 4, "max": 4, "verified": 64})
+    (tmp_path / MANIFEST).write_text(MANIFEST_OF.model_copy(update={"axes": (found,)}).model_dump_json())
+    shown = " ".join(CliRunner().invoke(cli.app, ["inspect", str(tmp_path)]).output.split())
+    assert "axes sequence: 1 to 64, as far as it was verified, 4 in the samples, the same in ids, mask" in shown
