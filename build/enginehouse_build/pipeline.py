@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -28,6 +28,7 @@ from enginehouse_build.inputs.functions import check_there
 from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
+from enginehouse_build.judge.extents import limited
 from enginehouse_build.judge.verify import Verified, verify
 from enginehouse_build.reference.reference import SAMPLES, Reference, make_reference
 from enginehouse_build.steps import checks, provenance
@@ -86,6 +87,8 @@ class _Build:
     content: str = ""
     #: Digest of the task metric, which only the gate depends on.
     judging: str = ""
+    #: Up to where artifacts are right, of free dimensions without a range.
+    extents: list[Mapping[str, int]] = field(default_factory=list)
 
     def run(self) -> Bundle:
         recipe = self.recipe
@@ -118,7 +121,8 @@ class _Build:
         if not any(is_servable(artifact) and admits(recipe.numerics or "any", artifact) for artifact in artifacts):
             reasons = "; ".join(f"{one.name} is {one.status}: {one.reason or 'left out'}" for one in artifacts)
             raise BuildError(f"no artifact of {recipe.name} can be served: {reasons}")
-        bundle = self._write(manifest.model_copy(update={"artifacts": tuple(artifacts)}))
+        update = {"artifacts": tuple(artifacts), "axes": limited(reference.axes, self.extents)}
+        bundle = self._write(manifest.model_copy(update=update))
         targets = [(kind, artifact.name) for artifact, kinds in judged for kind in kinds]
         tables = self._profiled(bundle, targets, source)
         tables += [table for _, table in elsewhere if table is not None]
@@ -219,6 +223,8 @@ class _Build:
             )  # fmt: skip
         except EnginehouseError as error:
             return artifact.model_copy(update={"status": "failed", "reason": str(error)}), ()
+        if judged.status == "ready":
+            self.extents.append(judged.extents)
         told = ("status", "reason", "parity", "effective_precision", "unproven", "inputs_only")
         update = {name: getattr(judged, name) for name in told} | {"remarks": artifact.remarks + judged.remarks}
         return artifact.model_copy(update=update), judged.kinds

@@ -231,3 +231,15 @@ def test_a_request_that_the_old_one_lets_in_passes_the_new_one_unless_a_differen
     is_known = all(known.get(one.name) or not one.domain for one in new.inputs)
     if is_known and not differences(old, new):
         new.check(request)
+
+
+def test_where_a_build_stopped_looking_is_no_promise_that_was_broken() -> None:
+    def verified(most: int) -> Signature:
+        return signature(IDS, free=(FreeDim("sequence", (("ids", 1),), (1, most), verified=True),))
+
+    assert differences(signature(IDS), verified(1024)) == []
+    assert differences(verified(1024), signature(IDS)) == []
+    assert differences(verified(512), verified(1024)) == []
+    narrower = ["dimension 1 of input 'ids' takes 1 to 512 and took 1 to 1024"]
+    assert differences(verified(1024), verified(512)) == narrower
+    assert differences(signature(IDS, free=free(1, 1024)), verified(512)) == narrower

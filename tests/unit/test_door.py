@@ -55,6 +55,7 @@ BAD = [
     (asked(4, 5), r"disagree on the dimension 'sequence': it is 4 in 'ids' \(dimension 1\) and 5 in 'mask'"),
     (asked(1, 1), r"dimension 'sequence' is 1 \(dimension 1 of input 'ids'\); the model takes 2 to 6"),
     (asked(7, 7), r"dimension 'sequence' is 7 .* takes 2 to 6"),
+    (asked(0, 0), r"'sequence' is 0 \(dimension 1 of input 'ids'\); .* takes 2 to 6; .* --axis sequence=0:OPT:MAX"),
     (asked(value=1_000_000), r"input 'ids' has the value 1000000 at \[0, 0\]; .* takes -10 to 9"),
     (asked(value=-11), r"input 'ids' has the value -11 at \[0, 0\]; .* takes -10 to 9"),
 ]
@@ -155,6 +156,39 @@ def test_an_extent_that_only_the_samples_had_is_no_range_unless_it_was_declared(
     declared = any_length.model_copy(update={"recipe": {"axes": {"sequence": {"min": 4, "opt": 4, "max": 4}}}})
     with pytest.raises(InvalidInput, match="4 to 4"):
         declared.request_signature().check(asked(9, 9))
+
+
+def test_an_extent_that_nobody_declared_ends_where_it_was_verified_if_the_build_looked() -> None:
+    found = SEQUENCE.model_copy(update={"min": 4, "max": 4, "verified": 64})
+    manifest = Manifest.parse(MANIFEST_OF.model_copy(update={"axes": (found,)}).model_dump_json(), "here")
+    assert [manifest.request_signature().check(asked(size, size)) for size in (1, 4, 64)] == [2, 2, 2]
+    told = r"'sequence' is 65 .*; the model takes 1 to 64: larger ones were not verified .*--axis sequence=MIN:OPT:MAX"
+    with pytest.raises(InvalidInput, match=told):
+        manifest.request_signature().check(asked(65, 65))
+    assert "verified" not in MANIFEST_OF.model_dump_json()
+
+
+@pytest.mark.parametrize("verified", [None, 64])
+@pytest.mark.parametrize("lows", [(0, 0), (0, 1), (1, 0), (None, 0), (0, None), (None, None)])
+def test_nothing_passes_only_where_it_was_declared(lows: tuple[int | None, int | None], verified: int | None) -> None:
+    records = [TensorRecord(name=each, datatype="FP32", shape=(-1, -1, 3)) for each in ("sum", "a", "b")]
+    axes = [
+        Axis(name=each, min=3, opt=3, max=3, dims=((each, 1),), verified=verified)
+        if low is None
+        else Axis(name=each, min=low, opt=3, max=9, dims=((each, 1),))
+        for each, low in zip("ab", lows, strict=True)
+    ]
+    axes.append(Axis(name="a + b", min=6, opt=6, max=6, dims=(("sum", 1),)))
+    signature = SignatureRecord(inputs=tuple(records), outputs=())
+    door = MANIFEST_OF.model_copy(update={"signature": signature, "axes": tuple(axes)}).request_signature()
+    for a, b in ((0, 0), (0, 2), (2, 0), (2, 3)):
+        inputs = {name: np.zeros((2, size, 3), np.float32) for name, size in (("sum", a + b), ("a", a), ("b", b))}
+        at_fault = [name for name, size, low in zip("ab", (a, b), lows, strict=True) if size == 0 and low != 0]
+        if not at_fault:
+            assert door.check(inputs) == 2
+            continue
+        with pytest.raises(InvalidInput, match=rf"is 0 \(dimension 1 of input '{at_fault[0]}'\).*=0:OPT:MAX"):
+            door.check(inputs)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("past + new", 0), ("new + past + 1", 1)])
@@ -286,3 +320,7 @@ def test_inspect_shows_what_will_be_refused(tmp_path: Path) -> None:
     shown = " ".join(ran.output.split())
     assert "axes sequence: 2 to 6, usually 4, the same in ids, mask" in shown
     assert "values ids: -10 to 9" in shown
+    found = SEQUENCE.model_copy(update={"min": 4, "max": 4, "verified": 64})
+    (tmp_path / MANIFEST).write_text(MANIFEST_OF.model_copy(update={"axes": (found,)}).model_dump_json())
+    shown = " ".join(CliRunner().invoke(cli.app, ["inspect", str(tmp_path)]).output.split())
+    assert "axes sequence: 1 to 64, as far as it was verified, 4 in the samples, the same in ids, mask" in shown

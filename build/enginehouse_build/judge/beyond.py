@@ -7,7 +7,7 @@ what the artifact refuses is not silent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,17 +15,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from enginehouse.contract.errors import EnginehouseError, ParityFailed
+from enginehouse.contract.errors import EnginehouseError, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import Artifact, Manifest
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse_build.graph.graph import element_types
-from enginehouse_build.inputs.extents import independent, resized
+from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
+from enginehouse_build.judge.extents import Extents
 from enginehouse_build.judge.rounding import Rounding
 from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.probes import sizing
-from enginehouse_build.reference.proof import companies, near, picked
+from enginehouse_build.reference.proof import companies, picked
 from enginehouse_build.reference.strangers import Door, strangers
 
 Run = Callable[[Tensors], Tensors]
@@ -40,6 +41,8 @@ _ROWS = 8
 _REQUESTS_OF_IDS = 2
 #: How much larger than the samples floats may be in requests that nobody would call absurd.
 _LOUDER = 8.0
+#: How much further than the samples on the whole a single request may be.
+_SLACK = 3.0
 #: Whole numbers beyond this are for `probes` to look at.
 _LARGEST_WHOLE = 24
 
@@ -62,8 +65,8 @@ class Beyond:
     limits: Limits
     rounding: Rounding
 
-    def check(self) -> None:
-        """Look at all that there is.
+    def check(self) -> dict[str, int]:
+        """Look at all that there is; the largest extents that were right, of free dimensions without a range, by name.
 
         Only fp32 promises to answer values that samples and calibration never had, and a graph of whole numbers, which
         is the same in every precision.
@@ -71,31 +74,54 @@ class Beyond:
         proto = onnx.load(self.model, load_external_data=False)
         if self._signature.batched and self.manifest.max_batch > 1:
             self._company(Door.of(proto, self._signature.inputs))
-        for what, request, remedy in self._extents():
-            self._same(what, request, remedy)
+        reached = Extents(
+            self._signature, self.manifest.axes, self.manifest.max_batch, self.samples, self._same_extent
+        ).check()
         if self.artifact.precision != "int8":
             for what, request in self._ids():
                 self._same(what, request)
         if self.artifact.precision == "fp32" or not _FLOATS & set(_types_of(proto)):
             for what, request in self._large(proto):
                 self._same(what, request, where_finite=True)
+        return reached
 
-    def _same(self, what: str, request: Tensors, remedy: str = "", *, where_finite: bool = False) -> None:
+    def _same_extent(self, what: str, request: Tensors, remedy: str) -> bool:
         try:
-            want = self.right(request)
+            self._signature.check(request)
+        except InvalidInput:
+            # A sum is out of its own range.
+            return False
+        return self._same(what, request, remedy, self._loose)
+
+    @property
+    def _loose(self) -> Limits:
+        """Of many requests some are further off than the samples are on the whole, in a precision that rounds."""
+        if self.artifact.precision == "fp32":
+            return self.limits
+        return replace(self.limits, relative_l2=min(_SLACK * self.limits.relative_l2, self.limits.worst_row))
+
+    def _same(
+        self, what: str, request: Tensors, remedy: str = "", limits: Limits | None = None, *, where_finite: bool = False
+    ) -> bool:
+        """Whether the reference takes the request at all; an artifact may refuse it, but not answer otherwise."""
+        try:
+            with asking("the reference", request):
+                want = self.right(request)
         except Exception:
             # ONNX Runtime raises classes of its own.
-            return
+            return False
         if where_finite and not all(np.isfinite(array).all() for array in want.values() if array.dtype.kind == "f"):
             # The model was not made for such a request: a root of what is never negative.
-            return
+            return True
         try:
-            got = self.infer(request)
+            with asking(self.artifact.name, request):
+                got = self.infer(request)
         except EnginehouseError:
-            return
-        fault = self.rounding.difference(got, want, request, self.limits)
+            return True
+        fault = self.rounding.difference(got, want, request, limits or self.limits)
         if fault is not None:
             raise ParityFailed(f"{self.artifact.name} answers otherwise than the reference {what}: {fault}{remedy}")
+        return True
 
     def _company(self, door: Door) -> None:
         """Each row alone, then with others around it: the artifact against itself, whatever its precision."""
@@ -138,17 +164,6 @@ class Beyond:
             # ONNX Runtime raises classes of its own.
             return False
         return True
-
-    def _extents(self) -> Iterator[tuple[str, Tensors, str]]:
-        """Extents beside those of the samples, odd ones among them, as far as requests may have them."""
-        ranges = {free.name: free.range for free in self._signature.free if free.range}
-        few = self._rows(2)
-        for axis in independent(self.manifest.axes):
-            low, high = ranges.get(axis.name, (1, 2 * axis.opt + 1))
-            remedy = "" if axis.name in ranges else f"; --axis {axis.name}=MIN:OPT:MAX limits requests to what is right"
-            for size in sorted({*near(axis.opt), low + 1, high - 1}):
-                if low <= size <= high:
-                    yield f"at {axis.name} = {size}", resized(few, axis, size, self.manifest.axes), remedy
 
     @property
     def _signature(self) -> Signature:

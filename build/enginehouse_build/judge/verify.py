@@ -53,7 +53,8 @@ class Verified:
     """How it ended: `parity` is the worst over `kinds`, the engines that passed; `reason` says why it is not ready.
 
     `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
-    `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`).
+    `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`), `extents` up to where it
+    is, of free dimensions without a range.
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -64,6 +65,7 @@ class Verified:
     remarks: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     inputs_only: dict[EngineKind, dict[str, InputBound]] = field(default_factory=dict)
+    extents: dict[str, int] = field(default_factory=dict)
 
 
 def verify(
@@ -89,6 +91,7 @@ def verify(
     unproven: tuple[str, ...] = ()
     bounds: dict[EngineKind, dict[str, InputBound]] = {}
     differences: list[str] = []
+    extents: dict[str, int] = {}
     rounding = Rounding(source / MODEL, threads)
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
@@ -111,7 +114,9 @@ def verify(
                 exact(f"{name} on {kind}", answers, _pairs(source), rounding)
             unproven = slices.unproven()
             samples, right = tensor_file.read(source / SAMPLES)[0], plain_session(source / MODEL, threads)
-            Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding).check()
+            beyond = Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding)
+            for axis, size in beyond.check().items():
+                extents[axis] = min(size, extents.get(axis, size))
             found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
             if found:
                 bounds[kind] = found
@@ -141,7 +146,7 @@ def verify(
             f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in "
             "it verifies it when it is loaded"
         )
-    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds)
+    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds, extents)
 
 
 def _measured(
@@ -174,7 +179,9 @@ def _measured(
 
 
 def _pairs(source: Path) -> Iterator[tuple[Tensors, Tensors]]:
-    return zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
+    """Requests and answers, without extents of 0: what is wrong there should not look like lost precision."""
+    pairs = zip(tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS), strict=True)
+    return (pair for pair in pairs if all(array.size for array in pair[0].values()))
 
 
 def _explained(

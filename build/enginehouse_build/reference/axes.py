@@ -65,13 +65,7 @@ def axes_of(
 def _axis(
     name: str, dims: Sequence[tuple[str, int]], extents: AxisRange | None, real: Mapping[str, np.ndarray] | None
 ) -> Axis | None:
-    extent = None if real is None else _extent(real, dims)
-    if extent == 0:
-        raise BuildError(
-            f"the samples have no values along {name!r} (dimension {dims[0][1]} of input {dims[0][0]!r}): with an "
-            "extent of 0 nothing that flows through it is compared; give samples of a later call, whose past is not "
-            f"empty, and say with --axis {name}=0:OPT:MAX that it may be"
-        )
+    extent = None if real is None else check_not_empty(real, name, dims)
     if extents is not None:
         return Axis(name=name, min=extents.min, opt=extents.opt, max=extents.max, dims=tuple(dims))
     return None if extent is None else Axis(name=name, min=extent, opt=extent, max=extent, dims=tuple(dims))
@@ -97,6 +91,21 @@ def _total(
             f"{found.min}:{found.opt}:{found.max}; leave it out"
         )
     return found
+
+
+def check_not_empty(samples: Mapping[str, np.ndarray], name: str, dims: Sequence[tuple[str, int]]) -> int | None:
+    """The extent of the dimension `name`, which is at `dims`, in the samples; None where they do not have it.
+
+    Raises BuildError where it is 0.
+    """
+    extent = _extent(samples, dims)
+    if extent == 0:
+        raise BuildError(
+            f"the samples have no values along {name!r} (dimension {dims[0][1]} of input {dims[0][0]!r}): with an "
+            "extent of 0 nothing that flows through it is compared; give samples of a later call, whose past is not "
+            f"empty, and say with --axis {name}=0:OPT:MAX that it may be"
+        )
+    return extent
 
 
 def _extent(samples: Mapping[str, np.ndarray], dims: Sequence[tuple[str, int]]) -> int | None:

@@ -14,7 +14,7 @@ from enginehouse.contract.tensors import FreeDim, Signature, TensorSpec
 from enginehouse_build.inputs.given import Given
 from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.inputs.samples import checked
-from enginehouse_build.reference.axes import ranges_of
+from enginehouse_build.reference.axes import check_not_empty, ranges_of
 from enginehouse_build.reference.onnx import inputs_of
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def _check(inputs: _Inputs, given: Given) -> None:
             )
     free = []
     for name, dims in inputs.free.items():
+        if given.samples is not None:
+            check_not_empty(given.samples, name, dims)
         extents = inputs.ranges.get(name)
         free.append(FreeDim(name, tuple(dims), (extents.min, extents.max) if extents else None))
     batched = inputs.batched and all(spec.shape for spec in inputs.specs)

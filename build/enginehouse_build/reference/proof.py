@@ -14,7 +14,8 @@ from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.parity import LIMITS, first_difference
 from enginehouse.contract.tensors import Tensors
-from enginehouse_build.inputs.extents import independent, resized, sizes
+from enginehouse_build.inputs.extents import independent, near, resized, sizes
+from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.reference.company import WHY, Ask, has_rows, joined, prove_strangers
 from enginehouse_build.reference.onnx import CAUSES, PROOF_ROWS, reason
@@ -122,7 +123,8 @@ def company_requests(samples: Tensors) -> Iterator[Tensors]:
 def asked(run: Ask, request: Tensors) -> Tensors:
     """What `run` answers. Raises BuildError with the shapes that it refuses."""
     try:
-        return run(request)
+        with asking("the reference", request):
+            return run(request)
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in request.items())
         raise BuildError(
@@ -184,7 +186,8 @@ def _prove_extents(
         what = f"at {axis.name} = {size}"
         sized = [resized(row, axis, size, axes) for row in rows]
         try:
-            alone = [run(row) for row in sized]
+            with asking("the model", sized[0], axis.name):
+                alone = [run(row) for row in sized]
         except Exception as error:
             if declared:
                 raise ExportFailed(
@@ -202,11 +205,6 @@ def _prove_extents(
         has_rows(got, len(rows))
         _alike(got, alone, sized, run, what)
         _like_reference(got, batch, reference, f"{what} the exported model")
-
-
-def near(extent: int) -> list[int]:
-    """Extents that nobody declared: one more and a half (odd where `extent` is even), and about twice as much."""
-    return sorted({extent + 1, max(extent // 2, 1), 2 * extent + 1} - {extent})
 
 
 def _takes(run: Ask, row: Tensors) -> bool:

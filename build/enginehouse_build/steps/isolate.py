@@ -17,6 +17,7 @@ import psutil
 
 from enginehouse.contract.errors import BuildError, EnginehouseError, StepDied
 from enginehouse.engines.worker_process import Parent, WorkerDied, WorkerProcess, serve
+from enginehouse_build.inputs.last_words import last_words
 
 _T = TypeVar("_T")
 _POLL_S = 0.1
@@ -59,7 +60,8 @@ def run(function: Callable[..., _T], *arguments: Any, log: Path, bounds: Bounds)
                     raise StepDied(f"stopped after {bounds.seconds:g} s (--step-timeout)")
             value, told_peak = worker.receive()
         except WorkerDied as died:
-            raise StepDied(f"its process {died}") from None
+            said = last_words(log.read_text(errors="replace"))
+            raise StepDied(f"its process {died}" + (f" while {said}" if said else "")) from None
     return Ran(value, time.monotonic() - began, max(peak, told_peak))
 
 

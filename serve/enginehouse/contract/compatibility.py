@@ -46,6 +46,9 @@ def _of_extents(old: Signature, before: TensorSpec, new: Signature, after: Tenso
     for dim in range(len(before.shape)):
         least, most = _extents(old, before, dim)
         takes = _extents(new, after, dim)
+        if most == math.inf and _is_only_verified(new, after, dim):
+            # The old one promised nothing: nobody had looked how far it is right.
+            most = takes[1]
         if not takes[0] <= least <= most <= takes[1]:
             was, now = _shown(least, most), _shown(*takes)
             found.append(f"dimension {dim} of input {before.name!r} takes {now} and took {was}")
@@ -60,6 +63,12 @@ def _extents(signature: Signature, spec: TensorSpec, dim: int) -> tuple[float, f
     ranges = [free.range for free in signature.free if free.range is not None and (spec.name, dim) in free.dims]
     # Nobody has a use for an empty input, even where it would be let in.
     return max([1, *(low for low, _ in ranges)]), min([math.inf, *(high for _, high in ranges)])
+
+
+def _is_only_verified(signature: Signature, spec: TensorSpec, dim: int) -> bool:
+    """Whether its largest extent is what a build has verified and nobody has declared."""
+    places = [free for free in signature.free if free.range is not None and (spec.name, dim) in free.dims]
+    return bool(places) and all(free.verified for free in places)
 
 
 def _shown(least: float, most: float) -> str:

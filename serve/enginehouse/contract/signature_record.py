@@ -75,7 +75,8 @@ class Axis(Record):
 
     `dims` are (input, dimension) pairs that always have the same extent. `opt` is the extent that TensorRT tunes for
     and that warm-up uses; `min` may be 0, for what is empty at first (the past of a decoder). The first axis of a
-    manifest is the cost axis: the one that latency is measured along.
+    manifest is the cost axis: the one that latency is measured along. `verified` is the largest extent that its
+    artifacts were found right at, where no range was declared; None where nobody looked.
     """
 
     name: str
@@ -83,6 +84,14 @@ class Axis(Record):
     opt: int = Field(ge=1)
     max: int = Field(ge=1)
     dims: tuple[tuple[str, int], ...] = Field(min_length=1)
+    verified: int | None = Field(default=None, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.verified is None:
+            fields.pop("verified", None)
+        return fields
 
 
 def parts_of(name: str, names: Collection[str]) -> tuple[str, ...]:
@@ -95,15 +104,20 @@ def parts_of(name: str, names: Collection[str]) -> tuple[str, ...]:
 def with_free_dims(signature: Signature, axes: Sequence[Axis], declared: Container[str] = ()) -> Signature:
     """`signature` with what `axes` say that has to hold in a request.
 
-    An axis of one extent has that from the samples, which forbid no other, unless it is among the `declared` names.
+    An axis of one extent has that from the samples, which forbid no other, unless it is among the `declared` names;
+    then it ends where the build stopped verifying, in bundles that say so.
     """
     places = {axis.name: axis.dims[0] for axis in axes}
     free = []
     for axis in axes:
         is_declared = axis.min < axis.max or axis.name in declared
         parts = parts_of(axis.name, places)
-        if is_declared or parts or len(axis.dims) > 1:
+        extents = (axis.min, axis.max) if is_declared else None
+        is_verified = extents is None and not parts and axis.verified is not None
+        if is_verified and axis.verified is not None:
+            extents = (1, axis.verified)
+        if extents or parts or len(axis.dims) > 1:
             summed = tuple(places[part] for part in parts if part in places)
             plus = sum(int(part) for part in parts if part not in places)
-            free.append(FreeDim(axis.name, axis.dims, (axis.min, axis.max) if is_declared else None, summed, plus))
+            free.append(FreeDim(axis.name, axis.dims, extents, summed, plus, is_verified))
     return replace(signature, free=tuple(free))

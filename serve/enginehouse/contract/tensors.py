@@ -90,8 +90,9 @@ class Domain:
 class FreeDim:
     """A free dimension by its name: the (input, dimension) pairs that have one extent in each request.
 
-    `range` is the smallest and the largest extent that was declared for it, None where none was. One that is a sum has
-    `parts`, the places of other dimensions, to whose extents `plus` is added.
+    `range` is the smallest and the largest extent that is let in, None where any is: what was declared for it or, with
+    `verified`, as far as the build found artifacts right. One that is a sum has `parts`, the places of other
+    dimensions, to whose extents `plus` is added.
     """
 
     name: str
@@ -99,6 +100,7 @@ class FreeDim:
     range: tuple[int, int] | None = None
     parts: tuple[tuple[str, int], ...] = ()
     plus: int = 0
+    verified: bool = False
 
     def check(self, inputs: Tensors) -> None:
         """Raises InvalidInput for an extent that is not that of the other inputs, naming them, or is out of range."""
@@ -119,10 +121,13 @@ class FreeDim:
                 f"there are {of}"
             )
         if self.range is not None and not self.range[0] <= extent <= self.range[1]:
-            raise InvalidInput(
-                f"dimension {self.name!r} is {extent} (dimension {dim} of input {first!r}); "
-                f"the model takes {self.range[0]} to {self.range[1]}"
-            )
+            taken = f"the model takes {self.range[0]} to {self.range[1]}"
+            if self.verified:
+                taken += (
+                    ": larger ones were not verified when it was built; "
+                    f"building it with --axis {self.name}=MIN:OPT:MAX verifies and allows that range"
+                )
+            raise InvalidInput(f"dimension {self.name!r} is {extent} (dimension {dim} of input {first!r}); {taken}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +175,12 @@ class Signature:
         if inputs.keys() != {spec.name for spec in self.inputs}:
             raise InvalidInput(_names_at_fault(inputs, self.inputs))
         rows = 1
+        is_full = True
         first: TensorSpec | None = None
         for spec in self.inputs:
             array = inputs[spec.name]
             _check_tensor(array, spec)
+            is_full = is_full and array.size != 0
             if spec.domain is not None:
                 spec.domain.check(spec.name, array)
             if self.batched:
@@ -186,9 +193,29 @@ class Signature:
                     )
         if rows < 1:
             raise InvalidInput(f"input {self.inputs[0].name!r} has 0 rows; send at least 1")
+        if not is_full:
+            self._check_empty(inputs)
         for free in self.free:
             free.check(inputs)
         return rows
+
+    def _check_empty(self, inputs: Tensors) -> None:
+        """Raises InvalidInput for an extent of 0 that nobody declared: engines crash there, or answer old memory."""
+        known = {place: free for free in self.free for place in free.dims}
+        for spec in self.inputs:
+            for dim, extent in enumerate(inputs[spec.name].shape):
+                if extent or spec.shape[dim] is not None or (self.batched and dim == 0):
+                    continue
+                free = known.get((spec.name, dim))
+                # A sum of 0 has parts of 0, which are looked at themselves.
+                if free is not None and (free.parts or (free.range is not None and free.range[0] == 0)):
+                    continue
+                called = f"dimension {free.name!r}" if free else "a free dimension"
+                taken = f"; the model takes {free.range[0]} to {free.range[1]}" if free and free.range else ""
+                raise InvalidInput(
+                    f"{called} is 0 (dimension {dim} of input {spec.name!r}){taken}; what a model makes of nothing is "
+                    f"verified and allowed only if it is built with --axis {free.name if free else 'NAME'}=0:OPT:MAX"
+                )
 
     def check_values(self, inputs: Tensors) -> None:
         """The part of `check` that looks at elements, for inputs that have passed the others. Raises InvalidInput."""

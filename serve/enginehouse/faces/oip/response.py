@@ -70,8 +70,8 @@ def model_metadata(
 
     What the protocol has no place for is in `parameters`, as elsewhere in it: of an input, `dimension_1` is the name of
     its free dimension 1, `min_value` and `max_value` are the ends of its domain; of the model, `NAME_min` and
-    `NAME_max` are the extents that the dimension NAME may have, and `ARTIFACT_on_ENGINE`, of those that have bounds,
-    for which values that one answers.
+    `NAME_max` are the extents that the dimension NAME may have, declared or verified, and `ARTIFACT_on_ENGINE`, of
+    those that have bounds, for which values that one answers.
     """
     document = {
         "name": name,

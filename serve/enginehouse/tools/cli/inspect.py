@@ -124,6 +124,8 @@ def _axis(axis: Axis, signature: Signature) -> str:
     free = next((free for free in signature.free if free.name == axis.name), None)
     if free is None or free.range is None:
         text = f"{axis.name}: any, {axis.opt} in the samples"
+    elif free.verified:
+        text = f"{axis.name}: {free.range[0]} to {free.range[1]}, as far as it was verified, {axis.opt} in the samples"
     else:
         text = f"{axis.name}: {axis.min} to {axis.max}, usually {axis.opt}"
     inputs = ", ".join(dict.fromkeys(name for name, _ in axis.dims))
