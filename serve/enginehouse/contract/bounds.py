@@ -49,6 +49,8 @@ InputBounds: TypeAlias = Mapping[str, InputBound]
 
 #: Bits of the magnitude of a 16-bit float. As whole numbers they are in its order, with infinity and NaN above all.
 _MAGNITUDE = 0x7FFF
+#: Larger powers of two are shown as such.
+_READABLE = 999
 
 
 class Values:
@@ -123,10 +125,7 @@ class Values:
 
 def narrower(one: InputBounds, other: InputBounds) -> dict[str, InputBound]:
     """The bounds that keep both."""
-    return {
-        name: _both(one[name], other[name]) if name in one and name in other else (one if name in one else other)[name]
-        for name in sorted({*one, *other})
-    }
+    return {name: _both(one.get(name), other.get(name)) for name in sorted({*one, *other})}
 
 
 def described(bounds: InputBounds) -> str:
@@ -138,22 +137,26 @@ def _described(name: str, bound: InputBound) -> str:
     region = bound if isinstance(bound, Region) else Region(below=bound)
     parts = []
     if region.at_least is not None:
-        parts.append(f"at least {_signed_power(region.at_least)}")
+        before = region.at_least - 1
+        parts.append(f"above -{_power(-before)}" if before < -_READABLE else f"at least {region.at_least}")
     above = region.less_than if region.below in (None, "finite") else region.below
     if above is not None and above != "finite":
-        parts.append(f"below {_signed_power(above)}")
+        parts.append(f"below {_power(above)}")
     parts += [f"nowhere {'one value' if constant else '0'}{along(axes)}" for axes, constant in _slices(region)]
     finite = "finite " if region.below == "finite" else ""
     return f"{finite}{name!r}{' ' if parts else ''}{' and '.join(parts)}"
 
 
-def _both(one: InputBound, other: InputBound) -> InputBound:
+def _both(one: InputBound | None, other: InputBound | None) -> InputBound:
+    """The bound that keeps both, in the one form that such a bound has; None is no bound."""
     first, second = (bound if isinstance(bound, Region) else Region(below=bound) for bound in (one, other))
     below = min((each.below for each in (first, second) if each.below is not None), key=_limit, default=None)
     low = max((each.at_least for each in (first, second) if each.at_least is not None), default=None)
     high = min((each.less_than for each in (first, second) if each.less_than is not None), default=None)
     if isinstance(below, int) and (low is not None or high is not None):
         low, high = max(1 - below, 1 - below if low is None else low), min(below, below if high is None else high)
+    if low is not None and high is not None:
+        # Whole numbers, which are finite anyhow.
         below = None
     if low is not None and high is not None and low == 1 - high:
         below, low, high = high, None, None
@@ -234,10 +237,6 @@ def _named(value: float | int) -> str:
     return f"the number {value}"
 
 
-def _signed_power(bound: int) -> str:
-    return f"-{_power(-bound)}" if bound < 0 else _power(bound)
-
-
 def _power(bound: int) -> str:
     exponent = bound.bit_length() - 1
-    return f"2^{exponent}" if bound > 999 and bound == 1 << exponent else str(bound)
+    return f"2^{exponent}" if bound > _READABLE and bound == 1 << exponent else str(bound)

@@ -71,15 +71,20 @@ class Probe:
         return artifact.precision != "int8" or not (self._is_about_range or self.inside)
 
     def tells(self, bounds: dict[str, InputBound]) -> bool:
-        """Whether a fault would narrow `bounds`, and not be that of a value which they keep out already."""
-        if self._is_blank and self.request is not None and Values(self.request).beyond(bounds):
-            return False
+        """Whether a fault would narrow `bounds`, and is not that of values which they keep out already."""
+        if self.request is not None:
+            values = Values(self.request)
+            own = [values.beyond({name: bounds[name]}) for name in self.names if name in bounds]
+            if (len(own) == len(self.names) and all(own)) or (self._is_blank and values.beyond(bounds)):
+                return False
         return narrower(bounds, dict.fromkeys(self.names, self.within)) != bounds
 
     @property
     def about(self) -> str:
-        """What `within` is a bound of."""
-        return ",".join(self.within.plain_parts()) if isinstance(self.within, Region) else str(type(self.within))
+        """What kind of bound `within` is: of the faults that led to one the last is told."""
+        if self._is_blank or not isinstance(self.within, Region):
+            return "blank" if self._is_blank else ""
+        return ",".join(self.within.plain_parts())
 
     @property
     def _is_blank(self) -> bool:

@@ -29,6 +29,8 @@ BESIDE_ROW = 2.0
 _ENOUGH_OF_CLASS = 20
 #: More different whole numbers than this are no classes, and so is what lies further apart.
 _CLASSES, _APART = 256, 1 << 16
+#: A limit that was named for a share may be off that by rounding.
+_ROUNDED = 1e-9
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ class Slices:
                     f"limit {limit:g}, as {'is' if beyond == 1 else 'are'} {beyond} of its {len(off)} slices"
                 )
         for name, value, counts in self._rarest():
-            if counts.share < limits.of_class:
+            if counts.share < limits.of_class - _ROUNDED:
                 needed = max(needed, (1 - counts.share) / WORST_ROW)
                 faults.append(
                     f"output {name!r}: of the {counts.there} values that are {value} it finds {counts.found}, and "
