@@ -118,15 +118,16 @@ def make(
     if node:
         probes.append(Probe(wide, TOLD_APART, f"{node} may make a size of it", None, None))
     alone = (each for name in ids for each in _alone(base, samples, name))
-    probes += (tried := [*_in_time(run, alone)])
-    if len(ids) > 1 or len(tried) < sum(1 for name in ids for _ in _alone(base, samples, name)):
+    tried, are_all = _in_time(run, alone)
+    probes += tried
+    if len(ids) > 1 or not are_all:
         probes += [_answered(run, each) for each in _neighbours(base, samples, ids)]
     if any(inner.op_type in ("Loop", "Scan") for graph in graphs(proto) for inner in graph.node):
         # A zero might keep it turning.
         return probes
     some = _few_rows(samples, blank.ROWS) if signature.batched else samples
     blanks = (_Unanswered(*each) for each in blank.requests(some, signature, wide if node else ()))
-    return [*probes, *_in_time(run, blanks)]
+    return [*probes, *_in_time(run, blanks)[0]]
 
 
 class _Unanswered(NamedTuple):
@@ -148,15 +149,20 @@ def _answered(run: Callable[[Tensors], Tensors], asked: _Unanswered) -> Probe:
     return Probe(asked.names, asked.within, asked.values, asked.request, answer, asked.inside)
 
 
-def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[_Unanswered]) -> Iterator[Probe]:
-    """As many as there is time for, without those that are no evidence: what is refused amid the samples' values."""
+def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[_Unanswered]) -> tuple[list[Probe], bool]:
+    """As many as there is time for, and whether these are all.
+
+    Without those that are no evidence: what the reference refuses amid the samples' values.
+    """
+    found: list[Probe] = []
     began = time.monotonic()
     for each in asked:
+        if time.monotonic() - began > _SECONDS:
+            return found, False
         probe = _answered(run, each)
         if probe.answer is not None or not probe.inside:
-            yield probe
-        if time.monotonic() - began > _SECONDS:
-            return
+            found.append(probe)
+    return found, True
 
 
 def _not_finite(base: Tensors) -> Iterator[_Unanswered]:
@@ -191,7 +197,7 @@ def _alone(base: Tensors, samples: Tensors, name: str) -> Iterator[_Unanswered]:
     low, high = int(samples[name].min()), int(samples[name].max())
     known = _known(samples, [name])
     top = int(info.max) + 1
-    ends = sorted({min(1 << exponent, top) for exponent in ALONE} | {known})
+    ends = sorted({min(end, top) for end in (known, *(1 << exponent for exponent in ALONE))})
     within = 1
     for end in ends:
         for sign in (1, -1) if info.min else (1,):
@@ -236,8 +242,7 @@ def _neighbours(base: Tensors, samples: Tensors, names: tuple[str, ...]) -> Iter
 
 def _near(array: np.ndarray, end: int, signs: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     sign = generator.choice((1,) if array.dtype.kind == "u" else signs, array.shape)
-    # As Python's own numbers: what is added up here does not fit 64 bits.
-    near: np.ndarray = sign * np.maximum(end - generator.integers(1, 5, array.shape).astype(object), 1)
+    near: np.ndarray = sign * np.maximum(end - generator.integers(1, 5, array.shape), 1)
     if array.dtype.itemsize <= _SMALL and end > np.iinfo(array.dtype).max:
         # The least number of a type has no counterpart.
         near = near - (sign < 0)
