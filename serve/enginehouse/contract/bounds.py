@@ -209,7 +209,8 @@ def along(axes: Axes) -> str:
     """In words, ` all along axes 1 and 2`; "" for none."""
     if not axes:
         return ""
-    return f" all along {'axis' if len(axes) == 1 else 'axes'} {' and '.join(map(str, axes))}"
+    *others, last = map(str, axes)
+    return f" all along axes {', '.join(others)} and {last}" if others else f" all along axis {last}"
 
 
 def _limit(bound: Literal["finite"] | int) -> float | int:
