@@ -64,7 +64,7 @@ class Probe:
         return f"{asked} its {difference}" if difference else None
 
     def is_asked(self, artifact: Artifact) -> bool:
-        """Whether it tells anything of `artifact`: int8 cannot tell apart floats beyond what it was calibrated with.
+        """Whether it tells anything of `artifact`: int8 cannot tell apart what is beyond what it was calibrated with.
 
         Nor can it tell from 0 what is small beside that.
         """
@@ -92,16 +92,22 @@ class Probe:
 
     @property
     def _is_unlike(self) -> bool:
-        assert self.request is not None
-        return self._is_blank or all(
-            self.request[name].dtype.kind in "iu" and self.request[name].dtype.itemsize <= 2 for name in self.names
-        )
+        return self._is_blank or all(map(self._is_narrow, self.names))
 
     @property
     def _is_about_range(self) -> bool:
-        if not isinstance(self.within, int) or self.request is None:
+        """Whether it is about how large measurements may be: floats and numbers of few bits, but not about their sign.
+
+        Wider whole numbers are ids.
+        """
+        if self.request is None or self._is_blank or self.within in ("finite", Region(at_least=0)):
             return False
-        return self.request[self.names[0]].dtype.kind not in "iu"
+        return any(self.request[name].dtype.kind not in "iu" or self._is_narrow(name) for name in self.names)
+
+    def _is_narrow(self, name: str) -> bool:
+        assert self.request is not None
+        dtype = self.request[name].dtype
+        return dtype.kind in "iu" and dtype.itemsize <= 2
 
 
 def found(
