@@ -20,7 +20,7 @@ from tests.unit.test_policy import backend, choices, ranked
 from tests.unit.test_router import Asked, come_up, routed
 
 from enginehouse.contract import bounds as contract_bounds
-from enginehouse.contract.bounds import InputBound, Values, described, narrower
+from enginehouse.contract.bounds import InputBound, Region, Values, described, narrower
 from enginehouse.contract.config import PoolConfig
 from enginehouse.contract.errors import InvalidInput, NoBackend
 from enginehouse.contract.tensors import Computed, Tensors
@@ -166,6 +166,24 @@ async def test_a_request_for_which_no_artifact_is_right_is_the_callers_to_change
         "(onnx-fp32 on onnxruntime-cpu answers finite 'x' only; openvino-int8 on openvino-cpu answers finite 'x' "
         "only); send other values"
     )
+
+
+@pytest.mark.parametrize(
+    ("bound", "fits", "beyond", "told"),
+    [
+        (Region(at_least=0), X, -X - 1, "a value of -1"),
+        (Region(not_zero=((1,),)), X + 1, X, "0 all along axis 1"),
+        (Region(not_constant=((1,),)), np.array([[1, 2, 1, 1]], np.float32), X + 3, "one value all along axis 1"),
+    ],
+)
+async def test_bounds_of_other_kinds_send_requests_elsewhere_too(
+    cluster: Cluster, store: Path, bound: Region, fits: np.ndarray, beyond: np.ndarray, told: str
+) -> None:
+    async with routed(cluster, store, {"ort": Engine(), "vino": Engine()}, {"onnx-fp32": {"x": bound}}) as (asked, _):
+        for inputs, pool in ((fits, "ort"), (beyond, "vino")):
+            assert (await asked.infer("m", {"x": inputs})).choice.backend.pool == pool
+        with pytest.raises(InvalidInput, match=f"input 'x' has {told} at \\[0"):
+            await asked.infer("m", {"x": beyond}, Hints(backend="ort"))
 
 
 async def test_what_a_replica_has_found_on_its_node_counts_for_the_refusal(cluster: Cluster, store: Path) -> None:

@@ -85,6 +85,7 @@ class Agreement:
             figures.worst_row / limits.worst_row,
             figures.differing / limits.differing,
             worst / (BESIDE_ROW * limits.worst_row),
+            (1 - slices.least_found()) / (1 - limits.of_class),
         )
         fault = ""
         try:

@@ -25,8 +25,8 @@ from enginehouse_build.inputs.samples import take
 from enginehouse_build.judge.extents import Extents
 from enginehouse_build.judge.rounding import Rounding
 from enginehouse_build.reference.company import joined
-from enginehouse_build.reference.probes import sizing
 from enginehouse_build.reference.proof import companies, picked
+from enginehouse_build.reference.sizes import sizing
 from enginehouse_build.reference.strangers import Door, strangers
 
 Run = Callable[[Tensors], Tensors]
@@ -220,6 +220,10 @@ def _slice_of(order: np.ndarray, like: np.ndarray, part: int) -> np.ndarray:
 
 
 def _spread(spec: TensorSpec, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of the signs that `like` has: what else it may be is for `probes` to find out, and bounds an artifact only."""
     bits = min(_LARGEST_WHOLE, np.iinfo(spec.dtype).bits - (spec.dtype.kind == "i"))
     values = np.floor(2 ** generator.uniform(0, bits, like.shape)).astype(np.int64)
-    return np.minimum(values, np.iinfo(spec.dtype).max).astype(like.dtype)
+    values = np.minimum(values, np.iinfo(spec.dtype).max)
+    if like.size and like.min() < 0:
+        values *= generator.choice((1, -1) if like.max() > 0 else (-1,), like.shape)
+    return values.astype(like.dtype)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from enginehouse.contract import tensor_file
-from enginehouse.contract.bounds import InputBound, narrower
+from enginehouse.contract.bounds import InputBound, Region, Values, narrower
 from enginehouse.contract.errors import BundleError, EnginehouseError
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.parity import first_difference, limits_of
@@ -21,6 +22,9 @@ from enginehouse.contract.tensors import Tensors
 
 #: Engines of the reference's own library, which refuse what it refuses and compute whole numbers as such.
 _REFERENCE = "onnxruntime-"
+#: Blank rows and numbers of few bits are nowhere near the samples: what is less exact than fp32 may be off by so many
+#: times what a row may be.
+_UNLIKE_SAMPLES = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Probe:
     An engine that answers otherwise is right for these inputs `within` only. A `request` that is None cannot be made,
     for the reason in `values`: then no engine but the reference's own is known to be right beyond `within`. In a probe
     about company the first `beside` rows are the company that has the values, and the answers of the rows after them,
-    which are the reference's to each of these alone, are what is compared.
+    which are the reference's to each of these alone, are what is compared. `inside`: the samples have smaller and
+    larger values than these, and the gate has judged those.
     """
 
     names: tuple[str, ...]
@@ -39,6 +44,7 @@ class Probe:
     request: Tensors | None
     answer: Tensors | None
     beside: int = 0
+    inside: bool = False
 
     def fault(self, kind: EngineKind, infer: Callable[[Tensors], Tensors], artifact: Artifact) -> str | None:
         """In words, how `infer` differs from the reference; None if it does not."""
@@ -57,23 +63,63 @@ class Probe:
             return f"{asked} it answers what the reference refuses"
         limits = limits_of(artifact.precision, artifact.limit)
         share = dict.fromkeys(self.answer, 0.0 if artifact.precision == "fp32" else limits.differing)
+        off = limits.worst_row * (_UNLIKE_SAMPLES if artifact.precision != "fp32" and self._is_unlike else 1)
         got, want = (_from_row(answer, self.beside) for answer in (got, self.answer))
-        difference = first_difference(got, want, limits.worst_row, limits.worst_row, share)
+        difference = first_difference(got, want, off, off, share)
         if difference and self.beside:
             # What precision and rounding make of these rows is there without the company too.
             try:
                 among_own = _from_row(infer(_without_company(self.request, self.beside)), self.beside)
             except EnginehouseError as error:
                 return f"{asked} it answers, and refuses the same without that ({error})"
-            difference = first_difference(got, among_own, limits.worst_row, limits.worst_row, share)
+            difference = first_difference(got, among_own, off, off, share)
         return f"{asked} its {difference}" if difference else None
 
+    def is_asked(self, artifact: Artifact) -> bool:
+        """Whether it tells anything of `artifact`: int8 cannot tell apart what is beyond what it was calibrated with.
+
+        Nor can it tell from 0 what is small beside that.
+        """
+        return artifact.precision != "int8" or not (self._is_about_range or self.inside)
+
+    def tells(self, bounds: dict[str, InputBound]) -> bool:
+        """Whether a fault would narrow `bounds`, and is not that of values which they keep out already."""
+        if self.request is not None and (self._is_blank or len(self.names) == 1):
+            # Several inputs that are large together may be wrong where each by itself is right further on.
+            looked_at = bounds if self._is_blank else {name: bounds[name] for name in self.names if name in bounds}
+            if Values(self.request).beyond(looked_at):
+                return False
+        return narrower(bounds, dict.fromkeys(self.names, self.within)) != bounds
+
     @property
-    def is_about_range(self) -> bool:
-        """Whether it is about large floats, which int8 cannot tell apart beyond what it was calibrated with."""
-        if self.within == "finite" or self.request is None or self.beside:
+    def about(self) -> str:
+        """What kind of bound `within` is: of the faults that led to one the last is told."""
+        if self._is_blank or not isinstance(self.within, Region):
+            return "blank" if self._is_blank else ""
+        return ",".join(self.within.plain_parts())
+
+    @property
+    def _is_blank(self) -> bool:
+        return isinstance(self.within, Region) and bool(self.within.not_zero or self.within.not_constant)
+
+    @property
+    def _is_unlike(self) -> bool:
+        return self._is_blank or all(map(self._is_narrow, self.names))
+
+    @property
+    def _is_about_range(self) -> bool:
+        """Whether it is about how large measurements may be: floats and numbers of few bits, but not about their sign.
+
+        Wider whole numbers are ids.
+        """
+        if self.request is None or self.beside or self._is_blank or self.within in ("finite", Region(at_least=0)):
             return False
-        return self.request[self.names[0]].dtype.kind not in "iu"
+        return any(self.request[name].dtype.kind not in "iu" or self._is_narrow(name) for name in self.names)
+
+    def _is_narrow(self, name: str) -> bool:
+        assert self.request is not None
+        dtype = self.request[name].dtype
+        return dtype.kind in "iu" and dtype.itemsize <= 2
 
 
 def found(
@@ -81,15 +127,13 @@ def found(
 ) -> tuple[dict[str, InputBound], tuple[str, ...]]:
     """The bounds of `artifact` on the engine of `infer`, and the faults that led to them, in words."""
     bounds: dict[str, InputBound] = {}
-    faults: dict[tuple[str, ...], str] = {}
+    faults: dict[tuple[tuple[str, ...], str], str] = {}
     for probe in probes:
-        if artifact.precision == "int8" and probe.is_about_range:
+        if not probe.is_asked(artifact) or not probe.tells(bounds):
             continue
         if fault := probe.fault(kind, infer, artifact):
-            before = bounds
             bounds = narrower(bounds, dict.fromkeys(probe.names, probe.within))
-            if bounds != before:
-                faults[probe.names] = fault
+            faults[probe.names, probe.about] = fault
     return bounds, tuple(dict.fromkeys(faults.values()))
 
 
@@ -100,7 +144,9 @@ def write(path: Path, probes: Sequence[Probe]) -> None:
         about = {
             "names": np.array([name.encode() for name in probe.names], dtype=object),
             # Powers of two and what is below them: exact.
-            "within": np.array(0.0 if probe.within == "finite" else probe.within, np.float64),
+            "within": np.array(probe.within if isinstance(probe.within, int) else 0, np.float64),
+            **_region(probe.within),
+            "is_inside": np.array(probe.inside),
             "values": np.array([probe.values.encode()], dtype=object),
             "is_made": np.array(probe.request is not None),
             "is_answered": np.array(probe.answer is not None),
@@ -117,16 +163,33 @@ def read(path: Path) -> list[Probe]:
         return [
             Probe(
                 names=tuple(name.decode() for name in about["names"]),
-                within=int(about["within"]) or "finite",
+                within=_within(about),
                 values=about["values"][0].decode(),
                 request=request if about["is_made"] else None,
                 answer=answer if about["is_answered"] else None,
                 beside=int(about["beside"]) if "beside" in about else 0,
+                inside=bool(about.get("is_inside", False)),
             )
             for about, request, answer in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
         ]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{path} holds no probes: {type(error).__name__}: {error}") from None
+
+
+def _region(within: InputBound) -> Tensors:
+    """Beside the number of a plain bound what only a region says, as JSON."""
+    if not isinstance(within, Region):
+        return {}
+    return {"region": np.array([orjson.dumps(within.plain_parts())], dtype=object)}
+
+
+def _within(about: Tensors) -> InputBound:
+    if "region" not in about:
+        return int(about["within"]) or "finite"
+    parts = orjson.loads(about["region"][0])
+    for name in ("not_zero", "not_constant"):
+        parts[name] = tuple(map(tuple, parts.get(name, ())))
+    return Region(**parts)
 
 
 def kept(probes: Sequence[Probe], most_bytes: int) -> list[Probe]:
