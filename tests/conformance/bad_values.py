@@ -231,11 +231,4 @@ ALL = [
         zero=ids(0),
         one=ids(-1),
     ),
-    bad(
-        "argmin_of_none",
-        [node("ArgMin", "a", "k", axis=0), node("Cast", "k", to=1)],
-        [A],
-        {"a": ones(2, 3)},
-        {"a": ones(0, 3)},
-    ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +17,7 @@ from enginehouse import engines
 from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.contract.manifest import EngineKind
 from enginehouse.engines import strict_shapes
+from enginehouse.engines.strict_shapes import StrictShapes
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +98,17 @@ def test_the_shapes_that_are_remembered_are_bounded(
     for columns in [*range(1, 9), *range(1, 9)]:
         assert engine.infer({"a": ones(2, columns)})["y"].tolist() == [[2] * columns] * 2
     assert len(engine._shapes._known) == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_the_largest_of_nothing_is_refused_where_nothing_may_come(kind: EngineKind, tmp_path: Path, op: str) -> None:
+    """A range with a minimum of 0 lets it through the door."""
+    if kind != "openvino-cpu":
+        pytest.skip("the others check shapes as they compute")
+    import openvino
+
+    model = case("extreme", [node(op, "a", "k", axis=1), node("Cast", "k", to=1)], (free("a"),), {"a": ones(2, 3)}, {})
+    onnx.save(model.model(), tmp_path / "model.onnx")
+    shapes = StrictShapes(openvino.Core().read_model(tmp_path / "model.onnx"), model.signature)
+    assert shapes.refusal({"a": ones(2, 3)}) == ""
+    assert "1 of 0 cannot be chosen" in shapes.refusal({"a": ones(2, 0)})

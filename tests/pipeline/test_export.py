@@ -160,7 +160,7 @@ def test_files_that_the_factory_reads_are_known(tmp_path: Path) -> None:
         ("nothing.onnx", "no such file"),
         ("nothing.py:factory", "no such file"),
         ("no_such_package.models:factory", "cannot import 'no_such_package.models'"),
-        ("weights.pt", "give package.module:function, path/to/file.py:function or FILE.onnx"),
+        ("weights.pt", "give package.module:function, path/to/file.py:function, FILE.onnx or a recipe.toml"),
         (f"{MODULES}:missing", "has no function 'missing'; it has at_rest, baked, batch_statistics, by_keyword, "),
         (f"{MODULES}:not_a_model", "the factory returned str"),
         (f"{MODULES}:raises", "the factory raised FileNotFoundError: weights.pt"),

@@ -17,8 +17,8 @@ _RUNS = 64
 _NAMED = 8
 
 
-class NothingHelps(ConversionFailed):
-    """The answers of a conversion leave the limits, however much stays in fp32."""
+class NothingHelps(Exception):
+    """The answers of a conversion leave the limits, whatever stays in fp32; `convert` makes ConversionFailed of it."""
 
 
 def fewest_left(

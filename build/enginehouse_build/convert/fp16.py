@@ -37,7 +37,7 @@ def to_fp16(source: Path, target: Path, requests: Sequence[Tensors] = (), agreem
             return _converted(proto, target, seen).remark
         with tempfile.TemporaryDirectory(prefix="enginehouse-") as scratch:
             return _agreeing(proto, target, seen, agreement, Path(scratch))
-    except ConversionFailed:
+    except (ConversionFailed, fallback.NothingHelps):
         raise
     except Exception as error:
         raise ConversionFailed(f"the model cannot be converted to fp16: {reason(error)}") from error

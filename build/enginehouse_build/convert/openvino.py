@@ -12,6 +12,7 @@ from enginehouse.contract.manifest import Precision
 from enginehouse.engines.value_guards import unsafe
 from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.best_of import Calibration
+from enginehouse_build.convert.fallback import NothingHelps
 from enginehouse_build.convert.half_graph import LARGEST
 from enginehouse_build.convert.openvino_int8 import quantized
 
@@ -40,7 +41,7 @@ def convert(
             model, remark = quantized(model, calibration, agreement)
         # The default halves the weights to fp16 and would still be called fp32.
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
-    except (ConversionFailed, EngineUnavailable):
+    except (ConversionFailed, EngineUnavailable, NothingHelps):
         raise
     except Exception as error:
         raise ConversionFailed(f"OpenVINO cannot convert the model to {precision}: {_reason(error)}") from error

@@ -58,7 +58,7 @@ def _quantize(
     with tempfile.TemporaryDirectory(prefix="enginehouse-") as scratch, quiet():
         try:
             return _converted(source, target, calibration, agreement, Path(scratch), symmetric=symmetric)
-        except (ConversionFailed, EngineUnavailable):
+        except (ConversionFailed, EngineUnavailable, fallback.NothingHelps):
             raise
         except Exception as error:
             raise ConversionFailed(f"ONNX Runtime cannot quantize the model: {reason(error)}") from error
