@@ -198,6 +198,43 @@ def test_the_client_in_a_job_of_its_own(house: House, tmp_path: Path) -> None:
     assert lines[-1].startswith("ModelNotFound") and "nowhere" in lines[-1]
 
 
+#: Goes on calling Ray in a thread when its job has ended, as threads of Serve do.
+AFTERWARDS = """
+import os, threading, time
+import numpy as np, ray
+from enginehouse.faces.python.client import Client
+
+ray.init(address=os.environ.pop("RAY_ADDRESS"), log_to_driver=False, logging_level="ERROR")
+client = Client()
+print(client.infer("scale", {"x": np.ones((1, 4), np.float32)})["y"].tolist())
+controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+ray.shutdown()
+said = []
+
+def call():
+    for ask in (lambda: ray.put(1), lambda: controller.get_http_config.remote()):
+        try:
+            ask()
+        except Exception as error:
+            said.append(type(error).__name__)
+
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+time.sleep(3)
+print(said, ray.is_initialized())
+"""
+
+
+def test_nothing_starts_a_ray_of_its_own_when_a_job_has_ended(house: House, tmp_path: Path) -> None:
+    done = house.cluster.run(sys.executable, "-c", AFTERWARDS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer, rest = done.stdout.splitlines()[-2:]
+    assert answer == "[[2.0, 2.0, 2.0, 2.0]]"
+    assert rest.endswith("] False"), rest
+    assert rest.count("'") == 4, rest
+
+
 #: The README's two calls wherever a job may make them; argv: `handle` or `client`.
 PLACES = """
 import asyncio, json, os, sys

@@ -11,6 +11,7 @@ from tests.unit.test_router import KEY, Asked, Engine, X, routed
 
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import InvalidInput, ModelNotFound, NoBackend, Overloaded
+from enginehouse.routing import telemetry
 from enginehouse.routing.hints import NO_HINTS, Hints
 
 
@@ -42,6 +43,22 @@ async def test_each_request_is_counted_once_by_what_became_of_it(cluster: Cluste
             ("m", "1", "", "ok"): 1,
         }
         assert (asked.plane.admission.requests, asked.plane.admission.bytes) == (0, 0)
+
+
+async def test_a_request_that_takes_no_time_ends_no_counting(
+    cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's counters refuse to count nothing, and what they raise would end the only reports of the process."""
+    monkeypatch.setattr(telemetry, "PERIOD_S", 0.01)
+    async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
+        with pytest.raises(InvalidInput), asked.plane.refusals("tests"):
+            Hints(backend=3)  # type: ignore[arg-type]
+        await until(lambda: not counted(asked))
+        await asked.infer("m", X)
+        await until(lambda: not counted(asked))
+        reporter = asked.plane.metrics._reporter
+        assert reporter is not None
+        assert not reporter.done()
 
 
 async def test_an_unknown_model_and_a_full_house_are_refused_before_the_body(cluster: Cluster, store: Path) -> None:

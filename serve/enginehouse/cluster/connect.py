@@ -37,6 +37,8 @@ _AT_REST = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
 }
+#: What a command does when it is ended must not start a cluster: a call of Ray would, once this one is shut down.
+_NO_OTHER_RAY = {"RAY_ENABLE_AUTO_CONNECT": "0"}
 #: Ray replaces 127.0.0.1 by the machine's address but keeps 127.0.0.2, which is as local; only Linux has that.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
@@ -48,7 +50,8 @@ def connected(address: str) -> Iterator[None]:
     Raises ConfigError when there is none, or several for `auto`, and RuntimeError when Ray was imported already.
     """
     _check_ray_is_not_imported()
-    os.environ.update({name: value for name, value in SERVING_ENV.items() if name not in os.environ})
+    wanted = SERVING_ENV | _NO_OTHER_RAY
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     if address != "auto" and (Path.home() / ".ray" / "auth_token").is_file():
         # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -85,7 +88,8 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port")
     temporary = _short_folder()
     # Before Ray starts, since its processes inherit them.
-    os.environ.update({name: value for name, value in _local_env(temporary).items() if name not in os.environ})
+    wanted = _local_env(temporary) | _NO_OTHER_RAY
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     import ray
 
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook, client_mode_hook
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.handle import DeploymentHandle
 
@@ -33,6 +35,24 @@ def watch(handle: DeploymentHandle) -> None:
     """
     if not handle.is_initialized:
         handle._init(_run_router_in_separate_loop=False)
+
+
+def start_no_ray_in_the_background() -> None:
+    """From now on no thread but the main one starts a Ray where there is none; calls of Ray fail there instead.
+
+    Threads of Serve and of a local router go on for a moment after `ray.shutdown()`. A call of theirs would start a
+    cluster that nobody asked for, and that nobody ends (Ray 2.60 starts one at the first call of many).
+    """
+    for module in (auto_init_hook, client_mode_hook):
+        module.auto_init_ray = _start_if_asked
+
+
+_start = auto_init_hook.auto_init_ray
+
+
+def _start_if_asked() -> None:
+    if threading.current_thread() is threading.main_thread():
+        _start()
 
 
 def job() -> str:

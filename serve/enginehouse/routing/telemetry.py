@@ -6,9 +6,12 @@ Counted in this process and passed to Ray once a second: updating a Ray metric t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 
 from ray.serve import metrics
+
+logger = logging.getLogger("ray.serve")
 
 PERIOD_S = 1.0
 #: How a request ends whose caller has gone: while it is computed, and while its body arrives (Starlette).
@@ -49,5 +52,11 @@ class RequestMetrics:
             counts, self._counts = self._counts, defaultdict(lambda: [0.0, 0.0])
             for values, (requests, seconds) in counts.items():
                 tags = dict(zip(_TAGS, values, strict=True))
-                self._requests.inc(requests, tags)
-                self._seconds.inc(seconds, tags)
+                try:
+                    self._requests.inc(requests, tags)
+                    # Ray's counters take nothing but more: what is refused at once took no time.
+                    if seconds > 0:
+                        self._seconds.inc(seconds, tags)
+                except Exception:
+                    # One count that Ray does not take must not be the last that it gets.
+                    logger.exception("requests could not be counted: %s", tags)

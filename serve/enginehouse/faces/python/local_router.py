@@ -21,6 +21,7 @@ from enginehouse.routing import replicas
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.ray_private import job as ray_job
+from enginehouse.routing.ray_private import start_no_ray_in_the_background
 from enginehouse.routing.remote_versions import RemoteVersions
 from enginehouse.routing.router import Router
 from enginehouse.routing.view import View
@@ -42,6 +43,7 @@ class LocalRouter:
     """
 
     def __init__(self, find: Callable[[], DeploymentHandle]) -> None:
+        start_no_ray_in_the_background()
         self.job = ray_job()
         self._find = find
         self._plane: DataPlane | None = None
