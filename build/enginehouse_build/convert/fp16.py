@@ -27,7 +27,8 @@ def to_fp16(source: Path, target: Path, requests: Sequence[Tensors] = (), agreem
     the answers beyond its limits stays in fp32 too.
 
     Returns what its reader should know: operators that stay in fp32 and why, and why a weight is not what it was, or
-    "". Weights beyond fp16's range become its largest number. Raises ConversionFailed when no operator can be in fp16.
+    "". Weights beyond fp16's range become its largest number. Raises ConversionFailed when no operator can be in fp16,
+    and NothingHelps where it loses too much all the same.
     """
     try:
         proto = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)

@@ -25,7 +25,7 @@ def convert(
     fp16 weights are compressed; bf16 has the weights of fp32, which the engine rounds as it loads them; int8 is what
     NNCF makes of the OpenVINO model and `calibration` within the limits of `agreement` (see `openvino_int8`). Raises
     EngineUnavailable without OpenVINO or NNCF, and ConversionFailed with the converter's reason, or for a model that
-    OpenVINO must not run (see `enginehouse.engines.value_guards`).
+    OpenVINO must not run (see `enginehouse.engines.value_guards`), and NothingHelps as `openvino_int8`.
     """
     try:
         import openvino

@@ -58,8 +58,8 @@ def quantized(model: Any, calibration: Calibration, agreement: Agreement | None)
     """`model` in int8 as far as its answers stay within the limits of `agreement`, and a remark for its reader, or "".
 
     By default the limits are those of int8, on the calibration data, which is one request at least. Raises
-    EngineUnavailable without NNCF, and ConversionFailed for a model of which less than half of the multiplications can
-    be in int8.
+    EngineUnavailable without NNCF, ConversionFailed for a model of which less than half of the multiplications can be
+    in int8, and NothingHelps where it loses too much all the same.
     """
     layers = [node for node in model.get_ops() if _is_layer(node)]
     if not layers:

@@ -40,7 +40,7 @@ def quantize_for_onnxruntime(
 
     What loses so much in int8 that the answers leave the limits of `agreement` (by default those of int8, on the
     calibration data, which is one request at least) stays in fp32. Raises ConversionFailed, also where less than half
-    of the multiplications can be in int8, and EngineUnavailable without ONNX Runtime.
+    of the multiplications can be in int8, NothingHelps, and EngineUnavailable without ONNX Runtime.
     """
     return _quantize(source, target, calibration, agreement, symmetric=False)
 
