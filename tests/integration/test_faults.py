@@ -9,6 +9,7 @@ import time
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from tests.integration.bundles import WIDTH
 from tests.integration.cluster import wait_for
@@ -94,6 +95,13 @@ def _both(pids: list[int]) -> list[int] | None:
     return pids if len(pids) == 2 else None
 
 
+def _is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_killed_router_is_covered_by_the_other_and_comes_back_with_its_models(house: House) -> None:
     before = wait_for(lambda: _both(house.cluster.replicas("Router")), 60, "two Routers")
     pools = {name: house.cluster.replicas(name) for name in ("gpu-pool", "cpu-pool")}
@@ -112,6 +120,8 @@ def test_a_killed_router_is_covered_by_the_other_and_comes_back_with_its_models(
 
     killed = time.monotonic()
     os.kill(before[0], signal.SIGKILL)
+    # Until its memory is given back it takes connections, and a request that is on its way to it dies with it.
+    wait_for(lambda: _is_gone(before[0]), 5, "the killed Router is gone", every=0.005)
     asked = 0
     while len(set(house.cluster.replicas("Router")) - {before[0]}) < 2:
         ask()
