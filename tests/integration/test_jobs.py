@@ -218,9 +218,7 @@ def call():
         except Exception as error:
             said.append(type(error).__name__)
 
-thread = threading.Thread(target=call)
-thread.start()
-thread.join()
+threading.Thread(target=call).start()
 time.sleep(3)
 print(said, ray.is_initialized())
 """
