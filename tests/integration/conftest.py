@@ -1,4 +1,4 @@
-"""One live house for all tests: three nodes, two pools, Router on the head; nothing of it may outlive the session."""
+"""One live house for all tests: three nodes, two pools, Router on the head; nothing of it may outlive them."""
 
 from __future__ import annotations
 

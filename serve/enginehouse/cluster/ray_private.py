@@ -1,4 +1,4 @@
-"""Private names of Ray that `cluster` uses: for Serve's live config, the clusters of this machine, and the session.
+"""Private names of Ray that `cluster` uses: for Serve's live config, the clusters that run here, and their names.
 
 Serve's public REST API has the live config too, but needs the dashboard, which a local cluster does not run.
 """

@@ -58,7 +58,7 @@ class _OnnxRuntime:
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Run one batch; see `Engine.infer`. BYTES go in as str or bytes and come out as bytes (UTF-8)."""
-        # A local reference keeps the session alive until this call returns, whatever close() does meanwhile.
+        # Alive until this call returns, whatever close() does meanwhile.
         session = self._session
         if session is None:
             raise EngineUnavailable(self.kind, "it was closed")
@@ -75,7 +75,7 @@ class _OnnxRuntime:
         return {name: _owned(answer) for name, answer in zip(self._outputs, answers, strict=True)}
 
     def close(self) -> None:
-        """Drop the session; its memory goes when the last running `infer` returns."""
+        """Drop the model; its memory goes when the last running `infer` returns."""
         self._session = None
 
     def _load(self, options: EngineOptions, providers: Sequence[Any], settings: Mapping[str, str]) -> Any:
@@ -210,7 +210,7 @@ def _text(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _owned(answer: np.ndarray) -> np.ndarray:
-    """`answer` in memory of its own: ONNX Runtime's arrays borrow from the session's arena."""
+    """`answer` in memory of its own: ONNX Runtime's arrays borrow from its arena."""
     if answer.dtype.hasobject:
         return np.array([str(item).encode() for item in answer.ravel()], dtype=object).reshape(answer.shape)
     return answer if answer.flags.owndata else answer.copy()

@@ -106,6 +106,7 @@ class _Upload:
         try:
             self._fs.pipe_file(path, text, mode="create")
         except (NotImplementedError, ValueError):
+            # What fsspec's backends raise that cannot create in one step.
             if self._fs.exists(path):
                 raise FileExistsError(path) from None
             self._fs.pipe_file(path, text)

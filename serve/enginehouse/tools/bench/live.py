@@ -83,7 +83,7 @@ def look(address: str, model: str, version: str | None) -> Target:
 def processes_of(session: str) -> list[psutil.Process]:
     """Processes of this host that belong to a Ray session (`session_DATE_TIME_PID`): those that others are below of.
 
-    That is what has the session in its command line, the command that started it and stays, and HAProxy.
+    That is what has its name in its command line, the command that started it and stays, and HAProxy.
     """
     known = list(psutil.process_iter(["cmdline", "name", "ppid"]))
     ray = {p.pid: p for p in known if any(session in argument for argument in p.info["cmdline"] or ())}
