@@ -97,18 +97,24 @@ def main(
         # The one that is started first is a little slower, with the same code in both: each is, once.
         for names in (list(checkouts), list(checkouts)[::-1]):
             with contextlib.ExitStack() as stack:
-                loads: dict[str, dict[str, Load]] = {way: {} for way in taken}
+                processes: dict[str, Process] = {}
                 for place, name in enumerate(names):
                     conditions = Conditions(store, model, "onnx-fp32", Path(), 1, 1, 32)
-                    contestant, python = Enginehouse(name, "--threads 1"), python_of(checkouts[name])
-                    process = stack.enter_context(running(contestant, python, conditions, port + place))
-                    body, headers = answers.encode(_row())
-                    url = url_of(process, model)
-                    process.until_ready(body, headers, url)
-                    loads["clients"][name] = stack.enter_context(_clients(process, python, model, requests))
-                    loads["http"][name] = _http(url, body, headers, requests)
-                for way, by_name in loads.items():
-                    _take(taken[way], by_name, turns // 2, seconds)
+                    contestant = Enginehouse(name, "--threads 1")
+                    started = running(contestant, python_of(checkouts[name]), conditions, port + place)
+                    processes[name] = stack.enter_context(started)
+                body, headers = answers.encode(_row())
+                urls = {name: url_of(process, model) for name, process in processes.items()}
+                for name, process in processes.items():
+                    process.until_ready(body, headers, urls[name])
+                by_http = {name: _http(url, body, headers, requests) for name, url in urls.items()}
+                _take(taken["http"], by_http, turns // 2, seconds)
+                # Started after the turns over HTTP: even idle ones take some of the cores.
+                by_clients = {
+                    name: stack.enter_context(_clients(process, python_of(checkouts[name]), model, requests))
+                    for name, process in processes.items()
+                }
+                _take(taken["clients"], by_clients, turns // 2, seconds)
         for way, by_checkout in taken.items():
             found[f"{model}, {way}"] = _compared(f"{model}, {requests} by {way}", by_checkout)
     with (HERE / "results" / "batches.jsonl").open("a") as file:
