@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import InvalidInput, ModelNotFound
+from enginehouse.contract.store import Store
 from enginehouse.tools import cli
 from enginehouse.tools.cli import explain, infer
 from enginehouse.tools.cli.console import out
@@ -152,7 +153,8 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(arguments: list[
 
 def test_the_config_is_printed_for_the_newest_versions_and_what_was_asked_for(store: Path) -> None:
     ran = CliRunner().invoke(cli.app, ["serve", str(store), "--print-config", "--port", "8123"])
-    catalog = Catalog.parse({"store": str(store), "models": [{"name": "m", "version": "10"}]})
+    newest = {"name": "m", "version": "10", "digest": Store(str(store)).digest("m", "10")}
+    catalog = Catalog.parse({"store": str(store), "models": [newest]})
     assert yaml.safe_load(ran.stdout) == serve_config(AppConfig(), catalog, port=8123)
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.magic import recognised
-from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse.contract.tensors import FreeDim, Signature, TensorSpec
 from enginehouse.faces import oip
 from enginehouse.tools import cli
 from enginehouse.tools.cli.request_file import read_inputs
@@ -43,6 +43,14 @@ def test_a_body_that_is_no_json_is_called_what_it_is(kind: str) -> None:
     assert "the model wants image: UINT8[*,9,7,3], count: INT64[*]" in said
     assert '{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 9, 7, 3], "data": [...]}' in said
     assert len(said) < 1000
+
+
+def test_the_example_is_let_in_at_the_door() -> None:
+    sides = FreeDim("side", (("image", 1), ("image", 2)), (8, 48))
+    free = Signature((TensorSpec("image", np.dtype(np.uint8), (None, None, None, 3)),), OUT, free=(sides,))
+    with pytest.raises(InvalidInput) as caught:
+        oip.decode_request(FOREIGN["jpeg"][0], None, free)
+    assert '"shape": [1, 8, 8, 3]' in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "npy", "gzip"])

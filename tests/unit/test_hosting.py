@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tests.unit.catalogs import until
 
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, ModelNotFound
+from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
 from enginehouse.pools import batching, hosting, loading
@@ -52,6 +54,22 @@ async def test_other_settings_of_a_version_are_loaded_beside_it_until_it_is_idle
     await until(lambda: not hosted.models)
     with pytest.raises(ModelNotFound):
         await hosted.get("m@1")
+
+
+async def test_what_was_rewritten_is_not_loaded_in_the_place_of_what_was_meant(tmp_path: Path) -> None:
+    publish(tmp_path, "m", "1", 3.0)
+    meant = catalog(tmp_path, {"name": "m", "version": "1", "digest": Store(str(tmp_path)).digest("m", "1")})
+    shutil.rmtree(tmp_path / "m" / "1")
+    publish(tmp_path, "m", "1", 5.0)
+    hosted = hosting_here(unload_after_s=60)
+    hosted.follow(meant)
+    (key,) = (model.key for model in meant.models)
+    await until(lambda: hosted.reports.get(key, {}).get("state") == "failed")
+    assert "was rewritten since m@1 was added" in hosted.reports[key]["reason"]
+    now = catalog(tmp_path, {"name": "m", "version": "1", "digest": Store(str(tmp_path)).digest("m", "1")})
+    hosted.follow(now)
+    outputs, _ = await (await hosted.get(now.models[0].key)).infer(X, 1, 5.0)
+    np.testing.assert_array_equal(outputs["y"], X[0]["x"] * 5)
 
 
 async def test_settings_that_change_no_engine_change_the_loaded_one(tmp_path: Path) -> None:

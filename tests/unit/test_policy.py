@@ -23,7 +23,7 @@ from enginehouse.contract.manifest import (
     Status,
     TensorRecord,
 )
-from enginehouse.routing.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime
+from enginehouse.routing.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime, told_ms
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
 
@@ -124,6 +124,10 @@ def test_engines_of_the_same_nodes_compete_by_speed_and_not_by_their_queues() ->
     assert ranked(slow._replace(engine="onnxruntime-cuda"), fast) == ["slow", "fast"]
     # Behind the fastest one, its queue is no way to make a deadline either.
     assert ranked(slow, fast, budget_ms=30.0, stated=True) == []
+    assert reasons(slow, fast, budget_ms=30.0, stated=True) == {
+        "fast": "takes 2.4 ms after a wait of 50 ms",
+        "slow": "computes on the cores that fast is busy on",
+    }
     assert ranked(slow, fast, budget_ms=100.0, stated=True) == ["fast", "slow"]
 
 
@@ -147,6 +151,10 @@ def test_what_cannot_be_in_time_is_not_tried() -> None:
     assert ranked(busy, budget_ms=10 * MARGIN + 2 + HOP_MS + 0.01, stated=True) == ["quick"]
     assert reasons(busy, budget_ms=12.0, stated=True) == {"quick": "takes 2.4 ms after a wait of 10 ms"}
     assert ranked(backend("unknown"), budget_ms=1.0, stated=True) == ["unknown"]
+
+
+def test_long_times_are_told_in_seconds() -> None:
+    assert [told_ms(ms) for ms in (1.2345, 999, 9999, 7.05e4)] == ["1.23 ms", "999 ms", "10 s", "70.5 s"]
 
 
 def test_the_default_deadline_bounds_the_queue_and_not_the_engine() -> None:

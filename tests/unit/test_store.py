@@ -25,6 +25,7 @@ from tests.unit.test_bundle import SIGNATURE, artifact
 from enginehouse.contract.bundle import Bundle, sha256_of
 from enginehouse.contract.errors import (
     BuildError,
+    BundleError,
     ConfigError,
     DigestMismatch,
     EnginehouseError,
@@ -85,6 +86,20 @@ def test_what_is_published_is_what_is_opened(store: Store) -> None:
     assert content(store.open("digits", "1")) == b"one"
     assert content(store.open("digits", "2")) == b"two"
     assert store.manifest("digits", "2").version == "2"
+
+
+def test_what_was_rewritten_has_another_digest_and_is_not_opened_as_what_was_meant(store: Store) -> None:
+    publish(store, "digits", "1", b"one")
+    meant = store.digest("digits", "1")
+    assert store.manifest("digits", "1", meant).version == "1"
+    assert content(store.open("digits", "1", digest=meant)) == b"one"
+    store._fs.rm(store._path("digits", "1"), recursive=True)
+    publish(store, "digits", "1", b"two")
+    assert store.digest("digits", "1") != meant
+    for read in (store.manifest, store.open):
+        with pytest.raises(BundleError, match="rewritten since digits@1 was added; `enginehouse models add digits@1`"):
+            read("digits", "1", digest=meant)
+    assert content(store.open("digits", "1")) == b"two"
 
 
 def test_versions_are_ordered_by_number(store: Store) -> None:

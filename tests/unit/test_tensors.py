@@ -102,6 +102,8 @@ def test_a_single_request_is_not_copied() -> None:
         ({"x": None}, "input 'x' is of type NoneType"),
         ({"x": np.float32(1)}, "input 'x' is a numpy.float32"),
         ({"x": np.ma.array([1, 2], mask=[0, 1])}, "input 'x' is a masked array; fill"),
+        ({"x": np.array([[0, 1], [2, 255]], np.uint8).view(np.bool_)}, "input 'x' has the byte 255; booleans are"),
+        ({"x": np.array([[0, 1], [1, 7]], np.uint8).view(np.bool_).T}, "input 'x' has the byte 7; booleans are"),
     ],
 )
 def test_what_is_no_array_is_told(inputs: object, told: str) -> None:
@@ -110,5 +112,5 @@ def test_what_is_no_array_is_told(inputs: object, told: str) -> None:
 
 
 def test_arrays_are_passed_as_they_are() -> None:
-    inputs = {"x": np.zeros((2, 3)), "y": np.array(1)}
+    inputs = {"x": np.zeros((2, 3)), "y": np.array(1), "is": np.array([True, False]), "none": np.zeros((0, 2), bool)}
     assert checked_arrays(inputs) is inputs

@@ -39,6 +39,7 @@ async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, stor
         "state": "ready",
         "reason": "",
         "settings": {},
+        "digest": "",
         "left_out": "",
         "backends": [],
     }
@@ -177,6 +178,25 @@ async def test_settings_that_something_else_is_loaded_for_take_over_when_that_is
     assert models.get("m", "1").config == wanted
 
 
+async def test_a_bundle_that_was_rewritten_is_another_one(cluster: Cluster, store: Path) -> None:
+    digest = Store(str(store)).digest("m", "1")
+    models = await serving(cluster, store)
+    publish(store, "1", numerics="full")
+    # Whoever is told the content that was there does not take what is there now for it.
+    models.apply(catalog(store, "1", digest=digest))
+    await until(lambda: "was rewritten since m@1 was added; `enginehouse models add m@1`" in entry(models)["reason"])
+    assert models.get("m").manifest.recipe == {"numerics": "any"}
+    # Added again it is loaded beside the one before, and takes over when it is warm.
+    (wanted,) = catalog(store, "1", digest=Store(str(store)).digest("m", "1")).models
+    models.apply(Catalog(store=str(store), models=(wanted,)))
+    cluster.report("ort", {"m@1": "ready", wanted.key: "loading"})
+    await turns()
+    assert (models.get("m").key, entry(models)["state"]) == ("m@1", "loading")
+    cluster.report("ort", {"m@1": "ready", wanted.key: "ready"})
+    await until(lambda: models.get("m").key == wanted.key)
+    assert models.get("m").manifest.recipe == {"numerics": "full"}
+
+
 async def test_going_back_while_the_new_version_loads_keeps_the_old_one(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     models.apply(catalog(store, "2"))
@@ -215,7 +235,7 @@ async def test_stores_are_read_side_by_side_and_one_that_hangs_is_reported_and_t
     monkeypatch.setattr(versions, "READ_WITHIN_S", 1.5)
     go_on, read, begun = threading.Event(), Store.manifest, list[str]()
 
-    def slowly(self: Store, model: str, version: str) -> Manifest:
+    def slowly(self: Store, model: str, version: str, digest: str) -> Manifest:
         begun.append(model)
         if model == "hangs":
             go_on.wait(10)

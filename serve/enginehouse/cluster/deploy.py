@@ -111,6 +111,7 @@ def add_model(model: ModelConfig, force: bool = False) -> None:
     clients of the version that is served now could not go on.
     """
     before = live_catalog()
+    model = moves.pinned(before.store, model)
     moves.check_numerics(before.store, model)
     if not force:
         moves.check_signature(before, before.store, model)

@@ -9,6 +9,13 @@ from enginehouse.contract.errors import ConfigError, EnginehouseError
 from enginehouse.contract.store import Store
 
 
+def pinned(store: str, model: ModelConfig) -> ModelConfig:
+    """`model` with the digest of the bundle that `store` has now, unless it names one."""
+    if model.digest:
+        return model
+    return model.model_copy(update={"digest": Store(store).digest(model.name, model.version)})
+
+
 def check_numerics(store: str, model: ModelConfig) -> None:
     """Raise ConfigError, with what there is, when no artifact of `model`, a bundle of `store`, may answer."""
     manifest = Store(store).manifest(model.name, model.version)
@@ -18,7 +25,7 @@ def check_numerics(store: str, model: ModelConfig) -> None:
 def check_signature(before: Catalog, store: str, model: ModelConfig) -> None:
     """Raise ConfigError when clients of the version in `before` could not go on with `model`, a bundle of `store`."""
     old = before.find(model.name)
-    if old is None or (before.store, old.id) == (store, model.id):
+    if old is None or (before.store, old.id, old.digest) == (store, model.id, model.digest):
         return
     new = Store(store).manifest(model.name, model.version)
     try:

@@ -144,6 +144,8 @@ class ModelConfig(_Config):
 
     A `resident` model is also loaded into every router, on its fastest CPU engine: requests that it is the best choice
     for save the hop to a pool. A crash of that engine takes a router with it.
+    `digest` is `Store.digest` of the bundle that is meant: one that was rewritten since is not loaded in its place.
+    Without it, whatever is there is.
     """
 
     name: str
@@ -152,6 +154,7 @@ class ModelConfig(_Config):
     max_batch_size: int | None = Field(default=None, ge=1)
     batch_wait_ms: float = Field(default=0, ge=0, le=10_000)
     resident: bool = False
+    digest: str = ""
 
     @property
     def id(self) -> str:
@@ -160,17 +163,17 @@ class ModelConfig(_Config):
 
     @property
     def key(self) -> str:
-        """What is loaded: `id`, and a digest of numerics and batch size where they are not the defaults.
+        """What is loaded: `id`, its `digest`, and one of numerics and batch size where they are not the defaults.
 
         Everything that a process keeps of a model is kept by this, so that one version with other settings is another
         one. Settings that change no engine (`batch_wait_ms`, `resident`) are not part of it.
         """
-        digest = _settings_digest(self.numerics, self.max_batch_size)
-        return f"{self.id}+{digest}" if digest else self.id
+        digests = self.digest, _settings_digest(self.numerics, self.max_batch_size)
+        return "+".join([self.id, *filter(None, digests)])
 
     def settings(self) -> dict[str, Any]:
         """What is not the default of it, besides name and version, as plain data."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "version"})
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "version", "digest"})
 
 
 class Catalog(_Config):

@@ -282,7 +282,17 @@ def checked_arrays(inputs: Any) -> Tensors:
             raise InvalidInput(f"input {name!r} is {_type_of(array)}; send a numpy array")
         if isinstance(array, np.ma.MaskedArray):
             raise InvalidInput(f"input {name!r} is a masked array; fill what it masks, with filled()")
+        if array.dtype == np.bool_ and array.size and (most := array.view(np.uint8).max()) > 1:
+            # Some other array's bytes, viewed as booleans: engines compute with them as they are.
+            raise InvalidInput(f"input {name!r} has the byte {most}; booleans are bytes of 0 or 1")
     return inputs
+
+
+def checked_name(model: Any) -> str:
+    """`model` from a Python caller, if it is text; raises InvalidInput."""
+    if not isinstance(model, str):
+        raise InvalidInput(f"the name of a model is text, not {model!r}")
+    return model
 
 
 def _type_of(value: object) -> str:

@@ -92,14 +92,14 @@ class Loader:
 
     def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         store = Store(url)
-        manifest = store.manifest(config.name, config.version).timed_for(int8_products())
+        manifest = store.manifest(config.name, config.version, config.digest).timed_for(int8_products())
         numerics = rule_of(config, manifest)
         choice = choose_artifact(manifest, self._engines, numerics)
         if choice is None:
             reasons = "; ".join(why_nothing(manifest, kind, numerics) for kind in self._engines)
             raise ArtifactMissing(config.id, f"nothing here for {self._name}: {reasons}")
         kind, artifact = choice
-        bundle = store.open(config.name, config.version, [artifact.name])
+        bundle = store.open(config.name, config.version, [artifact.name], config.digest)
         record = crashes.of_this_process()
         identity = crashes.engine_id(bundle.path, kind, artifact)
         if self._router and (crash := record.of(identity)):

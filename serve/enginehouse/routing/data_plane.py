@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from enginehouse.contract.errors import NoBackend
-from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, nbytes
+from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
 from enginehouse.routing.admission import Admission, Admitted
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.hints import Hints
@@ -58,6 +58,8 @@ class DataPlane:
 
     async def infer(self, face: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
         """A whole turn for inputs that are decoded already. Raises EnginehouseError."""
+        with self.refusals(face):
+            checked_name(model)
         with self.open(face, model, version, hints.priority) as turn:
             turn.take(nbytes(checked_arrays(inputs)))
             return await turn.infer(inputs, turn.signature.check(inputs), hints)

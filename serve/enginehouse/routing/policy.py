@@ -6,7 +6,8 @@
    from the latency table, corrected by what calls take lately.
 3. One that would only slow a faster engine on its nodes (`behind`) is ranked last but for failing ones.
 4. They are ordered by predicted time; for a request that states a deadline, by cost among those that meet it.
-5. When all that are not `behind` would be late, none may be tried; each says what it would take.
+5. When all that are not `behind` would be late, none may be tried: what is behind would only make them later. Each says
+   what it would take.
 """
 
 from __future__ import annotations
@@ -235,10 +236,17 @@ def _refused(choice: Choice, demand: Demand) -> Choice:
         return choice
     at_once_ms = choice.predicted_ms - choice.wait_ms
     if at_once_ms > demand.budget_ms:
-        reason = f"takes {at_once_ms:.3g} ms"
+        reason = f"takes {told_ms(at_once_ms)}"
+    elif choice.behind and not _is_late(choice, demand):
+        reason = f"computes on the cores that {choice.behind} is busy on"
     else:
-        reason = f"takes {at_once_ms:.3g} ms after a wait of {choice.wait_ms:.3g} ms"
+        reason = f"takes {told_ms(at_once_ms)} after a wait of {told_ms(choice.wait_ms)}"
     return choice._replace(reason=reason)
+
+
+def told_ms(milliseconds: float) -> str:
+    """A duration for people: in seconds from 1 s on."""
+    return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds / 1e3:.3g} s"
 
 
 def _soonest(choice: Choice) -> tuple[bool, bool, float, bool]:

@@ -31,7 +31,7 @@ from enginehouse.routing.answer import Answer, Explained, never, way_out
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import NO_HINTS, Hints
-from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy
+from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy, told_ms
 from enginehouse.routing.pool_call import PoolCall
 from enginehouse.routing.timeout import Timeout
 from enginehouse.routing.versions import Versions
@@ -165,11 +165,14 @@ class Router:
                 return refused
             helps = "" if not choices or self._view.may_come(version, demand) else way_out(version, self._view, demand)
             return NoBackend("; ".join(filter(None, (self._nothing_live(version, choices), helps))))
-        soonest = min(late, key=lambda choice: choice.predicted_ms)
+        # What is behind another one would be no help: that one's queue holds up both.
+        ahead = [choice for choice in late if not choice.behind]
+        soonest = min(ahead or late, key=lambda choice: choice.predicted_ms)
         # A refused request is demand all the same: more replicas might have answered it.
         self.backend(version, soonest).count_demand(demand.rows, demand.size)
         reasons = "; ".join(f"{choice.backend.pool} {choice.reason}" for choice in late)
-        text = f"the deadline of {demand.budget_ms:.4g} ms would pass: {reasons}"
+        stated = "" if demand.stated else "default "
+        text = f"the {stated}deadline of {told_ms(demand.budget_ms)} would pass: {reasons}"
         if soonest.predicted_ms - soonest.wait_ms > demand.budget_ms:
             return DeadlineExceeded(text)
         return Overloaded(text, max(0.001, round((soonest.predicted_ms - demand.budget_ms) / 1e3, 3)))

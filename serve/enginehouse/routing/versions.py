@@ -83,9 +83,9 @@ class LiveVersions:
         self._unreadable: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._warm_since: dict[str, float] = {}
-        # By store and id: reads under way. A thread cannot be stopped: a store that hangs keeps its threads, and no
-        # read is begun again while it runs. Of their own, for other threads of this process must not wait for them.
-        self._reads: dict[tuple[str, str], _Read] = {}
+        # By store, id and digest: reads under way. A thread cannot be stopped: a store that hangs keeps its threads,
+        # and no read is begun again while it runs. Of their own: other threads of this process must not wait for them.
+        self._reads: dict[tuple[str, str, str], _Read] = {}
         self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="manifests")
         self._keeper: asyncio.Task[None] | None = None
         self._connector: asyncio.Task[None] | None = None
@@ -155,6 +155,7 @@ class LiveVersions:
             "state": state,
             "reason": problem,
             "settings": model.settings(),
+            "digest": model.digest,
             "left_out": left_out(shown.manifest, shown.numerics) if shown else "",
             "backends": [asdict(backend) for backend in backends],
         }
@@ -184,18 +185,18 @@ class LiveVersions:
 
     def _read_manifests(self, catalog: Catalog) -> None:
         """Take the manifests that have been read, and begin to read those that are missing; waits for none."""
-        wanted = {(catalog.store, model.id) for model in catalog.models}
+        wanted = {(catalog.store, model.id, model.digest) for model in catalog.models}
         self._reads = {key: read for key, read in self._reads.items() if key in wanted or not read.manifest.done()}
         for model in catalog.models:
             current = self.answering.get(model.name)
             known = model.name in self._coming or (current is not None and current.config == model)
             if known or time.monotonic() < self._retry_at.get(model.key, 0.0):
                 continue
-            if current is not None and current.config.id == model.id:
-                # Only settings changed: a version's content never does.
+            if current is not None and (current.config.id, current.config.digest) == (model.id, model.digest):
+                # Only settings changed.
                 self._coming[model.name] = ModelVersion(model, current.manifest, current.signature)
                 continue
-            key = (catalog.store, model.id)
+            key = (catalog.store, model.id, model.digest)
             if key not in self._reads:
                 self._reads[key] = _Read(self._begin_to_read(catalog.store, model))
             read = self._reads[key]
@@ -216,7 +217,7 @@ class LiveVersions:
             self._coming[model.name] = coming
 
     def _begin_to_read(self, store: str, model: ModelConfig) -> Future[Manifest]:
-        return self._readers.submit(lambda: Store(store).manifest(model.name, model.version))
+        return self._readers.submit(lambda: Store(store).manifest(model.name, model.version, model.digest))
 
     def _switch_versions(self) -> None:
         for name, coming in list(self._coming.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -17,6 +18,7 @@ from enginehouse.contract.atomic_folder import publish, stage
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import (
     BuildError,
+    BundleError,
     ConfigError,
     InvalidInput,
     ManifestInvalid,
@@ -86,24 +88,32 @@ class Store:
             raise ModelNotFound(model, None, tuple(self.models()))
         return versions[-1]
 
-    def manifest(self, model: str, version: str) -> Manifest:
-        """Read only the manifest. Raises ManifestInvalid, StoreUnavailable."""
-        return Manifest.parse(self._read_manifest(model, version), self._path(model, version, MANIFEST))
+    def manifest(self, model: str, version: str, digest: str = "") -> Manifest:
+        """Read only the manifest. Raises ManifestInvalid, StoreUnavailable; BundleError if it has another `digest`."""
+        text = self._read_manifest(model, version)
+        self._check(model, version, text, digest)
+        return Manifest.parse(text, self._path(model, version, MANIFEST))
 
-    def open(self, model: str, version: str, artifacts: Collection[str] | None = None) -> Bundle:
+    def digest(self, model: str, version: str) -> str:
+        """What tells this bundle from any other one in its place. Raises ManifestInvalid, StoreUnavailable."""
+        return _digest(self._read_manifest(model, version))
+
+    def open(self, model: str, version: str, artifacts: Collection[str] | None = None, digest: str = "") -> Bundle:
         """The bundle in a local folder; of a remote store's, the named artifacts (None: all) are fetched first.
 
         Artifacts that are not named may be absent from that folder; opening the bundle again with other names adds
         them. A cached file that was damaged since is fetched again. Raises ManifestInvalid, ArtifactMissing (also for
         a name that the bundle does not have), DigestMismatch when the store itself holds another content than the
-        manifest promises, InvalidInput, StoreUnavailable, and ConfigError where the cache cannot be written.
+        manifest promises, BundleError when the manifest has not the `digest` that is given, InvalidInput,
+        StoreUnavailable, and ConfigError where the cache cannot be written.
         """
         source = self._path(check_name("model", model), check_name("version", version))
         if self._local:
-            bundle = Bundle(Path(source), self.manifest(model, version))
+            bundle = Bundle(Path(source), self.manifest(model, version, digest))
             _files(bundle.manifest, artifacts)
             return bundle
         text = self._read_manifest(model, version)
+        self._check(model, version, text, digest)
         manifest = Manifest.parse(text, self._path(model, version, MANIFEST))
         return Bundle.open(fetch(self._fs, source, text, _files(manifest, artifacts)))
 
@@ -187,6 +197,13 @@ class Store:
         except Exception as error:
             raise self._outage(error) from None
 
+    def _check(self, model: str, version: str, text: bytes, digest: str) -> None:
+        if digest and _digest(text) != digest:
+            raise BundleError(
+                f"{self._path(model, version)} was rewritten since {model}@{version} was added; "
+                f"`enginehouse models add {model}@{version}` serves what is there now"
+            )
+
     def _is_there(self) -> bool:
         """Whether there is anything at the root: there is not where a disk is not mounted or a bucket is gone."""
         try:
@@ -200,6 +217,11 @@ class Store:
     def _outage(self, error: Exception) -> StoreUnavailable:
         # fsspec backends raise their own classes for no credentials, no network, no such bucket.
         return StoreUnavailable(f"store {self.url!r} cannot be read: {type(error).__name__}: {error}")
+
+
+def _digest(manifest: bytes) -> str:
+    """It has the digests of all files."""
+    return hashlib.sha256(manifest).hexdigest()[:16]
 
 
 def _manifests_below(root: Path, model: str) -> Iterator[Path]:

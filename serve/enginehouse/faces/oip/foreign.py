@@ -34,12 +34,13 @@ def explanation(body: memoryview, signature: Signature) -> str | None:
 
 
 def example(signature: Signature) -> str:
-    """The JSON of a request of one row that `signature` wants, without its numbers."""
+    """The JSON of a request of one row that `signature` wants, as small as it may be and without its numbers."""
+    least = {place: free.range[0] for free in signature.free if free.range for place in free.dims}
     inputs = [
         {
             "name": spec.name,
             "datatype": datatype(spec.dtype),
-            "shape": [1 if dim is None else dim for dim in spec.shape],
+            "shape": [least.get((spec.name, axis), 1) if dim is None else dim for axis, dim in enumerate(spec.shape)],
             "data": ["..."],
         }
         for spec in signature.inputs

@@ -21,7 +21,7 @@ from enginehouse.contract.errors import (
     InferenceFailed,
     RequestTooLarge,
 )
-from enginehouse.contract.tensors import Tensors, checked_arrays
+from enginehouse.contract.tensors import Tensors, checked_arrays, checked_name
 from enginehouse.faces.python import local_router
 from enginehouse.routing.hints import Hints, HintsByName
 
@@ -57,7 +57,7 @@ class Client:
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """As `infer`, with the origin: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
-        parsed, arrays = Hints(**hints), dict(checked_arrays(inputs))
+        model, parsed, arrays = checked_name(model), Hints(**hints), dict(checked_arrays(inputs))
         if self._router and self._router.is_up:
             return self._wait(self._router.submit(model, arrays, parsed, version).result, parsed.deadline_s)
         return self._wait(_result(self._handle.answer.remote(model, arrays, parsed, version)), parsed.deadline_s)
@@ -66,7 +66,7 @@ class Client:
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """`answer` for callers with an event loop, which never call a handle: that belongs to the router's loop."""
-        parsed, arrays = Hints(**hints), dict(checked_arrays(inputs))
+        model, parsed, arrays = checked_name(model), Hints(**hints), dict(checked_arrays(inputs))
         router = self._router if self._router and self._router.is_up else None
         router = router or local_router.of_this_process(deploy.router_handle)
         give_up_s = _give_up_s(parsed.deadline_s)

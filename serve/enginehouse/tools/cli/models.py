@@ -61,15 +61,15 @@ def add(
         model = model_of(before.store, entry_of(name, old, only_settings), None if reset else old, **named)
         deploy.add_model(model, force)
         say(f"{moved(model, old)}: loading{_kept(model, named)}")
-        # For this model alone: others may be loading, changed or removed by other commands meanwhile.
-        try:
-            document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout)
-        except NoBackend:
+
+        def check() -> None:
             now = deploy.live_catalog().find(model.name)
             if now != model:
                 what = f"replaced by {now.id}" if now else "removed"
-                raise ConfigError(f"{model.id} was {what} by another command meanwhile") from None
-            raise
+                raise ConfigError(f"{model.id} was {what} by another command meanwhile")
+
+        # For this model alone: others may be loading, changed or removed by other commands meanwhile.
+        document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout, check=check)
         entry = next(entry for entry in document["models"] if entry["name"] == model.name)
         if entry["state"] == "failed":
             reasons = [

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -125,7 +126,8 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     version = version or versions[-1]
     named = {key: value for key, value in options.items() if value is not None}
     kept = before.settings() if before else {}
-    model = ModelConfig.model_validate(kept | named | {"name": name, "version": version})
+    digest = Store(store).digest(name, version)
+    model = ModelConfig.model_validate(kept | named | {"name": name, "version": version, "digest": digest})
     if model.numerics:
         check_numerics(store, model)
     return model
@@ -150,17 +152,25 @@ def moved(model: ModelConfig, live: ModelConfig | None) -> str:
     return f"{model.name} {live.version} -> {model.version}"
 
 
-def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | None = None) -> dict[str, Any]:
+def wait_until_served(
+    catalog: Catalog,
+    timeout: float,
+    stop: threading.Event | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Wait until every model is settled on every pool whose hardware is there, and return the status document.
 
-    Raises NoBackend after `timeout` seconds, naming what is still missing.
+    Raises NoBackend after `timeout` seconds, naming what is still missing, and what `check` raises, once a second.
     """
     from enginehouse.faces.python.client import Client
 
     give_up = time.monotonic() + timeout
     missing = "the router is not up"
-    settled = 0
+    settled, check_at = 0, time.monotonic() + 1
     while time.monotonic() < give_up and not (stop and stop.is_set()):
+        if time.monotonic() >= check_at:
+            check()
+            check_at = time.monotonic() + 1
         try:
             document = Client(is_embedded=False).status()
         except EnginehouseError as error:
@@ -186,7 +196,9 @@ def wait_until_served(catalog: Catalog, timeout: float, stop: threading.Event | 
 
 def _is_wanted(model: ModelConfig, entry: dict[str, Any] | None) -> bool:
     """Whether the router that answered has the catalog with this version and these settings."""
-    return entry is not None and (entry["wanted"], entry["settings"]) == (model.version, model.settings())
+    if entry is None or (entry["wanted"], entry["settings"]) != (model.version, model.settings()):
+        return False
+    return not model.digest or entry.get("digest") == model.digest
 
 
 def _settled(entry: dict[str, Any]) -> bool:
