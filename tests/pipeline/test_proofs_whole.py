@@ -182,3 +182,31 @@ def test_a_row_that_is_asked_twice_is_answered_as_alone(tmp_path: Path) -> None:
     rows = {"x": np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(f32)}
     with pytest.raises(ExportFailed, match="a row that shares its batch is answered otherwise than alone"):
         proven(Case(proto, rows, False), tmp_path)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("both", [("int64", "int64"), ("int64", "uint8"), ("bool", "int64"), ("text", "int64")])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_branch_may_ask_for_two_inputs_at_once(seed: int, both: tuple[str, str], apart: bool, tmp_path: Path) -> None:
+    generator = np.random.default_rng(seed)
+    nodes, inputs, constants, rows = [], {}, {"axes": np.array([1 if apart else 0])}, {}
+    for name, kind in zip(("a", "b"), both, strict=True):
+        mark = int(generator.integers(10, 200))
+        nodes += [node("Equal", [name, f"mark_{name}"], [f"is_{name}"])]
+        if kind == "text":
+            constants[f"mark_{name}"] = np.array([f"word {mark}"], object)
+            rows[name] = np.full((ROWS, 1), "other", object)
+        else:
+            constants[f"mark_{name}"] = np.array([True if kind == "bool" else mark], kind)
+            rows[name] = (
+                np.zeros((ROWS, 1), kind) if kind == "bool" else generator.integers(0, 9, (ROWS, 1)).astype(kind)
+            )
+        inputs[name] = (str if kind == "text" else rows[name].dtype, ["n", 1])
+    nodes += [
+        node("And", ["is_a", "is_b"], ["both"]),
+        node("ReduceMax", ["x", "axes"], ["most"], keepdims=1),
+        node("Where", ["both", "most", "x"], ["y"]),
+    ]
+    proto = model(nodes, {"x": (f32, ["n", 3]), **inputs}, {"y": (f32, ["n", 3])}, constants)
+    rows["x"] = generator.standard_normal((ROWS, 3)).astype(f32)
+    assert is_apart(Case(proto, rows, apart), tmp_path) == apart

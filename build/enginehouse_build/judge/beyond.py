@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -22,7 +23,8 @@ from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse_build.graph.graph import element_types
 from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
-from enginehouse_build.judge.extents import Extents
+from enginehouse_build.judge.extents import Extents, in_words
+from enginehouse_build.judge.longest import as_samples_may_be, whole_inputs
 from enginehouse_build.judge.rounding import Rounding
 from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.proof import companies, picked
@@ -49,6 +51,18 @@ _LARGEST_WHOLE = 24
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 
 
+class Reached(NamedTuple):
+    """How far an artifact was right: up to which `extents` of free dimensions without a range, by name.
+
+    `longest` is a request at the largest of all that was asked, in which the inputs `whole` may hold other numbers;
+    None where there is none.
+    """
+
+    extents: dict[str, int]
+    longest: Tensors | None
+    whole: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Beyond:
     """Asks an artifact's `infer` what samples leave out, and `right`, the reference in the ONNX file `model`, the same.
@@ -65,8 +79,8 @@ class Beyond:
     limits: Limits
     rounding: Rounding
 
-    def check(self) -> dict[str, int]:
-        """Look at all that there is; the largest extents that were right, of free dimensions without a range, by name.
+    def check(self) -> Reached:
+        """Look at all that there is, and say how far it was right.
 
         Only fp32 promises to answer values that samples and calibration never had, and a graph of whole numbers, which
         is the same in every precision.
@@ -74,16 +88,19 @@ class Beyond:
         proto = onnx.load(self.model, load_external_data=False)
         if self._signature.batched and self.manifest.max_batch > 1:
             self._company(Door.of(proto, self._signature.inputs))
-        reached = Extents(
-            self._signature, self.manifest.axes, self.manifest.max_batch, self.samples, self._same_extent
-        ).check()
+        extents = Extents(self._signature, self.manifest.axes, self.manifest.max_batch, self.samples, self._same_extent)
+        reached, whole, is_sizing = extents.check(), whole_inputs(self._signature, self.samples), bool(sizing(proto))
+        longest = extents.longest
+        request = extents.request(longest) if longest and not is_sizing else None
         if self.artifact.precision != "int8":
-            for what, request in self._ids():
-                self._same(what, request)
+            for what, ids in self._ids():
+                self._same(what, ids)
         if self.artifact.precision == "fp32" or not _FLOATS & set(_types_of(proto)):
-            for what, request in self._large(proto):
-                self._same(what, request, where_finite=True)
-        return reached
+            for what, large in self._large(proto):
+                self._same(what, large, where_finite=True)
+            for what, full in as_samples_may_be(request, self.samples, whole) if request is not None else ():
+                self._same_extent(f"{in_words(longest)} for {what}", full, extents.remedy(longest))
+        return Reached(reached, request, whole)
 
     def _same_extent(self, what: str, request: Tensors, remedy: str) -> bool:
         try:

@@ -71,6 +71,17 @@ class Extents:
                 self._asked(sizes)
         return reached
 
+    @property
+    def longest(self) -> dict[str, int]:
+        """Of all that was asked and right the largest extents, of each dimension; none where nothing is free."""
+        asked = [dict(key) for key, was_right in self._outcomes.items() if was_right]
+        return max(asked, key=self._bytes, default={})
+
+    def request(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Made of the samples, at the extents `sizes`, of several rows: in one a sum is right by chance."""
+        rows = max(min(self._most_rows, _BYTES // max(self._bytes(sizes), 1)), 1)
+        return enlarged(self._samples, sizes, self._axes, rows if self._signature.batched else None)
+
     def _empty(self) -> None:
         """Extents of 0, each between others: what was not written may be right by accident, old memory is not."""
         may_be = [axis for axis in self._free if self._ranges.get(axis.name, (1, 1))[0] == 0]
@@ -101,7 +112,9 @@ class Extents:
             if sizes in seen or not self._is_cheap(sizes, _CLIMB_S):
                 return bad < math.inf
             seen.append(sizes)
-            with telling(f"the model was asked {_at(sizes)}, which no sample has; {self._ways(sizes)} limits requests"):
+            with telling(
+                f"the model was asked {in_words(sizes)}, which no sample has; {self._ways(sizes)} limits requests"
+            ):
                 is_right = self._asked(sizes)
             if is_right:
                 good = factor
@@ -154,9 +167,10 @@ class Extents:
 
     def _send(self, sizes: Mapping[str, int], rows: int) -> bool:
         request = enlarged(self._samples, sizes, self._axes, rows if self._signature.batched else None)
-        return self._ask(_at(sizes), request, self._remedy(sizes))
+        return self._ask(in_words(sizes), request, self.remedy(sizes))
 
-    def _remedy(self, sizes: Mapping[str, int]) -> str:
+    def remedy(self, sizes: Mapping[str, int]) -> str:
+        """What to do about a wrong answer at the extents `sizes`."""
         if ways := self._ways(sizes):
             return f"; {ways} limits requests to what is right"
         empty = [name for name, size in sizes.items() if size == 0]
@@ -235,5 +249,6 @@ def _clocks() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _at(sizes: Mapping[str, int]) -> str:
+def in_words(sizes: Mapping[str, int]) -> str:
+    """The extents in words."""
     return "at " + ", ".join(f"{name} = {size}" for name, size in sizes.items())

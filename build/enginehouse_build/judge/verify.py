@@ -33,6 +33,7 @@ from enginehouse.engines import Engine, load_engine
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
 from enginehouse_build.judge.beyond import Beyond
+from enginehouse_build.judge.longest import narrowed
 from enginehouse_build.judge.rounding import Rounding, exact, whole
 from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.onnx import plain_session
@@ -115,9 +116,13 @@ def verify(
             unproven = slices.unproven()
             samples, right = tensor_file.read(source / SAMPLES)[0], plain_session(source / MODEL, threads)
             beyond = Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding)
-            for axis, size in beyond.check().items():
+            reached = beyond.check()
+            for axis, size in reached.extents.items():
                 extents[axis] = min(size, extents.get(axis, size))
             found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
+            if (longest := reached.longest) is not None:
+                found, more = narrowed(kind, engine.infer, artifact, right, longest, samples, reached.whole, found)
+                faults += more
             if found:
                 bounds[kind] = found
                 differences.append(f"{kind} answers {described(found)} only: {'; '.join(faults)}")

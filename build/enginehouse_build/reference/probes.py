@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,25 +72,24 @@ def make(
     node = sizing(proto) if wide else ""
     # Numbers of few bits do not make large sizes.
     ids = tuple(name for name in whole if name not in wide) if node else whole
-    probes = [_answered(run, each) for each in (*_not_finite(base), *_far(base, samples))]
+    probes = [answered(run, each) for each in (*_not_finite(base), *_far(base, samples))]
     if signature.batched and max_rows > 1:
         probes += _strangers(run, samples)
     if node:
         probes.append(Probe(wide, TOLD_APART, f"{node} may make a size of it", None, None))
-    alone = (each for name in ids for each in _alone(base, samples, name))
-    tried, are_all = _in_time(run, alone)
+    tried, are_all = _in_time(run, (each for name in ids for each in _alone(base, samples, name)))
     probes += tried
     if len(ids) > 1 or not are_all:
-        probes += [_answered(run, each) for each in _neighbours(base, samples, ids)]
+        probes += [answered(run, each) for each in _neighbours(base, samples, ids)]
     if any(inner.op_type in ("Loop", "Scan") for graph in graphs(proto) for inner in graph.node):
         # A zero might keep it turning.
         return probes
     some = _few_rows(samples, blank.ROWS) if signature.batched else samples
-    blanks = (_Unanswered(*each) for each in blank.requests(some, signature, wide if node else ()))
+    blanks = (Unanswered(*each) for each in blank.requests(some, signature, wide if node else ()))
     return [*probes, *_in_time(run, blanks)[0]]
 
 
-class _Unanswered(NamedTuple):
+class Unanswered(NamedTuple):
     """A probe whose answer is not known yet; see `Probe`."""
 
     names: tuple[str, ...]
@@ -100,12 +99,21 @@ class _Unanswered(NamedTuple):
     inside: bool = False
 
 
-def _answered(run: Callable[[Tensors], Tensors], asked: _Unanswered) -> Probe:
-    answer = _tried(run, asked.request)
+def of_whole(base: Tensors, samples: Tensors, names: Sequence[str]) -> Iterator[Unanswered]:
+    """`base` with whole numbers of all sizes in each of the inputs `names`, and in all of them; smaller ones first."""
+    for name in names:
+        yield from _alone(base, samples, name)
+    if len(names) > 1:
+        yield from _neighbours(base, samples, tuple(names))
+
+
+def answered(run: Callable[[Tensors], Tensors] | None, asked: Unanswered) -> Probe:
+    """The probe with what `run` answers; None asks nobody yet."""
+    answer = _tried(run, asked.request) if run is not None else None
     return Probe(asked.names, asked.within, asked.values, asked.request, answer, inside=asked.inside)
 
 
-def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[_Unanswered]) -> tuple[list[Probe], bool]:
+def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[Unanswered]) -> tuple[list[Probe], bool]:
     """As many as there is time for, and whether these are all.
 
     Without those that are no evidence: what the reference refuses amid the samples' values.
@@ -115,21 +123,21 @@ def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[_Unanswered]) ->
     for each in asked:
         if time.monotonic() - began > _SECONDS:
             return found, False
-        probe = _answered(run, each)
+        probe = answered(run, each)
         if probe.answer is not None or not probe.inside:
             found.append(probe)
     return found, True
 
 
-def _not_finite(base: Tensors) -> Iterator[_Unanswered]:
+def _not_finite(base: Tensors) -> Iterator[Unanswered]:
     for name in _floats(base):
         for value, called in ((np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")):
             for step in (_THIRD, base[name][0:1].size + 1 if base[name].ndim else 1):
                 changed = {**base, name: _dotted(base[name], np.array(value), step)}
-                yield _Unanswered((name,), "finite", called, changed)
+                yield Unanswered((name,), "finite", called, changed)
 
 
-def _far(base: Tensors, samples: Tensors) -> Iterator[_Unanswered]:
+def _far(base: Tensors, samples: Tensors) -> Iterator[Unanswered]:
     """Floats beyond those of the samples, which the gate has compared: in each input by itself, ever larger."""
     generator = np.random.default_rng(SEED)
     for name in _floats(base):
@@ -142,7 +150,7 @@ def _far(base: Tensors, samples: Tensors) -> Iterator[_Unanswered]:
                 continue
             values = 2.0**exponent * generator.uniform(0.5, 1, array.shape) * generator.choice((-1, 1), array.shape)
             changed = {**base, name: _dotted(array, values, _THIRD)}
-            yield _Unanswered((name,), within, f"magnitudes of 2^{exponent}", changed)
+            yield Unanswered((name,), within, f"magnitudes of 2^{exponent}", changed)
             within = 2**exponent
 
 
@@ -221,7 +229,7 @@ def _tried(run: Callable[[Tensors], Tensors], request: Tensors) -> Tensors | Non
         return None
 
 
-def _alone(base: Tensors, samples: Tensors, name: str) -> Iterator[_Unanswered]:
+def _alone(base: Tensors, samples: Tensors, name: str) -> Iterator[Unanswered]:
     """Whole numbers in one input, close to one another and ever larger, of either sign, from 1 on."""
     generator = np.random.default_rng(SEED)
     array, info = base[name], np.iinfo(base[name].dtype)
@@ -241,14 +249,14 @@ def _alone(base: Tensors, samples: Tensors, name: str) -> Iterator[_Unanswered]:
                 bound = Region(less_than=high + 1) if nearer else Region(at_least=1 - within)
             changed = {**base, name: _near(array, end, (sign,), generator)}
             said = f"neighbours below {'-' if sign < 0 else ''}{_shown(end)}"
-            yield _Unanswered((name,), bound, said, changed, inside or nearer)
+            yield Unanswered((name,), bound, said, changed, inside or nearer)
         if info.min and end >= max(_BOTH_SIGNS, known):
             changed = {**base, name: _near(array, end, (1, -1), generator)}
-            yield _Unanswered((name,), within, f"neighbours below +-{_shown(end)}", changed)
+            yield Unanswered((name,), within, f"neighbours below +-{_shown(end)}", changed)
         within = end
 
 
-def _neighbours(base: Tensors, samples: Tensors, names: tuple[str, ...]) -> Iterator[_Unanswered]:
+def _neighbours(base: Tensors, samples: Tensors, names: tuple[str, ...]) -> Iterator[Unanswered]:
     """Whole numbers in all inputs that take them, close to one another and ever larger, of either sign.
 
     But for masks, of which samples have 0 and 1 only, beside other inputs. The gate has compared the samples' own.
@@ -265,7 +273,7 @@ def _neighbours(base: Tensors, samples: Tensors, names: tuple[str, ...]) -> Iter
                 name: _near(base[name], min(2**exponent, int(np.iinfo(base[name].dtype).max) + 1), signs, generator)
                 for name in names
             }
-            yield _Unanswered(names, within, f"neighbours below {called}2^{exponent}", {**base, **changed})
+            yield Unanswered(names, within, f"neighbours below {called}2^{exponent}", {**base, **changed})
         if all(2**exponent > np.iinfo(base[name].dtype).max for name in names):
             return
         within = 2**exponent

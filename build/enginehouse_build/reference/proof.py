@@ -18,14 +18,13 @@ from enginehouse_build.inputs.extents import independent, near, resized, sizes
 from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.reference.company import WHY, Ask, has_rows, joined, prove_strangers
+from enginehouse_build.reference.crowds import MOST_ROWS, moved, prove_full
 from enginehouse_build.reference.onnx import CAUSES, PROOF_ROWS, reason
 from enginehouse_build.reference.probes import FAR
 from enginehouse_build.reference.strangers import UNKNOWN, Door
 
 #: Rows that are asked in each company of made-up ones.
 _IN_COMPANY = 3
-#: About what rounding makes of the values inside a deep network, relative to them.
-_ROUNDING = 1e-5
 #: How many times as many values as were seen to change may be undecided.
 _EITHER_WAY = 4
 
@@ -37,11 +36,12 @@ def prove_dynamic(
     axes: Sequence[Axis] = (),
     declared: Mapping[str, object] | None = None,
     door: Door = UNKNOWN,
+    max_rows: int = MOST_ROWS,
 ) -> None:
     """Run the model on 1, 2 and 5 rows and compare with the reference, then each row alone with itself in company.
 
     The company are other samples, rows far from them, and whatever else the `door` lets in; rows of that kind are asked
-    for as well (`prove_strangers`).
+    for as well (`prove_strangers`), and all of them in batches of up to `max_rows` (`prove_full`).
 
     The same at several extents of each of `axes`; what fails to run there is refused for the `declared` ones, whose
     range was promised, and says nothing for others. Raises ExportFailed when the batch is not free after all, or a
@@ -62,20 +62,30 @@ def prove_dynamic(
         _like_reference(got, batch, reference, f"with {count} rows the exported model")
         alone = alone or [got, *(run(row) for row in rows[1:])]
     _alike(got, alone, rows, run, "beside other samples")
-    prove_company(run, rows, alone, run, samples, door)
+    prove_company(run, rows, alone, run, samples, door, max_rows)
     for axis in independent(axes):
         _prove_extents(run, reference, rows[:2], axis, axes, axis.name in (declared or {}))
 
 
 def prove_company(
-    run: Ask, rows: Sequence[Tensors], alone: Sequence[Tensors], original: Ask, samples: Tensors, door: Door = UNKNOWN
+    run: Ask,
+    rows: Sequence[Tensors],
+    alone: Sequence[Tensors],
+    original: Ask,
+    samples: Tensors,
+    door: Door = UNKNOWN,
+    max_rows: int = MOST_ROWS,
 ) -> None:
     """Ask `run` for `rows` in another order, between made-up rows, and compare with what they are answered `alone`.
 
-    Raises ExportFailed naming company, output and row. Company that `original` itself does not take proves nothing.
+    Then for the made-up rows as well, and for as many as `max_rows` at once. Raises ExportFailed naming company,
+    output and row. Company that `original` itself does not take proves nothing.
     """
     order = list(reversed(range(len(rows))))
+    far: list[tuple[str, Tensors]] = []
     for at, (what, front, back) in enumerate(companies(rows[0], samples)):
+        called = what.partition(" of ")[2]
+        far += [(called, row) for row in ((front,) if front is back else (front, back))]
         chosen = [order[(at + step) % len(order)] for step in range(min(_IN_COMPANY, len(order)))]
         batch = joined([front, *(rows[row] for row in chosen), back])
         try:
@@ -89,7 +99,8 @@ def prove_company(
         has_rows(got, len(chosen) + 2)
         within = {name: array[1:-1] for name, array in got.items()}
         _alike(within, [alone[row] for row in chosen], [rows[row] for row in chosen], original, what)
-    prove_strangers(run, rows[:2], alone[:2], original, samples, door)
+    made = prove_strangers(run, rows[:2], alone[:2], original, samples, door, far)
+    prove_full(run, rows, alone, original, samples, made, max_rows)
 
 
 def prove_rewritten(
@@ -143,10 +154,10 @@ def undecided(reference: Ask, rows: Sequence[Tensors], answers: Sequence[Tensors
     shares: dict[str, float] = {}
     for seed in (0, 1):
         generator = np.random.default_rng(seed)
-        moved = joined([reference(_moved(row, generator)) for row in rows])
+        near_by = joined([reference(moved(row, generator)) for row in rows])
         for name, array in want.items():
-            if array.dtype.kind in "iub" and array.size and moved[name].shape == array.shape:
-                share = float(np.mean(moved[name] != array))
+            if array.dtype.kind in "iub" and array.size and near_by[name].shape == array.shape:
+                share = float(np.mean(near_by[name] != array))
                 # What rounding decides falls either way: another computation may differ where none of these did.
                 share = min(_EITHER_WAY * share, LIMITS["fp32"].differing)
                 shares[name] = max(share, shares.get(name, 0.0))
@@ -263,12 +274,3 @@ def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
     most = float(np.finfo(array.dtype).max) / 4
     scaled: np.ndarray = np.clip(np.nan_to_num(array.astype(np.float64)) * factor, -most, most).astype(array.dtype)
     return scaled
-
-
-def _moved(row: Tensors, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    return {
-        name: (array * (1 + _ROUNDING * generator.standard_normal(array.shape))).astype(array.dtype)
-        if array.dtype.kind == "f"
-        else array
-        for name, array in row.items()
-    }

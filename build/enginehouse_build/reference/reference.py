@@ -215,7 +215,7 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
 
 
 def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
-    adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is)
+    adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is, max_rows=recipe.max_rows)
     names = {
         (name, dim): text
         for name, dims in adopted.dim_names.items()
@@ -264,8 +264,8 @@ def _proven(
     if signature.batched:
         proto = onnx_format.load(path)
         values = Door.of(proto, signature.inputs)
-        prove_dynamic(exported, run, rows, axes, core.ranges, values)
-        prove_scores(proto, rows, path.parent, recipe.threads, values)
+        prove_dynamic(exported, run, rows, axes, core.ranges, values, recipe.max_rows)
+        prove_scores(proto, rows, path.parent, recipe.threads, values, recipe.max_rows)
     requests = sampling.requests(rows, signature, recipe.max_rows if signature.batched else 1, axes)
     answers = [asked(run, request) for request in requests]
     if rewritten is not None:

@@ -14,6 +14,7 @@ import onnx
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.reference.company import joined
+from enginehouse_build.reference.crowds import MOST_ROWS
 from enginehouse_build.reference.onnx import plain_session
 from enginehouse_build.reference.proof import picked, prove_company
 from enginehouse_build.reference.strangers import UNKNOWN, Door
@@ -22,7 +23,12 @@ _FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.Tens
 
 
 def prove_scores(
-    proto: onnx.ModelProto, samples: Tensors, folder: Path, threads: int = 0, door: Door = UNKNOWN
+    proto: onnx.ModelProto,
+    samples: Tensors,
+    folder: Path,
+    threads: int = 0,
+    door: Door = UNKNOWN,
+    max_rows: int = MOST_ROWS,
 ) -> None:
     """Ask `proto` for the floats that its whole numbers and texts are decided by, for rows alone and in company.
 
@@ -55,7 +61,7 @@ def prove_scores(
 
     answers: Sequence[Tensors] = [run(row) for row in rows]
     try:
-        prove_company(run, rows, answers, run, samples, door)
+        prove_company(run, rows, answers, run, samples, door, max_rows)
     except ExportFailed as error:
         raise ExportFailed(f"of the scores that a label or another whole number is taken from: {error}") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, combinations, cycle, islice, product, zip_longest
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +24,8 @@ Mark: TypeAlias = int | float | str
 
 #: Constants of the graph that are tried as values, and from which number of elements on one is a weight.
 _MARKS, _WEIGHT = 8, 16
+#: Marks of an input that are tried beside those of another, and such rows in all.
+_CROSSED, _MOST_CROSSED = 5, 56
 #: Where an order or an equality with a constant is decided.
 _COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Clip", "Where"})
 #: A domain of so many values is tried as a whole, in so many rows at most.
@@ -74,11 +76,42 @@ def strangers(row: Tensors, samples: Tensors, door: Door) -> Iterator[tuple[str,
     # Somebody may ask the same twice.
     yield "the same values", dict(row)
     seen = {_key(row)}
-    for turn in zip_longest(jointly, alone):
-        for what, made in filter(None, turn):
-            if _key(made) not in seen:
-                seen.add(_key(made))
-                yield what, made
+    turns = (each for turn in zip_longest(jointly, alone) for each in turn if each is not None)
+    for what, made in chain(turns, islice(_crossed(row, samples, door), _MOST_CROSSED)):
+        if _key(made) not in seen:
+            seen.add(_key(made))
+            yield what, made
+
+
+def _crossed(row: Tensors, samples: Tensors, door: Door) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Marks in one input beside marks in another: a branch may ask for both. Each two inputs have their turn early.
+
+    The other inputs are those of ever other samples: what a branch does with them shows in some company only.
+    """
+    others = cycle(range(min(map(len, samples.values()))))
+    marked = {name: _marked(array, samples[name], name, door)[:_CROSSED] for name, array in row.items() if array.size}
+    pairs = [
+        [(one, mark, other, beside) for mark, beside in product(marked[one], marked[other])]
+        for one, other in combinations(marked, 2)
+    ]
+    for turn in zip_longest(*pairs):
+        for one, mark, other, beside in filter(None, turn):
+            filled = {name: np.full_like(row[name], value) for name, value in ((one, mark), (other, beside))}
+            at = next(others)
+            base = {name: array[at : at + 1] for name, array in samples.items() if array[:1].shape == row[name].shape}
+            yield f"{mark!r} in {one!r} and {beside!r} in {other!r}", {**row, **base, **filled}
+
+
+def _marked(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> list[Any]:
+    """The marks that an input may hold."""
+    if array.dtype.kind == "b":
+        return [False, True]
+    if array.dtype.hasobject:
+        return [mark for mark in door.marks if isinstance(mark, str)]
+    if array.dtype.kind in "iu":
+        least, most = _allowed(array.dtype, among, name, door)
+        return [number for number in _numbers(door) if least <= number <= most]
+    return [mark for mark in door.marks if isinstance(mark, float) and abs(mark) <= _largest(array.dtype)]
 
 
 def _in_turn(each: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -103,16 +136,11 @@ def _kinds(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> Itera
 def _whole(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> Iterator[tuple[str, np.ndarray]]:
     low, high = _range(array.dtype, among, door.domains.get(name), sizes=door.sizes)
     extremes = [(0, "zeros"), (high, "the highest values"), (low, "the lowest values"), (1, "ones")]
-    # A whole number may be compared after a cast to a float.
-    numbers = dict.fromkeys(int(mark) for mark in door.marks if not isinstance(mark, str) and mark == int(mark))
-    marks = [(number, f"{number}s") for number in numbers]
+    marks = [(number, f"{number}s") for number in _numbers(door)]
     # Beside a mark, because it may be asked whether a number is less or not.
     beside = [(value + step, f"{value + step}s") for value, _ in marks[:2] for step in (-1, 1)]
     allowed = [(value, what) for value, what in extremes if low <= value <= high]
-    least, most = _range(array.dtype, among, door.domains.get(name), sizes=False)
-    if door.sizes:
-        # What the graph names itself is no size out of the way.
-        least, most = max(least, min(low, -_SMALL_SIZE)), min(most, max(high, _SMALL_SIZE))
+    least, most = _allowed(array.dtype, among, name, door)
     allowed += [(value, what) for value, what in (*marks, *beside) if least <= value <= most]
     yield from _filled(array, allowed)
     count = high - low + 1
@@ -130,6 +158,21 @@ def _whole(array: np.ndarray, among: np.ndarray, name: str, door: Door) -> Itera
         yield f"each number from {values[0]} on", values.reshape(array.shape)
 
 
+def _numbers(door: Door) -> list[int]:
+    """Marks that are whole numbers, also those that one may be compared with after a cast to a float."""
+    return list(dict.fromkeys(int(mark) for mark in door.marks if not isinstance(mark, str) and mark == int(mark)))
+
+
+def _allowed(dtype: np.dtype, among: np.ndarray, name: str, door: Door) -> tuple[int, int]:
+    """The least and the largest number that may be asked where the graph names it itself."""
+    least, most = _range(dtype, among, door.domains.get(name), sizes=False)
+    if door.sizes:
+        low, high = _range(dtype, among, door.domains.get(name), sizes=True)
+        # What the graph names itself is no size out of the way.
+        least, most = max(least, min(low, -_SMALL_SIZE)), min(most, max(high, _SMALL_SIZE))
+    return least, most
+
+
 def _range(dtype: np.dtype, among: np.ndarray, domain: Domain | None, *, sizes: bool) -> tuple[int, int]:
     """The least and the largest whole number that may be asked."""
     limits = np.iinfo(dtype)
@@ -144,11 +187,14 @@ def _range(dtype: np.dtype, among: np.ndarray, domain: Domain | None, *, sizes: 
 
 def _floats(array: np.ndarray, door: Door) -> Iterator[tuple[str, np.ndarray]]:
     marks = [(float(mark), f"{mark:g}s") for mark in door.marks if isinstance(mark, float)]
-    most = float(np.finfo(array.dtype).max) if array.dtype.kind == "f" else 3e38
-    allowed = [(value, what) for value, what in marks if abs(value) <= most]
+    allowed = [(value, what) for value, what in marks if abs(value) <= _largest(array.dtype)]
     yield "values near zero", (array.astype(np.float64) * _FAINT).astype(array.dtype)
     yield "values of the other sign", -array
     yield from _filled(array, [(0.0, "zeros"), (1.0, "ones"), *allowed[:2]])
+
+
+def _largest(dtype: np.dtype) -> float:
+    return float(np.finfo(dtype).max) if dtype.kind == "f" else 3e38
 
 
 def _texts(array: np.ndarray, among: np.ndarray, door: Door) -> Iterator[tuple[str, np.ndarray]]:

@@ -20,6 +20,7 @@ from enginehouse_build.reference.adopt.batch import make_dynamic
 from enginehouse_build.reference.adopt.refusals import opset_of, outside_tensors, refuse_unknown, refuse_unservable
 from enginehouse_build.reference.adopt.shapes import dims, infer, is_tensor, name_free_dims, set_rank
 from enginehouse_build.reference.adopt.trial import agree, answer, answers, load_proto, unvaried
+from enginehouse_build.reference.crowds import MOST_ROWS
 from enginehouse_build.reference.onnx import (
     PROOF_ROWS,
     Run,
@@ -68,13 +69,13 @@ class Adopted:
     freed: bool = False
 
 
-def adopt(source: Path, path: Path, *, batched: bool, as_it_is: str = "") -> Adopted:
+def adopt(source: Path, path: Path, *, batched: bool, as_it_is: str = "", max_rows: int = MOST_ROWS) -> Adopted:
     """Write the model of the ONNX file `source` to `path`, as one self-contained file fit to be served.
 
     Its answers are those of `source` in ONNX Runtime, tried on made-up inputs wherever something was rewritten. With
-    `batched`, a model exported for one row is made to take any number of rows if that can be proven, and otherwise
-    keeps its batch of 1. `as_it_is` is the reason for which no conversion is made. Raises ExportFailed for what is no
-    valid model, larger than 2 GiB, or cannot be served, naming the node or tensor.
+    `batched`, a model exported for one row is made to take any number of rows if that can be proven, for up to
+    `max_rows` at once, and otherwise keeps its batch of 1. `as_it_is` is the reason for which no conversion is made.
+    Raises ExportFailed for what is no valid model, larger than 2 GiB, or cannot be served, naming the node or tensor.
     """
     proto, remarks = _read(source)
     original = _loaded(source, proto)
@@ -98,7 +99,7 @@ def adopt(source: Path, path: Path, *, batched: bool, as_it_is: str = "") -> Ado
     signature = signature_of(proto, batched)
     if batched and _says_one(signature):
         try:
-            proto = make_dynamic(proto, signature, original, path.parent)
+            proto = make_dynamic(proto, signature, original, path.parent, max_rows)
         except ExportFailed as error:
             if not any(spec.shape[:1] == (1,) for spec in signature.inputs):
                 check_batch(signature)

@@ -1,7 +1,8 @@
 """A model exported for one row, made to take any number of rows, and proven to answer each row as before.
 
 The rewriting only guesses where the 1 of the batch was baked in; what decides is the proof: the rewritten model on
-1, 2 and 5 rows and in other company against the original, row by row, at two extents of what is free besides.
+1, 2 and 5 rows and in other company, up to a full batch, against the original, row by row, at two extents of what is
+free besides.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from enginehouse_build.reference.adopt.refusals import constants_of
 from enginehouse_build.reference.adopt.shapes import Dim, Shapes, dims, infer, is_tensor, shapes_of
 from enginehouse_build.reference.adopt.trial import agree, answers, attempt, load_proto
 from enginehouse_build.reference.company import joined
+from enginehouse_build.reference.crowds import MOST_ROWS
 from enginehouse_build.reference.onnx import PROOF_ROWS, Run
 from enginehouse_build.reference.proof import prove_company
 from enginehouse_build.reference.scores import prove_scores
@@ -28,11 +30,14 @@ _PREFIX = "enginehouse/batch"
 _TELLING = 1e-3
 
 
-def make_dynamic(proto: onnx.ModelProto, signature: Signature, original: Run, folder: Path) -> onnx.ModelProto:
+def make_dynamic(
+    proto: onnx.ModelProto, signature: Signature, original: Run, folder: Path, max_rows: int = MOST_ROWS
+) -> onnx.ModelProto:
     """A copy of `proto` whose dim 0 is free on every input and output.
 
     `proto` takes one row (dim 0 of every input is 1 or free); `original` runs the model as the user gave it. Raises
-    ExportFailed when dim 0 cannot be the batch or the proof fails; `folder` is for the files of the proof.
+    ExportFailed when dim 0 cannot be the batch or the proof, of up to `max_rows` at once, fails; `folder` is for the
+    files of the proof.
     """
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] not in (1, None):
@@ -49,9 +54,9 @@ def make_dynamic(proto: onnx.ModelProto, signature: Signature, original: Run, fo
     run, door = load_proto(freed, folder), Door.of(proto, signature.inputs)
     for rows, alone in trials:
         _prove(run, rows, alone)
-        prove_company(run, rows, alone, original, joined(rows), door)
+        prove_company(run, rows, alone, original, joined(rows), door, max_rows)
     del run
-    prove_scores(freed, joined(trials[0][0]), folder, door=door)
+    prove_scores(freed, joined(trials[0][0]), folder, door=door, max_rows=max_rows)
     # The proof has shown that all other dimensions are what they were.
     for output, was in zip(freed.graph.output, proto.graph.output, strict=True):
         output.CopyFrom(was)
