@@ -20,6 +20,7 @@ from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
+from enginehouse_build.reference.branches import ROWS, Branch, branches_of
 from enginehouse_build.reference.module_faults import refuse_unservable
 from enginehouse_build.reference.onnx import PROOF_ROWS, finish, reason
 
@@ -31,11 +32,12 @@ _PLACEHOLDER = "enginehouse/"
 
 def export(
     model: TorchModel, path: Path, *, batched: bool, max_batch: int, ranges: Mapping[str, AxisRange]
-) -> Signature:
+) -> tuple[Signature, tuple[Branch, ...]]:
     """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`, and so are its axes.
 
-    Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in, the buffer
-    that the module changes, or the line at which it draws random numbers or mixes the rows of a batch.
+    With its signature come the conditions on extents under which what was exported is what the module does. Raises
+    ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in, the buffer that the
+    module changes, or the line at which it draws random numbers or mixes the rows of a batch.
     """
     examples = tuple(model.inputs.values())
     if batched:
@@ -66,7 +68,22 @@ def export(
         _refuse_captured(model, examples, shapes, batched)
         raise ExportFailed(f"torch cannot export the module: {reason(error)}") from error
     _take_names(proto, [*model.inputs, *model.outputs])
-    return finish(proto, path, batched)
+    return finish(proto, path, batched), _branches(model, examples, shapes, batched)
+
+
+def _branches(
+    model: TorchModel, examples: tuple[Any, ...], shapes: tuple[Any, ...], batched: bool
+) -> tuple[Branch, ...]:
+    # The exporter has conditions checked when the module runs, and leaves the checks out of what it writes.
+    if not any(shapes):
+        return ()
+    names = {
+        (at, dim): axis for at, name in enumerate(model.inputs) for dim, axis in model.source.axes.get(name, {}).items()
+    }
+    if batched:
+        names |= {(at, 0): ROWS for at in range(len(examples))}
+    with _quiet():
+        return branches_of(model.module, examples, shapes, names)
 
 
 def _refuse_captured(model: TorchModel, examples: tuple[Any, ...], shapes: tuple[Any, ...], batched: bool) -> None:

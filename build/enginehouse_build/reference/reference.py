@@ -38,6 +38,9 @@ from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
+from enginehouse_build.reference.branches import Branch
+from enginehouse_build.reference.conditioning import Rounding
+from enginehouse_build.reference.likeness import Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
@@ -93,7 +96,8 @@ class Reference:
 class _Core:
     """The model without pre- and post-processing: how the source itself answers, and names of its free dimensions.
 
-    `converted` and `unvaried` are those of `Adopted`; with `rewritten`, `run` is another graph than the reference's.
+    `converted` and `unvaried` are those of `Adopted`; with `rewritten`, `run` is another graph than the reference's,
+    with `branches`, which may be empty, a torch module: what it does elsewhere than where these hold is not exported.
     """
 
     run: Run
@@ -105,6 +109,7 @@ class _Core:
     converted: str = ""
     unvaried: tuple[str, ...] = ()
     rewritten: bool = False
+    branches: tuple[Branch, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,7 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     from enginehouse_build.reference.export import export
 
     ranges = ranges_of(source.source.ranges, recipe.axes)
-    signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
+    signature, branches = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
     have = {spec.name for spec in signature.inputs + signature.outputs}
     wanted = {*source.inputs, *source.outputs}
     if have != wanted:
@@ -211,7 +216,7 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
             "an input that does not reach any output, or an output that is an input, cannot be exported"
         )
     names = {(name, dim): axis for name, dims in source.source.axes.items() for dim, axis in dims.items()}
-    return _Core(source, "torch", recipe.batched, names, ranges)
+    return _Core(source, "torch", recipe.batched, names, ranges, branches=branches)
 
 
 def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
@@ -261,12 +266,17 @@ def _proven(
     else:
         rows = sampling.checked(given.samples, door, given.samples_from)
     exported = plain_session(path, recipe.threads)
+    max_rows = recipe.max_rows if signature.batched else 1
+    likeness = Likeness(exported, run, rows, axes, door, max_rows, Rounding(path, recipe.threads))
+    likeness.prove_branches(core.branches or ())
     if signature.batched:
         proto = onnx_format.load(path)
         values = Door.of(proto, signature.inputs)
         prove_dynamic(exported, run, rows, axes, core.ranges, values)
         prove_scores(proto, rows, path.parent, recipe.threads, values)
-    requests = sampling.requests(rows, signature, recipe.max_rows if signature.batched else 1, axes)
+    if core.branches is not None:
+        likeness.prove(core.branches)
+    requests = sampling.requests(rows, signature, max_rows, axes)
     answers = [asked(run, request) for request in requests]
     if rewritten is not None:
         beyond = [*company_requests(rows)] if signature.batched else []
