@@ -170,4 +170,6 @@ def _shaken(request: Tensors, by: float, generator: np.random.Generator) -> dict
 
 
 def _moved(array: np.ndarray, by: float, generator: np.random.Generator) -> np.ndarray:
-    return np.asarray(array * (1 + generator.uniform(-by, by, array.shape)), dtype=np.float32)
+    # The largest number may become infinite.
+    with np.errstate(over="ignore"):
+        return np.asarray(array * (1 + generator.uniform(-by, by, array.shape)), dtype=np.float32)

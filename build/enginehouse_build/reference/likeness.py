@@ -1,4 +1,4 @@
-"""The exported model beside the torch module it was made from: at extents and batches that no sample has.
+"""The exported model beside the torch module it was made from: extents, batches and values that no sample has.
 
 All later steps take the exported model for the truth, so that here alone is asked whether it is.
 """
@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, islice, zip_longest
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, product, zip_longest
 
 import numpy as np
 
+from enginehouse.contract.bounds import InputBound, Region, Values, narrower
 from enginehouse.contract.errors import ExportFailed, InvalidInput
 from enginehouse.contract.manifest import Axis
-from enginehouse.contract.parity import LIMITS, first_difference
+from enginehouse.contract.parity import LIMITS, WHOLE, first_difference
+from enginehouse.contract.probes import Probe
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.inputs.extents import between, enlarged, extents_at, independent
 from enginehouse_build.inputs.last_words import asking
+from enginehouse_build.inputs.samples import take
 from enginehouse_build.reference.branches import ROWS, Branch, broken
 from enginehouse_build.reference.company import Ask
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import reason
+from enginehouse_build.reference.probes import FLOAT, power_above
+from enginehouse_build.reference.strangers import Door, strangers
 
 #: Seconds for extents at which no known branch is another one; a small model needs a fraction.
-_SECONDS = 6.0
+_SECONDS = 3.0
 #: Seconds for those at which one is.
 _SECONDS_OF_BRANCHES = 30.0
 #: Bytes of a request.
@@ -33,6 +38,16 @@ _BYTES = 16 << 20
 _ROWS, _TOGETHER, _BATCHES = 2, 16, 10
 #: Of many requests some are further off than the samples are on the whole, and so are sums of more numbers.
 _LIMITS = replace(LIMITS["fp32"], relative_l2=3 * LIMITS["fp32"].relative_l2)
+#: Rows that have zeros among their values.
+_ROWS_OF_ZEROS = 8
+#: Seconds for each kind of values that samples rarely have.
+_SECONDS_OF_VALUES = 2.5
+#: What tells equal numbers apart.
+_LITTLE = 1e-3
+_NO_BOUND = (
+    "torch's exporter writes an operator otherwise than torch computes it; write that of other operators (the parts of "
+    "its formula), or give the model as an ONNX file"
+)
 SEED = 0
 
 
@@ -60,11 +75,16 @@ class Likeness:
         self._ask_all(self._spread(), _SECONDS, branches)
 
     def _ask_all(self, all_sizes: Iterable[Mapping[str, int]], seconds: float, branches: Sequence[Branch]) -> None:
-        began = time.monotonic()
+        began, cost = time.monotonic(), 0.0
         for sizes in all_sizes:
-            if time.monotonic() - began > seconds:
+            request = self._request(sizes)
+            size = sum(array.nbytes for array in request.values())
+            spent = time.monotonic() - began
+            if spent > seconds:
                 return
-            self._ask(sizes, branches)
+            if 0 < size <= _BYTES and spent + cost * size <= seconds and self._passes(request):
+                self._ask(sizes, request, branches)
+                cost = max(cost, (time.monotonic() - began - spent) / size)
 
     @property
     def _ranges(self) -> dict[str, tuple[int, int]]:
@@ -100,26 +120,27 @@ class Likeness:
             )
         return (each for each in chain.from_iterable(zip_longest(*kinds)) if each)
 
-    def _ask(self, sizes: Mapping[str, int], branches: Sequence[Branch]) -> None:
-        chosen = {**self._usual, **sizes}
-        rows = chosen.pop(ROWS, None)
+    def _request(self, sizes: Mapping[str, int]) -> Tensors:
+        chosen = self._usual | dict(sizes)
         own = {axis.name: chosen[axis.name] for axis in independent(self.axes)}
-        request = enlarged(self.samples, own, self.axes, rows)
-        if sum(array.nbytes for array in request.values()) > _BYTES:
-            return
+        return enlarged(self.samples, own, self.axes, chosen.get(ROWS))
+
+    def _passes(self, request: Tensors) -> bool:
+        """Whether it passes the door: a sum may be out of its own range."""
         try:
             self.door.check(request)
         except InvalidInput:
-            # A sum is out of its own range.
-            return
+            return False
+        return True
+
+    def _ask(self, sizes: Mapping[str, int], request: Tensors, branches: Sequence[Branch]) -> None:
         if (fault := self.fault(request)) is None:
             return
-        extents = extents_at(self.samples, own, self.axes) | ({ROWS: rows} if rows is not None else {})
+        extents = self._usual | extents_at(request, {}, self.axes) | dict(sizes)
         where = ", ".join(f"{name} = {size}" for name, size in sizes.items() if name != ROWS)
-        where += (", with" if where else "with") + f" {rows} rows" if ROWS in sizes else ""
-        alone = ROWS in sizes and len(sizes) == 1
-        wrong = [*broken(branches, extents)]
-        raise ExportFailed(f"{where if alone else f'at {where}'} {fault}{_remedy(wrong, sizes)}")
+        rows = f"with {sizes[ROWS]} rows" if ROWS in sizes else ""
+        said = ", ".join(filter(None, (f"at {where}" if where else "", rows)))
+        raise ExportFailed(f"{said} {fault}{_remedy([*broken(branches, extents)], sizes)}")
 
     def fault(self, request: Tensors) -> str | None:
         """In words, how the exported model answers otherwise than the module does; None where it does not.
@@ -146,6 +167,134 @@ class Likeness:
         if found is None or self.rounding.difference(want, got, request, _LIMITS) is None:
             return None
         return f"the exported model differs from torch: {found}"
+
+
+@dataclass(slots=True)
+class Asked:
+    """The values of `probes` and of strangers, asked of torch too; `probes` come out with what it answers.
+
+    So an artifact is right where it answers as torch does, and bound to where it does so, the exported model included.
+    """
+
+    likeness: Likeness
+    bounds: dict[str, InputBound] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def probes(self, probes: Sequence[Probe], values: Door) -> list[Probe]:
+        """`probes` with torch's answers where the exported model's are others, and more of these.
+
+        Raises ExportFailed where they are others in the range of the samples, and nothing can be bound.
+        """
+        found: list[Probe] = []
+        for each in (self._zeros(), self._louder(), map(self._told, probes), self._strangers(values)):
+            self._began = time.monotonic()
+            found += each
+        return found
+
+    def _told(self, probe: Probe) -> Probe:
+        # Company is compared by rows of the samples.
+        if probe.request is None or probe.answer is None or probe.beside or not self._has_time():
+            return probe
+        want = self._other(probe.request, probe.answer)
+        if want is None:
+            return probe
+        self.bounds = narrower(self.bounds, dict.fromkeys(probe.names, probe.within))
+        return replace(probe, answer=want)
+
+    def _zeros(self) -> Iterator[Probe]:
+        """Zeros of either sign among other values: the ends of branches, and where signs are decided."""
+        base, generator = self._rows(_ROWS_OF_ZEROS), np.random.default_rng(SEED)
+        for name, zero in product((name for name, array in base.items() if array.dtype.kind == "f"), (0.0, -0.0)):
+            array = base[name]
+            request = {**base, name: np.where(generator.random(array.shape) < 0.5, array.dtype.type(zero), array)}
+            if self._has_time() and (want := self._other(request)) is not None:
+                bound = Region(not_zero=((),))
+                self.bounds = narrower(self.bounds, {name: bound})
+                yield Probe((name,), bound, f"{zero:g} here and there", request, want)
+
+    def _louder(self) -> Iterator[Probe]:
+        """The samples twice, four times ... as large, in each input by itself: where torch first answers otherwise."""
+        base = self._rows(_ROWS)
+        for name, array in base.items():
+            largest = float(np.abs(array[np.isfinite(array)]).max(initial=0)) if array.dtype.kind == "f" else 0.0
+            if not largest:
+                continue
+            seen = self.likeness.samples[name]
+            first = power_above(float(np.abs(seen[np.isfinite(seen)]).max(initial=0))).bit_length()
+            for exponent, sign in product(range(first, FLOAT[0]), (1, -1)):
+                if not self._has_time():
+                    return
+                request = {**base, name: (array * (sign * 2.0**exponent / largest)).astype(array.dtype)}
+                want = self._other(request)
+                if want is not None:
+                    within = 1 << (exponent - 1)
+                    self.bounds = narrower(self.bounds, {name: within})
+                    yield Probe((name,), within, f"magnitudes of 2^{exponent}", request, want)
+                    break
+
+    def _strangers(self, values: Door) -> Iterator[Probe]:
+        """Whatever the door lets in, with the bound that keeps out what torch answers otherwise."""
+        row, samples = self._rows(1), self.likeness.samples
+        for what, request in strangers(row, samples, values):
+            if not self._has_time():
+                return
+            if Values(request).beyond(self.bounds) or (want := self._other(request)) is None:
+                continue
+            changed = (name for name, array in request.items() if array is not row[name])
+            within = next(((name, bound) for name in changed if (bound := _bound(request[name], samples[name]))), None)
+            if within is not None:
+                self.bounds = narrower(self.bounds, dict([within]))
+                yield Probe(within[:1], within[1], what, request, want)
+            elif (fault := self.likeness.fault(_moved(request, samples))) is not None:
+                # What is left of it where values have moved apart is not about one value.
+                raise ExportFailed(f"with {what}, which the samples may have, {fault}; {_NO_BOUND}")
+
+    def _other(self, request: Tensors, got: Tensors | None = None) -> Tensors | None:
+        """What torch answers, where the exported model, which may have answered `got`, answers otherwise."""
+        try:
+            want = self.likeness.source(request)
+            got = self.likeness.exported(request) if got is None else got
+        except Exception:
+            # A module may raise anything; what is refused is not silent.
+            return None
+        if self.likeness.difference(got, want, request) is None:
+            return None
+        numbers = {name: array for name, array in want.items() if array.dtype.kind not in WHOLE}
+        is_tie = (
+            self.likeness.difference({name: got[name] for name in numbers if name in got}, numbers, request) is None
+        )
+        # Of equal scores each is the largest. Where the values have moved apart, both have to choose the same.
+        return None if is_tie and self.likeness.fault(_moved(request, self.likeness.samples)) is None else want
+
+    def _rows(self, most: int) -> Tensors:
+        samples = self.likeness.samples
+        return take(samples, 0, most) if self.likeness.door.batched else samples
+
+    def _has_time(self) -> bool:
+        return time.monotonic() - self._began < _SECONDS_OF_VALUES
+
+
+def _bound(array: np.ndarray, samples: np.ndarray) -> InputBound | None:
+    """The bound to the range of the `samples`, where `array` is beyond it."""
+    if array.dtype.kind == "f":
+        within = power_above(float(np.abs(samples[np.isfinite(samples)]).max(initial=0)))
+        return within if np.abs(array).max(initial=0) >= within else None
+    if array.dtype.kind not in "iu" or not array.size:
+        return None
+    low, high = int(samples.min()), int(samples.max())
+    is_within = low <= int(array.min()) and int(array.max()) <= high
+    return None if is_within else Region(at_least=low, less_than=high + 1)
+
+
+def _moved(request: Tensors, samples: Tensors) -> dict[str, np.ndarray]:
+    """`request`, its floats moved a little in the scale of the `samples`: no two of them are equal any more."""
+    generator = np.random.default_rng(SEED)
+    return {
+        name: (array + _LITTLE * np.nanstd(samples[name]) * generator.standard_normal(array.shape)).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in request.items()
+    }
 
 
 def _remedy(broken: Sequence[Branch], sizes: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
 from enginehouse_build.reference.branches import Branch
 from enginehouse_build.reference.conditioning import Rounding
-from enginehouse_build.reference.likeness import Likeness
+from enginehouse_build.reference.likeness import Asked, Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
@@ -125,6 +125,7 @@ class _Proven:
     pixels: Pixels | None
     requests: list[dict[str, np.ndarray]]
     answers: list[Tensors]
+    likeness: Likeness
 
 
 def make_reference(folder: Path, recipe: Recipe) -> Reference:
@@ -166,7 +167,10 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / REQUESTS, proven.requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
-    made = make_probes(proven.exported, onnx_format.load(model), rows, signature, max_rows)
+    proto = onnx_format.load(model)
+    made = make_probes(proven.exported, proto, rows, signature, max_rows)
+    if core.branches is not None:
+        made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
     probes.write(folder / PROBES, made)
     if given.calibration is not None:
         calibration = sampling.checked(given.calibration, proven.door, given.calibration_from)
@@ -284,7 +288,7 @@ def _proven(
     if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
         outputs = ", ".join(repr(name) for name in sorted(silent))
         raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
-    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers)
+    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers, likeness)
 
 
 def _doubts(
