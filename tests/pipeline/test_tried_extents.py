@@ -19,7 +19,7 @@ from enginehouse.contract.tensors import Tensors, TensorSpec
 from enginehouse_build.inputs.extents import between, enlarged, extents_at
 from enginehouse_build.judge.beyond import Beyond
 from enginehouse_build.judge.extents import LONGEST, TIMES, Extents
-from enginehouse_build.judge.rounding import Rounding
+from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import plain_session, signature_of
 
 from .graphs import f32, i64, model, node, save, weights

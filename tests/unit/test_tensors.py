@@ -71,6 +71,8 @@ def test_strings_of_every_numpy_kind_are_bytes() -> None:
 def test_datatypes_and_dtypes_are_one_to_one(name: str) -> None:
     assert datatype(DTYPES[name]) == name
     assert TensorSpec("x", DTYPES[name], (None, 2, None)).example(3, {2: 4}).shape == (3, 2, 4)
+    # Without a batch dim 0 has an extent of its own.
+    assert TensorSpec("x", DTYPES[name], (None, 2)).example(1, {0: 8}).shape == (8, 2)
 
 
 def test_a_dtype_without_a_name_is_refused() -> None:

@@ -25,8 +25,8 @@ from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.judge.extents import Extents, in_words
 from enginehouse_build.judge.longest import as_samples_may_be, whole_inputs
-from enginehouse_build.judge.rounding import Rounding
 from enginehouse_build.reference.company import joined
+from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.proof import companies, picked
 from enginehouse_build.reference.sizes import sizing
 from enginehouse_build.reference.strangers import Door, strangers

@@ -34,8 +34,9 @@ from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
 from enginehouse_build.judge.beyond import Beyond
 from enginehouse_build.judge.longest import narrowed
-from enginehouse_build.judge.rounding import Rounding, exact, whole
+from enginehouse_build.judge.rounding import exact, whole
 from enginehouse_build.reference import conditioning
+from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import plain_session
 from enginehouse_build.reference.reference import (
     ANSWERS,

@@ -1,9 +1,13 @@
-"""Why an artifact that was converted correctly may still answer differently: models that magnify rounding errors."""
+"""Why an artifact that was converted correctly may still answer differently: models that magnify rounding errors.
+
+What rounding decides is no fault: a difference that moving the reference's own numbers by rounding makes as well.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from onnx import numpy_helper
 
 from enginehouse.contract.errors import EnginehouseError, ParityFailed
 from enginehouse.contract.manifest import Precision
-from enginehouse.contract.parity import compare
+from enginehouse.contract.parity import LIMITS, WHOLE, Limits, compare, first_difference
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.graph.graph import graphs
 from enginehouse_build.reference.onnx import plain_session
@@ -27,6 +31,68 @@ _FIXED: Mapping[str, tuple[int, ...]] = {"Range": (0, 1, 2), "Resize": (1, 2), "
 #: A model that magnifies the probe by less than this is not to blame.
 _MAGNIFIED = 100.0
 SEED = 0
+#: About what rounding makes of the values inside a deep network, relative to them.
+_BY = 1e-5
+SEEDS = (0, 1)
+#: How many times as many whole numbers as were seen to change may do so: rounding falls either way.
+EITHER_WAY = 4
+#: In a short answer a single number is more than the share that may differ.
+_FEW = 2
+
+
+class Rounding:
+    """The reference in the ONNX file `model`, its weights and inputs moved by what rounding may make of them.
+
+    Such models are made when they are first asked: few artifacts differ in anything.
+    """
+
+    def __init__(self, model: Path, threads: int) -> None:
+        self._model = model
+        self._threads = threads
+
+    @cached_property
+    def _runs(self) -> Sequence[Callable[[Tensors], Tensors]]:
+        return [shaken(self._model, self._threads, _BY, seed) for seed in SEEDS]
+
+    def answers(self, request: Tensors) -> list[Tensors]:
+        """What the moved references answer, one for each seed; none where they refuse what the reference takes."""
+        try:
+            return [run(request) for run in self._runs]
+        except Exception:
+            # A constant that decides of shapes was moved too far; ONNX Runtime raises classes of its own.
+            return []
+
+    def difference(self, got: Tensors, want: Tensors, request: Tensors, limits: Limits) -> str | None:
+        """In words, where `got` is another answer to `request` than `want`; None where rounding explains it.
+
+        An output that rounding moves past `limits` proves nothing. Whole numbers have to be equal up to the share of
+        them that rounding decides; where `limits` allow that some differ, one of them may in any case.
+        """
+        if first_difference(got, want, limits.relative_l2, limits.worst_row) is None:
+            return None
+        moved = self.answers(request)
+        for name, array in want.items():
+            own = {name: array}
+            share = self._share(array, [answer[name] for answer in moved], limits)
+            there = {name: got[name]} if name in got else {}
+            fault = first_difference(there, own, limits.relative_l2, limits.worst_row, {name: share})
+            if fault is None:
+                continue
+            steady = array.dtype.kind in WHOLE or all(
+                first_difference(answer, own, limits.relative_l2, limits.worst_row) is None for answer in moved
+            )
+            if steady:
+                return fault
+        return None
+
+    @staticmethod
+    def _share(want: np.ndarray, moved: Sequence[np.ndarray], limits: Limits) -> float:
+        if want.dtype.kind not in WHOLE or not want.size:
+            return 0.0
+        if limits.differing > LIMITS["fp32"].differing:
+            return max(limits.differing, 1 / want.size)
+        seen = max((float(np.mean(other != want)) for other in moved if other.shape == want.shape), default=0.0)
+        return min(EITHER_WAY * seen, max(limits.differing, _FEW / want.size))
 
 
 def explain(model: Path, request: Tensors, answer: Tensors, precision: Precision, threads: int) -> str:
@@ -104,4 +170,6 @@ def _shaken(request: Tensors, by: float, generator: np.random.Generator) -> dict
 
 
 def _moved(array: np.ndarray, by: float, generator: np.random.Generator) -> np.ndarray:
-    return np.asarray(array * (1 + generator.uniform(-by, by, array.shape)), dtype=np.float32)
+    # The largest number may become infinite.
+    with np.errstate(over="ignore"):
+        return np.asarray(array * (1 + generator.uniform(-by, by, array.shape)), dtype=np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import onnx
 import onnxscript.optimizer
 import torch
+from onnxscript import opset20 as op
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.signature_record import parts_of
@@ -20,6 +22,7 @@ from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
+from enginehouse_build.reference.branches import ROWS, Branch, branches_of
 from enginehouse_build.reference.module_faults import refuse_unservable
 from enginehouse_build.reference.onnx import PROOF_ROWS, finish, reason
 
@@ -31,11 +34,12 @@ _PLACEHOLDER = "enginehouse/"
 
 def export(
     model: TorchModel, path: Path, *, batched: bool, max_batch: int, ranges: Mapping[str, AxisRange]
-) -> Signature:
+) -> tuple[Signature, tuple[Branch, ...]]:
     """Write `model` as ONNX to `path`; dim 0 of every input and output is free when `batched`, and so are its axes.
 
-    Raises ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in, the buffer
-    that the module changes, or the line at which it draws random numbers or mixes the rows of a batch.
+    With its signature come the conditions on extents under which what was exported is what the module does. Raises
+    ExportFailed with the exporter's reason, or naming the tensor whose batch dimension is baked in, the buffer that the
+    module changes, or the line at which it draws random numbers or mixes the rows of a batch.
     """
     examples = tuple(model.inputs.values())
     if batched:
@@ -52,6 +56,7 @@ def export(
                 input_names=[f"{_PLACEHOLDER}{name}" for name in model.inputs],
                 output_names=[f"{_PLACEHOLDER}{name}" for name in model.outputs],
                 verbose=False,
+                custom_translation_table=_TRANSLATIONS,
             )
             if program is None:
                 raise ExportFailed("torch's exporter returned nothing")
@@ -66,7 +71,22 @@ def export(
         _refuse_captured(model, examples, shapes, batched)
         raise ExportFailed(f"torch cannot export the module: {reason(error)}") from error
     _take_names(proto, [*model.inputs, *model.outputs])
-    return finish(proto, path, batched)
+    return finish(proto, path, batched), _branches(model, examples, shapes, batched)
+
+
+def _branches(
+    model: TorchModel, examples: tuple[Any, ...], shapes: tuple[Any, ...], batched: bool
+) -> tuple[Branch, ...]:
+    # The exporter has conditions checked when the module runs, and leaves the checks out of what it writes.
+    if not any(shapes):
+        return ()
+    names = {
+        (at, dim): axis for at, name in enumerate(model.inputs) for dim, axis in model.source.axes.get(name, {}).items()
+    }
+    if batched:
+        names |= {(at, 0): ROWS for at in range(len(examples))}
+    with _quiet():
+        return branches_of(model.module, examples, shapes, names)
 
 
 def _refuse_captured(model: TorchModel, examples: tuple[Any, ...], shapes: tuple[Any, ...], batched: bool) -> None:
@@ -123,6 +143,46 @@ def _two_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dim() == 0:
         raise ExportFailed(f"example input {name!r} is a scalar: it has no batch dimension; build with --no-batch")
     return tensor[:2] if len(tensor) >= 2 else torch.cat([tensor, tensor])
+
+
+def _log_sigmoid(x: Any) -> Any:
+    # The exporter writes the logarithm of a sigmoid, which is 0 from -104 on.
+    return op.Sub(op.Min(x, op.CastLike(0.0, x)), _log1p_exp_of_minus(op.Abs(x)))
+
+
+def _logaddexp(one: Any, other: Any) -> Any:
+    # The exporter writes the exponentials, which are infinite from 89 on. Of two infinities there is no difference.
+    apart = op.Where(op.Equal(one, other), op.CastLike(0.0, one), op.Abs(op.Sub(one, other)))
+    return op.Add(op.Max(one, other), _log1p_exp_of_minus(apart))
+
+
+def _log1p_exp_of_minus(x: Any) -> Any:
+    """log(1 + exp(-x)) of what is not negative, exact for large ones too; ONNX has no log1p."""
+    small = op.Exp(op.Neg(x))
+    two = op.CastLike(2.0, x)
+    return op.Mul(two, op.Atanh(op.Div(small, op.Add(small, two))))
+
+
+def _atan2(y: Any, x: Any) -> Any:
+    # The exporter takes the half turn of a zero for that of a negative number.
+    turn = op.CastLike(math.pi, y)
+    both_zero = op.And(op.Equal(x, op.CastLike(0.0, x)), op.Equal(y, op.CastLike(0.0, y)))
+    slope = op.Where(both_zero, y, op.Atan(op.Div(y, x)))
+    return op.Where(_negative(x), op.Where(_negative(y), op.Sub(slope, turn), op.Add(slope, turn)), slope)
+
+
+def _negative(x: Any) -> Any:
+    """Whether it is below 0 or -0, of which only the reciprocal shows the sign."""
+    zero = op.CastLike(0.0, x)
+    return op.Or(op.Less(x, zero), op.Less(op.Reciprocal(x), zero))
+
+
+#: What the exporter writes otherwise than torch computes it.
+_TRANSLATIONS: Any = {
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+    torch.ops.aten.logaddexp.default: _logaddexp,
+    torch.ops.aten.atan2.default: _atan2,
+}
 
 
 @contextlib.contextmanager

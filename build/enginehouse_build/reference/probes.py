@@ -143,7 +143,7 @@ def _far(base: Tensors, samples: Tensors) -> Iterator[Unanswered]:
     for name in _floats(base):
         array = base[name]
         seen = samples[name].astype(np.float64).ravel()
-        within = _power_above(float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)))
+        within = power_above(float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)))
         top = math.log2(_largest_of(array.dtype))
         for exponent in FLOAT:
             if within >= 2**exponent or exponent > top:
@@ -317,7 +317,7 @@ def _largest_of(dtype: np.dtype) -> float:
     return float(np.finfo(dtype if dtype.kind == "f" else np.float32).max)
 
 
-def _power_above(value: float) -> int:
+def power_above(value: float) -> int:
     """The least power of two that is larger, at least 1."""
     return 1 << max(0, math.frexp(value)[1])
 

@@ -38,6 +38,9 @@ from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
+from enginehouse_build.reference.branches import Branch
+from enginehouse_build.reference.conditioning import Rounding
+from enginehouse_build.reference.likeness import Asked, Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
@@ -93,7 +96,8 @@ class Reference:
 class _Core:
     """The model without pre- and post-processing: how the source itself answers, and names of its free dimensions.
 
-    `converted` and `unvaried` are those of `Adopted`; with `rewritten`, `run` is another graph than the reference's.
+    `converted` and `unvaried` are those of `Adopted`; with `rewritten`, `run` is another graph than the reference's,
+    with `branches`, which may be empty, a torch module: what it does elsewhere than where these hold is not exported.
     """
 
     run: Run
@@ -105,6 +109,7 @@ class _Core:
     converted: str = ""
     unvaried: tuple[str, ...] = ()
     rewritten: bool = False
+    branches: tuple[Branch, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,7 @@ class _Proven:
     pixels: Pixels | None
     requests: list[dict[str, np.ndarray]]
     answers: list[Tensors]
+    likeness: Likeness
 
 
 def make_reference(folder: Path, recipe: Recipe) -> Reference:
@@ -161,7 +167,10 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / REQUESTS, proven.requests)
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
-    made = make_probes(proven.exported, onnx_format.load(model), rows, signature, max_rows)
+    proto = onnx_format.load(model)
+    made = make_probes(proven.exported, proto, rows, signature, max_rows)
+    if core.branches is not None:
+        made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
     probes.write(folder / PROBES, made)
     if given.calibration is not None:
         calibration = sampling.checked(given.calibration, proven.door, given.calibration_from)
@@ -202,7 +211,7 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     from enginehouse_build.reference.export import export
 
     ranges = ranges_of(source.source.ranges, recipe.axes)
-    signature = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
+    signature, branches = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
     have = {spec.name for spec in signature.inputs + signature.outputs}
     wanted = {*source.inputs, *source.outputs}
     if have != wanted:
@@ -211,7 +220,7 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
             "an input that does not reach any output, or an output that is an input, cannot be exported"
         )
     names = {(name, dim): axis for name, dims in source.source.axes.items() for dim, axis in dims.items()}
-    return _Core(source, "torch", recipe.batched, names, ranges)
+    return _Core(source, "torch", recipe.batched, names, ranges, branches=branches)
 
 
 def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
@@ -261,12 +270,17 @@ def _proven(
     else:
         rows = sampling.checked(given.samples, door, given.samples_from)
     exported = plain_session(path, recipe.threads)
+    max_rows = recipe.max_rows if signature.batched else 1
+    likeness = Likeness(exported, run, rows, axes, door, max_rows, Rounding(path, recipe.threads))
+    likeness.prove_branches(core.branches or ())
     if signature.batched:
         proto = onnx_format.load(path)
         values = Door.of(proto, signature.inputs)
         prove_dynamic(exported, run, rows, axes, core.ranges, values, recipe.max_rows)
         prove_scores(proto, rows, path.parent, recipe.threads, values, recipe.max_rows)
-    requests = sampling.requests(rows, signature, recipe.max_rows if signature.batched else 1, axes)
+    if core.branches is not None:
+        likeness.prove(core.branches)
+    requests = sampling.requests(rows, signature, max_rows, axes)
     answers = [asked(run, request) for request in requests]
     if rewritten is not None:
         beyond = [*company_requests(rows)] if signature.batched else []
@@ -274,7 +288,7 @@ def _proven(
     if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
         outputs = ", ".join(repr(name) for name in sorted(silent))
         raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
-    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers)
+    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers, likeness)
 
 
 def _doubts(

@@ -147,10 +147,10 @@ class TensorSpec:
         return f"{self.name}: {datatype(self.dtype)}[{dims}]"
 
     def example(self, rows: int, extents: Mapping[int, int] | None = None) -> np.ndarray:
-        """Zeros with `rows` along dim 0 when that is free; other free dimensions have the extent given, or 1."""
-        shape = [(extents or {}).get(axis, 1) if dim is None else dim for axis, dim in enumerate(self.shape)]
-        if self.shape and self.shape[0] is None:
-            shape[0] = rows
+        """Zeros; free dimensions have the extent given, without one dim 0 has `rows`, and others 1."""
+        # Dim 0 has an extent of its own where a model without a batch has it free.
+        known = {0: rows, **(extents or {})}
+        shape = [known.get(axis, 1) if dim is None else dim for axis, dim in enumerate(self.shape)]
         return np.full(shape, b"", dtype=object) if self.dtype.hasobject else np.zeros(shape, self.dtype)
 
 
