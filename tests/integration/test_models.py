@@ -151,7 +151,8 @@ def test_what_a_failed_add_takes_back_is_only_its_own(house: House) -> None:
     house.publish("mine", "2", 6)
     house.add("mine", "1")
     try:
-        first, second = (ModelConfig(name="mine", version=version) for version in ("1", "2"))
+        first, second = deploy.live_catalog().find("mine"), ModelConfig(name="mine", version="2")
+        assert first is not None
         # Somebody else has gone on to another version: it stays.
         deploy.take_back(second, None)
         assert deploy.live_catalog().find("mine") == first

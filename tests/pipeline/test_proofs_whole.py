@@ -11,11 +11,11 @@ from onnx import helper
 
 from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.tensors import Tensors
+from enginehouse_build.graph.sizes import sizing
 from enginehouse_build.reference import company
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.onnx import plain_session, signature_of
 from enginehouse_build.reference.proof import prove_dynamic
-from enginehouse_build.reference.sizes import sizing
 from enginehouse_build.reference.strangers import Door, strangers
 
 from .graphs import f32, i64, model, node, save, values

@@ -21,6 +21,7 @@ from enginehouse.contract.manifest import Artifact, Manifest
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse_build.graph.graph import element_types
+from enginehouse_build.graph.sizes import sizing
 from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.judge.extents import Extents, in_words
@@ -28,7 +29,6 @@ from enginehouse_build.judge.longest import as_samples_may_be, whole_inputs
 from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.proof import companies, picked
-from enginehouse_build.reference.sizes import sizing
 from enginehouse_build.reference.strangers import Door, strangers
 
 Run = Callable[[Tensors], Tensors]

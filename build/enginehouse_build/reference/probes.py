@@ -24,8 +24,8 @@ from enginehouse.contract.parity import LIMITS, first_difference
 from enginehouse.contract.probes import Probe
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.graph import graphs
+from enginehouse_build.graph.sizes import sizing
 from enginehouse_build.reference import blank
-from enginehouse_build.reference.sizes import sizing
 
 #: Exponents of the magnitudes that are tried. Of whole numbers: from where 16-bit floats take neighbours for one
 #: (2^8 and 2^11), over products that leave 32 bits (2^15), to where fp32 does so (2^24) and 32 bits end.

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from enginehouse.contract.tensors import Domain, Tensors, TensorSpec
 from enginehouse_build.graph.graph import graphs, subgraphs
-from enginehouse_build.reference.sizes import sizing
+from enginehouse_build.graph.sizes import sizing
 
 Mark: TypeAlias = int | float | str
 
