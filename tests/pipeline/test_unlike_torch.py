@@ -67,6 +67,9 @@ def test_functions_are_exported_as_torch_has_them_to_the_ends_of_fp32(tmp_path: 
 #: The formula, the samples, what is answered rightly and what has to be beyond the bounds of the exported model.
 BOUND = {
     "quotients of whole numbers": ("torch.div(x, 10, rounding_mode='trunc')", IDS, 1 << 20, (1 << 40) + 7),
+    "quotients that differ here and there": ("torch.div(x, 10, rounding_mode='trunc') % 64", IDS, 1 << 20, 2**29 + 7),
+    "ids of buckets": ("torch.sin(torch.div(x, 10, rounding_mode='trunc') % 64 + 0.5)", IDS, 1 << 20, 2**29 + 7),
+    "an end": ("torch.where((x > 1e38).all(1, True), 7, x) if torch.compiler.is_exporting() else x", FLOATS, 1, np.inf),
     "exponentials": ("torch.log(x.exp() + 1) if torch.compiler.is_exporting() else F.softplus(x)", FLOATS, 4, 100),
     "a limit": ("x.clamp(-40, 40) if torch.compiler.is_exporting() else x", FLOATS, 20, 50),
     "a hole": ("torch.where(x == 0, 7, x) if torch.compiler.is_exporting() else x", FLOATS, 1, 0),

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,20 @@ def branches_of(
 def broken(branches: Iterable[Branch], extents: Mapping[str, int]) -> Iterator[Branch]:
     """Those that do not hold at the `extents`."""
     return (branch for branch in branches if not branch.holds(extents))
+
+
+def remedy(broken: Sequence[Branch], sizes: Iterable[str]) -> str:
+    """What to do about an exported model that is wrong at other `sizes`, where the `broken` ones do not hold."""
+    names = dict.fromkeys(chain(sizes, *(branch.names for branch in broken)))
+    options = " ".join("--max-batch ROWS" if name == ROWS else f"--axis {name}=MIN:OPT:MAX" for name in names)
+    limited = f"limit requests to what it is right for with {options}"
+    if not broken:
+        return f"; compute from x.shape, without a branch, what depends on the extents, or {limited}"
+    return (
+        "; forward takes another branch there, and an exported model has but one: that where "
+        f"{' and '.join(branch.said for branch in broken)}. Write it without a branch "
+        f"(F.pad(x, (0, -x.shape[-1] % 160)) pads nothing where nothing is missing), or {limited}"
+    )
 
 
 def _branch(condition: str, arguments: Sequence[str], names: Mapping[tuple[int, int], str]) -> Branch | None:

@@ -21,7 +21,7 @@ from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.inputs.extents import between, enlarged, extents_at, independent
 from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
-from enginehouse_build.reference.branches import ROWS, Branch, broken
+from enginehouse_build.reference.branches import ROWS, Branch, broken, remedy
 from enginehouse_build.reference.company import Ask
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import reason
@@ -71,7 +71,7 @@ class Likeness:
         self._ask_all(self._at(branches), _SECONDS_OF_BRANCHES, branches)
 
     def prove(self, branches: Sequence[Branch]) -> None:
-        """The same at extents all over their ranges and up to `max_rows` rows: not all is known of a module."""
+        """The same all over the ranges and up to `max_rows` rows: not all is known of a module."""
         self._ask_all(self._spread(), _SECONDS, branches)
 
     def _ask_all(self, all_sizes: Iterable[Mapping[str, int]], seconds: float, branches: Sequence[Branch]) -> None:
@@ -140,7 +140,7 @@ class Likeness:
         where = ", ".join(f"{name} = {size}" for name, size in sizes.items() if name != ROWS)
         rows = f"with {sizes[ROWS]} rows" if ROWS in sizes else ""
         said = ", ".join(filter(None, (f"at {where}" if where else "", rows)))
-        raise ExportFailed(f"{said} {fault}{_remedy([*broken(branches, extents)], sizes)}")
+        raise ExportFailed(f"{said} {fault}{remedy([*broken(branches, extents)], sizes)}")
 
     def fault(self, request: Tensors) -> str | None:
         """In words, how the exported model answers otherwise than the module does; None where it does not.
@@ -186,7 +186,8 @@ class Asked:
         Raises ExportFailed where they are others in the range of the samples, and nothing can be bound.
         """
         found: list[Probe] = []
-        for each in (self._zeros(), self._louder(), map(self._told, probes), self._strangers(values)):
+        own = (self._ends(), self._louder(), self._larger(values))
+        for each in (*own, map(self._told, probes), self._strangers(values)):
             self._began = time.monotonic()
             found += each
         return found
@@ -201,16 +202,20 @@ class Asked:
         self.bounds = narrower(self.bounds, dict.fromkeys(probe.names, probe.within))
         return replace(probe, answer=want)
 
-    def _zeros(self) -> Iterator[Probe]:
-        """Zeros of either sign among other values: the ends of branches, and where signs are decided."""
+    def _ends(self) -> Iterator[Probe]:
+        """Zeros of either sign among other values, where branches end and signs are decided; nothing but infinity."""
         base, generator = self._rows(_ROWS_OF_ZEROS), np.random.default_rng(SEED)
-        for name, zero in product((name for name, array in base.items() if array.dtype.kind == "f"), (0.0, -0.0)):
+        bounds: tuple[tuple[float, float, InputBound, str], ...] = (
+            *((zero, 0.5, Region(not_zero=((),)), f"{zero:g} here and there") for zero in (0.0, -0.0)),
+            (np.inf, 1.0, "finite", "nothing but infinity"),
+        )
+        floats = [name for name, array in base.items() if array.dtype.kind == "f"]
+        for name, (value, share, bound, said) in product(floats, bounds):
             array = base[name]
-            request = {**base, name: np.where(generator.random(array.shape) < 0.5, array.dtype.type(zero), array)}
+            request = {**base, name: np.where(generator.random(array.shape) < share, array.dtype.type(value), array)}
             if self._has_time() and (want := self._other(request)) is not None:
-                bound = Region(not_zero=((),))
                 self.bounds = narrower(self.bounds, {name: bound})
-                yield Probe((name,), bound, f"{zero:g} here and there", request, want)
+                yield Probe((name,), bound, said, request, want)
 
     def _louder(self) -> Iterator[Probe]:
         """The samples twice, four times ... as large, in each input by itself: where torch first answers otherwise."""
@@ -232,6 +237,26 @@ class Asked:
                     yield Probe((name,), within, f"magnitudes of 2^{exponent}", request, want)
                     break
 
+    def _larger(self, values: Door) -> Iterator[Probe]:
+        """Whole numbers from all over each power of two beyond the samples, of either sign, in each input by itself."""
+        base, generator = self._rows(_ROWS_OF_ZEROS), np.random.default_rng(SEED)
+        free = [name for name, array in base.items() if array.dtype.kind in "iu" and name not in values.domains]
+        for name in free if not values.sizes else ():
+            array, seen = base[name], self.likeness.samples[name]
+            first = max(int(seen.max(initial=0)), -int(seen.min(initial=0))).bit_length() + 1
+            for sign in (1, -1) if array.dtype.kind == "i" else (1,):
+                for exponent in range(first, np.iinfo(array.dtype).bits - (array.dtype.kind == "i")):
+                    low = 1 << (exponent - 1)
+                    numbers = generator.integers(low, 2 * low, array.shape) * sign
+                    request = {**base, name: numbers.astype(array.dtype)}
+                    if not self._has_time():
+                        return
+                    if (want := self._other(request, exact=True)) is not None:
+                        bound = Region(less_than=low) if sign > 0 else Region(at_least=1 - low)
+                        self.bounds = narrower(self.bounds, {name: bound})
+                        yield Probe((name,), bound, f"numbers of {'-' if sign < 0 else ''}2^{exponent}", request, want)
+                        break
+
     def _strangers(self, values: Door) -> Iterator[Probe]:
         """Whatever the door lets in, with the bound that keeps out what torch answers otherwise."""
         row, samples = self._rows(1), self.likeness.samples
@@ -249,8 +274,11 @@ class Asked:
                 # What is left of it where values have moved apart is not about one value.
                 raise ExportFailed(f"with {what}, which the samples may have, {fault}; {_NO_BOUND}")
 
-    def _other(self, request: Tensors, got: Tensors | None = None) -> Tensors | None:
-        """What torch answers, where the exported model, which may have answered `got`, answers otherwise."""
+    def _other(self, request: Tensors, got: Tensors | None = None, *, exact: bool = False) -> Tensors | None:
+        """What torch answers, where the exported model, which may have answered `got`, answers otherwise.
+
+        With `exact` rounding excuses nothing: a divisor of ids that is moved by it makes other ids of large ones.
+        """
         try:
             want = self.likeness.source(request)
             got = self.likeness.exported(request) if got is None else got
@@ -258,7 +286,8 @@ class Asked:
             # A module may raise anything; what is refused is not silent.
             return None
         if self.likeness.difference(got, want, request) is None:
-            return None
+            is_other = exact and first_difference(got, want, _LIMITS.relative_l2, _LIMITS.worst_row)
+            return want if is_other else None
         numbers = {name: array for name, array in want.items() if array.dtype.kind not in WHOLE}
         is_tie = (
             self.likeness.difference({name: got[name] for name in numbers if name in got}, numbers, request) is None
@@ -295,16 +324,3 @@ def _moved(request: Tensors, samples: Tensors) -> dict[str, np.ndarray]:
         else array
         for name, array in request.items()
     }
-
-
-def _remedy(broken: Sequence[Branch], sizes: Iterable[str]) -> str:
-    names = dict.fromkeys(chain(sizes, *(branch.names for branch in broken)))
-    options = " ".join("--max-batch ROWS" if name == ROWS else f"--axis {name}=MIN:OPT:MAX" for name in names)
-    limited = f"limit requests to what it is right for with {options}"
-    if not broken:
-        return f"; compute from x.shape, without a branch, what depends on the extents, or {limited}"
-    return (
-        "; forward takes another branch there, and an exported model has but one: that where "
-        f"{' and '.join(branch.said for branch in broken)}. Write it without a branch "
-        f"(F.pad(x, (0, -x.shape[-1] % 160)) pads nothing where nothing is missing), or {limited}"
-    )
