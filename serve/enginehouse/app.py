@@ -144,11 +144,10 @@ def _builtin(error: EnginehouseError) -> Exception:
 def build(args: dict[str, Any]) -> serve.Application:
     """The application from its `args` (see AppConfig). Raises ConfigError."""
     config = AppConfig.parse(args)
-    cpu_engines = sum(pool.max_replicas for pool in config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu")
     pools = {
         _keyword(name): serve.deployment(Pool)
         .options(**pool_options(name, pool))
-        .bind(name, pool.model_dump(mode="json"), cpu_engines)
+        .bind(name, pool.model_dump(mode="json"))
         for name, pool in config.pools.items()
     }
     ingress = serve.deployment(Ingress).options(

@@ -21,11 +21,11 @@ def item(rows: int = 1, seconds: float = 30, shape: str = "") -> Item:
 
 @contextmanager
 def computing(room: WaitingRoom, items: Sequence[Item] = ()) -> Iterator[None]:
-    room.begin_call(items)
+    taken = room.begin_call(items)
     try:
         yield
     finally:
-        room.end_call()
+        room.end_call(taken)
 
 
 async def let_in(rows: list[int], limit: int) -> list[list[int]]:

@@ -81,7 +81,8 @@ class _OnnxRuntime:
     def _load(self, options: EngineOptions, providers: Sequence[Any], settings: Mapping[str, str]) -> Any:
         onnxruntime = _library(self.kind)
         session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = options.threads
+        # Callers compute too, each with its own thread: as many threads as cores in all.
+        session_options.intra_op_num_threads = max(1, options.threads - options.concurrency + 1)
         session_options.inter_op_num_threads = 1
         session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         session_options.log_severity_level = _LOG_ERRORS_ONLY

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 
 import numpy as np
 from ray import serve
 
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import (
-    DeadlineExceeded,
     EnginehouseError,
     EngineUnavailable,
-    InferenceFailed,
     Overloaded,
 )
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
-from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
+from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.engines import Engine
 from enginehouse.pools import isolation
-from enginehouse.pools.waiting_room import Item, WaitingRoom
+from enginehouse.pools.cores import Cores
+from enginehouse.pools.engine_calls import STUCK_S, EngineCalls, Lane
+from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
 
 #: A call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
-#: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
-STUCK_S, STUCK = 10.0, 10.0
-#: Weight of the newest call in the moving average of the time per row.
-NEWEST = 0.1
 #: Seconds for which closing waits for the calls in flight; a call that is stuck keeps its engine until it ends.
 CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
@@ -39,7 +36,18 @@ BEGUN_S = 1.0
 #: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
 STILL_S = 10.0
 
-_Run = Callable[[list[Item]], list[Computed | EnginehouseError]]
+#: Computes items on a lane.
+_Run = Callable[[Lane, list[Item]], list[Computed | EnginehouseError]]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A second engine of a model that computes `count` calls of up to `rows` rows at once, with `cores` cores each."""
+
+    engine: Engine
+    count: int
+    rows: int
+    cores: int
 
 
 class LoadedModel:
@@ -47,7 +55,9 @@ class LoadedModel:
 
     An engine call has at most `best_rows` rows, unless the catalog sets `max_batch_size`, and runs inside `flag`.
     `measured` are (rows, milliseconds) timed in this process. An engine that is not `is_shared` has one caller, which
-    coalesces its requests itself: its calls skip the batch queue, unless the catalog sets `batch_wait_ms`.
+    coalesces its requests itself: its calls skip the batch queue, unless the catalog sets `batch_wait_ms`. Calls take
+    `cores`, which all models of the process share (None: no other model counts); with `splits` several calls are
+    computed at once while there is more than one.
     """
 
     def __init__(
@@ -60,6 +70,8 @@ class LoadedModel:
         measured: Sequence[tuple[int, float]] = (),
         flag: AbstractContextManager[None] | None = None,
         is_shared: bool = True,
+        cores: Cores | None = None,
+        splits: Split | None = None,
     ) -> None:
         self.engine = engine
         self.kind = kind
@@ -67,32 +79,33 @@ class LoadedModel:
         self.measured = list(measured)
         #: What crashes of its engine are recorded under (`crashes.engine_id`).
         self.identity = ""
-        self._flag = flag or nullcontext()
+        self._calls_of_engine = EngineCalls(kind, artifact, flag or nullcontext())
         self._is_shared = is_shared
+        self._cores = cores or Cores(1)
+        self._splits = splits
         self._waits_for_batches = False
         self._best_rows = best_rows
         #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
-        self._waiting_room = WaitingRoom(self._rows_at_once)
+        self._waiting_room = WaitingRoom(self._rows_at_once, self._cores, self._lanes)
         self.last_used = time.monotonic()
-        self.busy_s = 0.0
         self._pending_rows = 0
         # Calls in flight, isolated ones too.
         self._calls = 0
         self._closing = False
         self._no_calls = asyncio.Event()
-        self._row_ms = 0.0
-        # When the engine call in progress began, if one is, and after how many seconds it counts as stuck.
-        self._computing_since: float | None = None
-        self._stuck_after_s = STUCK_S
-        # One engine call at a time: a CPU engine already uses all of its threads.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=manifest.name)
+        # Of each call in progress, the cores that it has.
+        self._held: dict[object, int] = {}
+        # One engine call at a time for each lane: a CPU engine already uses all of its threads.
+        self._threads = ThreadPoolExecutor(self.lanes, thread_name_prefix=manifest.name)
 
         # serve.batch keeps one queue per decorated function, hence a function per model. It never waits for more items:
         # those that make a batch have waited together, and enter together.
-        @serve.batch(max_batch_size=self.max_rows, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+        @serve.batch(  # type: ignore[untyped-decorator]
+            max_batch_size=self.max_rows, batch_wait_timeout_s=0.0, max_concurrent_batches=self.lanes
+        )
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            return await self._in_engine(self._run, items)
+            return await self._in_engine(self._calls_of_engine.run, items)
 
         self._batched = run
 
@@ -101,7 +114,7 @@ class LoadedModel:
         self.max_rows = config.max_batch_size or self._best_rows
         # Serve counts calls, not rows; each call has at least one row.
         self._batched.set_max_batch_size(self.max_rows)
-        self._waiting_room.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3)
+        self._waiting_room.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3, self._lanes)
         self._waits_for_batches = config.batch_wait_ms > 0
 
     @property
@@ -110,17 +123,33 @@ class LoadedModel:
         return self.max_rows if self.engine.signature.batched else 1
 
     @property
+    def lanes(self) -> int:
+        """How many calls it computes at once."""
+        return self._splits.count if self._splits else 1
+
+    @property
+    def _lanes(self) -> Lanes | None:
+        splits = self._splits
+        if splits is None:
+            return None
+        # What a user has set holds for every call.
+        rows = min(splits.rows, self.max_rows) if self.max_rows == self._best_rows else self.max_rows
+        return Lanes(splits.count, rows if self.engine.signature.batched else 1, splits.cores)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of computing so far; a call that has a share of the cores counts for that share."""
+        return self._calls_of_engine.busy_s
+
+    @property
     def backlog_ms(self) -> float:
         """Predicted milliseconds until all but isolated calls are computed, from the moving average time per row."""
-        return self._pending_rows * self._row_ms
+        return self._pending_rows * self._calls_of_engine.row_ms
 
     @property
     def stuck_s(self) -> float:
         """Seconds for which the engine has been computing one call if it counts as stuck, else 0."""
-        # Read once: the engine's thread may reset it meanwhile.
-        since = self._computing_since
-        busy_s = 0.0 if since is None else time.monotonic() - since
-        return busy_s if busy_s > self._stuck_after_s else 0.0
+        return self._calls_of_engine.stuck_s
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         """Outputs of `requests`, concatenated along dim 0, and their timing.
@@ -159,13 +188,13 @@ class LoadedModel:
         async def run_begun() -> None:
             begun()
 
-        def run(items: list[Item]) -> list[Computed | EnginehouseError]:
+        def run(lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
             until = min(item.deadline, time.monotonic() + STILL_S)
             with suppress(TimeoutError), isolation.of_this_process.alone(until):
                 # Wait for it: computing may end this process, and then nothing could be sent.
                 if not given_up:
                     asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-                    return self._compute_timely(items)
+                    return self._calls_of_engine.timely(lane, items)
             return [Overloaded(f"{self.kind}: other engines of this process compute or are being loaded")]
 
         self.last_used = now
@@ -180,6 +209,12 @@ class LoadedModel:
             raise answer
         return answer
 
+    def free_cores(self) -> None:
+        """Let other models have the cores of the calls in progress: the engine is stuck, and they need not be."""
+        for call, cores in self._held.items():
+            self._held[call] = 0
+            self._cores.give(cores)
+
     async def close(self) -> None:
         """Refuse further calls, and release the engine's memory when those in flight have ended.
 
@@ -191,11 +226,18 @@ class LoadedModel:
                 async with asyncio.timeout(CLOSE_S):
                     await self._no_calls.wait()
         # In the engine's thread: after what it computes.
-        closed = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.close)
-        self._thread.shutdown(wait=False)
+        closed = asyncio.get_running_loop().run_in_executor(self._threads, self._close_engines)
+        self._threads.shutdown(wait=False)
         await asyncio.wait([closed], timeout=CLOSE_S)
         if closed.done():
             closed.result()
+
+    def _close_engines(self) -> None:
+        try:
+            self.engine.close()
+        finally:
+            if self._splits:
+                self._splits.engine.close()
 
     def _begin_call(self) -> None:
         if self._closing:
@@ -236,95 +278,48 @@ class LoadedModel:
             try:
                 await self._waiting_room.enter(item)
             except TimeoutError:
-                raise self._late(item, time.monotonic()) from None
+                raise self._calls_of_engine.late(item, time.monotonic()) from None
             try:
                 answer = await self._batched(item)
             finally:
                 self._waiting_room.leave(item)
         else:
-            (answer,) = await self._in_engine(self._run, [item])
+            (answer,) = await self._in_engine(self._calls_of_engine.run, [item])
         # Errors are returned per item: one raised in the batch function would fail every item of the batch.
         if isinstance(answer, EnginehouseError):
             raise answer
         return answer
 
     def _in_engine(self, run: _Run, items: list[Item]) -> asyncio.Future[list[Computed | EnginehouseError]]:
-        """Run `run(items)` in the worker thread; others wait until that ends, whoever gives up before."""
-        loop = asyncio.get_running_loop()
-        self._waiting_room.begin_call(items)
+        """Run `run` with `items` in a worker thread; others wait until that ends, whoever gives up before."""
+        loop, held = asyncio.get_running_loop(), object()
+        self._held[held] = cores = self._waiting_room.begin_call(items)
+
+        def end() -> None:
+            self._waiting_room.end_call(self._held.pop(held))
 
         def ended(_: object) -> None:
             # No loop any more: the process ends.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._waiting_room.end_call)
+                loop.call_soon_threadsafe(end)
 
         try:
-            call = self._thread.submit(run, items)
+            call = self._threads.submit(functools.partial(run, self._lane(cores)), items)
         except RuntimeError:
-            self._waiting_room.end_call()
+            end()
             raise
         # Before the answer is passed on, so that those let in are in the queue when Serve looks for the next batch.
         call.add_done_callback(ended)
         return asyncio.wrap_future(call)
 
-    def _run(self, items: list[Item]) -> list[Computed | EnginehouseError]:
-        """In the worker thread: compute `items` beside other models, as soon as no isolated call computes."""
-        try:
-            with isolation.of_this_process.beside(max(item.deadline for item in items)):
-                return self._compute_timely(items)
-        except TimeoutError:
-            now = time.monotonic()
-            return [self._late(item, now) for item in items]
-
-    def _compute_timely(self, items: list[Item]) -> list[Computed | EnginehouseError]:
-        """Fail expired items and compute the others, whose rows have one shape, together."""
-        now = time.monotonic()
-        timely = [item for item in items if item.deadline > now]
-        computed = iter(self._compute(timely) if timely else [])
-        return [next(computed) if item.deadline > now else self._late(item, now) for item in items]
-
-    def _late(self, item: Item, now: float) -> DeadlineExceeded:
-        return DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self.artifact.name!r}")
-
-    def _compute(self, items: list[Item]) -> list[Computed | EnginehouseError]:
-        rows = [item.rows for item in items]
-        started = time.monotonic()
-        try:
-            inputs = stack([request for item in items for request in item.requests])
-            # The first call has no average to be compared with.
-            usual_s = self._row_ms * sum(rows) / 1e3 or math.inf
-            self._computing_since, self._stuck_after_s = started, max(STUCK_S, STUCK * usual_s)
-            with self._flag:
-                outputs = self._infer_in_pieces(inputs, sum(rows))
-        except Exception as error:
-            if len(items) == 1:
-                if isinstance(error, EnginehouseError):
-                    return [error]
-                return [InferenceFailed(f"{self.kind}: {type(error).__name__}: {error}")]
-            # One item may have broken the batch: compute each by itself, so that the others get their answers.
-            return [self._compute([item])[0] for item in items]
-        finally:
-            self._computing_since = None
-        taken = time.monotonic() - started
-        self.busy_s += taken
-        compute_ms = taken * 1e3
-        row_ms = compute_ms / sum(rows)
-        self._row_ms += (row_ms - self._row_ms) * (NEWEST if self._row_ms else 1.0)
-        return [
-            (part, Timing((started - item.arrived) * 1e3, compute_ms, sum(rows)))
-            for item, part in zip(items, split(outputs, rows), strict=True)
-        ]
+    def _lane(self, cores: int) -> Lane:
+        """What a call with so many cores computes with; 0 is for those that do not share the engine."""
+        if self._splits is None or not 0 < cores < self._cores.count:
+            return Lane(self.engine, self.max_rows)
+        lanes = self._lanes
+        return Lane(self._splits.engine, lanes.rows if lanes else self.max_rows, cores / self._cores.count)
 
     def _shape(self, request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
         if not self.engine.signature.batched:
             return ()
         return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
-
-    def _infer_in_pieces(self, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
-        if rows <= self.max_rows:
-            return self.engine.infer(inputs)
-        pieces = [
-            self.engine.infer({name: array[start : start + self.max_rows] for name, array in inputs.items()})
-            for start in range(0, rows, self.max_rows)
-        ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

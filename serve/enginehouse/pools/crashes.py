@@ -36,17 +36,23 @@ _SLOT, _SLOTS = 64, 1024
 
 
 class Flag:
-    """Marks an engine as in use, in a `with` statement; costs one byte written, so every call is marked."""
+    """Marks an engine as in use, in `with` statements of any threads. Every call is marked: it costs one byte."""
 
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
         self._memory = memory
         self._offset = offset
+        self._lock = threading.Lock()
+        self._uses = 0
 
     def __enter__(self) -> None:
-        self._memory[self._offset] = 1
+        with self._lock:
+            self._uses += 1
+            self._memory[self._offset] = 1
 
     def __exit__(self, *_: object) -> None:
-        self._memory[self._offset] = 0
+        with self._lock:
+            self._uses -= 1
+            self._memory[self._offset] = int(self._uses > 0)
 
 
 class Crashes:

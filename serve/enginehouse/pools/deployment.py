@@ -28,15 +28,15 @@ DRAIN_S = 10.0
 class Pool:
     """Serve deployment: hosts every model of the catalog that its engine kind can run.
 
-    `config` is a PoolConfig as plain data. `engines_per_node` is the largest number of CPU engine replicas on one node,
-    from which `nodes.threads_per_engine` derives the default.
+    `config` is a PoolConfig as plain data. By default its replicas on a node share all cores of the node, whatever
+    other pools are there: the policy sends nothing to an engine whose node has a faster one for the model.
     """
 
-    def __init__(self, name: str, config: dict[str, Any], engines_per_node: int) -> None:
+    def __init__(self, name: str, config: dict[str, Any], *_: object) -> None:
         allocator.keep_freed()
         allocator.collect_less()
         pool = PoolConfig.model_validate(config)
-        threads = pool.threads or nodes.threads_per_engine(pool.num_cpus, engines_per_node)
+        threads = pool.threads or nodes.threads_per_engine(pool.num_cpus, pool.max_replicas)
         self._address: Address | None = None
         self._node = nodes.own_id()
         self._demand = (time.monotonic(), 0.0)

@@ -20,8 +20,9 @@ from enginehouse.contract.errors import (
     EngineUnavailable,
     ModelNotFound,
 )
-from enginehouse.contract.manifest import EngineKind
+from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
 from enginehouse.pools.batching import LoadedModel
+from enginehouse.pools.cores import Cores
 from enginehouse.pools.loading import LOAD_WITHIN_S, Loader
 from enginehouse.pools.report import ModelReport, ModelState
 
@@ -41,8 +42,9 @@ class HostedModels:
     Of each model that `wants` accepts, the artifact that `choose_artifact` prefers on `engines` is loaded with
     `threads` threads. Models are loaded side by side, so that one that takes long holds up no other. A version that is
     no longer wanted is unloaded once any successor is loaded and it was unused for `unload_after_s` seconds, and its
-    engine closed after the calls in flight. In a `router`'s process the router is the engines' only caller, and an
-    engine that has crashed a process of this node is not loaded, nor kept. `name` is the pool's, for errors and logs.
+    engine closed after the calls in flight. CPU engines share `threads` cores, whichever models are asked for. In a
+    `router`'s process the router is the engines' only caller, and an engine that has crashed a process of this node is
+    not loaded, nor kept. `name` is the pool's, for errors and logs.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class HostedModels:
         self.reports: dict[str, ModelReport] = {}
         self.models: dict[str, LoadedModel] = {}
         self._name = name
-        self._loader = Loader(name, engines, threads, router)
+        share_cores = not router and all(ACCELERATOR_OF[engine] == "cpu" for engine in engines)
+        self._loader = Loader(name, engines, threads, router, Cores(threads) if share_cores else None)
         self._wants = wants
         self._unload_after_s = unload_after_s
         self._catalog = Catalog(store="")
@@ -99,6 +102,8 @@ class HostedModels:
     def check_health(self) -> None:
         """Raise RuntimeError when the background task has ended or a stuck call has run STUCK_FOR_GOOD_S."""
         for model_key, loaded in self.models.items():
+            if loaded.stuck_s > 0:
+                loaded.free_cores()
             if loaded.stuck_s > STUCK_FOR_GOOD_S:
                 raise RuntimeError(f"{model_key}: one call of its engine takes {loaded.stuck_s:.0f} s")
         if self._reconciler is not None and self._reconciler.done():
@@ -169,6 +174,7 @@ class HostedModels:
             precision=loaded.engine.precision,
             measured=loaded.measured,
             inputs_only=dict(loaded.engine.inputs_only),
+            lanes=loaded.lanes,
         )
         return loaded
 

@@ -19,6 +19,8 @@ from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
 from enginehouse.pools import crashes, isolation
 from enginehouse.pools.batching import LoadedModel
+from enginehouse.pools.cores import Cores
+from enginehouse.pools.splitting import split_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,13 +36,17 @@ class Loader:
     """Loads models on the first of `engines` that `choose_artifact` prefers, with `threads` threads each.
 
     `name` is that of what hosts them, for errors. A `router` does not load what has crashed a process of this node.
+    Their calls share `cores`, if there are any.
     """
 
-    def __init__(self, name: str, engines: Sequence[EngineKind], threads: int, router: bool) -> None:
+    def __init__(
+        self, name: str, engines: Sequence[EngineKind], threads: int, router: bool, cores: Cores | None = None
+    ) -> None:
         self._name = name
         self._engines = engines
         self._threads = threads
         self._router = router
+        self._cores = cores
         self._places = asyncio.Semaphore(LOADS_AT_ONCE)
         # A thread for every place, and for every load that was given up, which ends when it ends.
         self._pool = ThreadPoolExecutor(1024, thread_name_prefix="load")
@@ -116,10 +122,22 @@ class Loader:
                     rows = best_batch(engine, manifest, rows)
                 # No table holds for an engine built here, or for int8 on another CPU kind: routers rank by `measured`.
                 measured = time_calls(engine, manifest) if table is None else []
+                splits = split_of(kind, bundle, artifact, engine, warm, self._cores.count) if self._cores else None
             except BaseException:
                 engine.close()
                 raise
-        loaded = LoadedModel(engine, kind, manifest, artifact, rows, measured, flag, is_shared=not self._router)
+        loaded = LoadedModel(
+            engine,
+            kind,
+            manifest,
+            artifact,
+            rows,
+            measured,
+            flag,
+            is_shared=not self._router,
+            cores=self._cores,
+            splits=splits,
+        )
         loaded.identity = identity
         return loaded
 

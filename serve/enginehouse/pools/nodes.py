@@ -23,7 +23,7 @@ def own_id() -> str:
 
 
 def threads_per_engine(num_cpus: float, engines_per_node: int) -> int:
-    """Physical cores of this node divided by the CPU engines that may run on it, at least 1.
+    """Physical cores of this node divided by the engines of one kind that may run on it, at least 1.
 
     Those are at most `engines_per_node`, and no more than fit when each takes `num_cpus` logical CPUs.
     """

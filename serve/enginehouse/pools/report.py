@@ -13,8 +13,8 @@ class ModelReport(TypedDict):
     """What one replica publishes about one model version.
 
     `engine` (its kind), `artifact` and `precision` are empty unless it is loaded. `measured` are (rows, milliseconds)
-    timed by the replica where no latency table of the bundle holds. `inputs_only` are the bounds of the loaded engine;
-    replicas of the release before know only those in the manifest.
+    timed by the replica where no latency table of the bundle holds. `inputs_only` are the bounds of the loaded engine,
+    `lanes` how many calls it computes at once; replicas of the release before publish neither.
     """
 
     state: ModelState
@@ -24,3 +24,4 @@ class ModelReport(TypedDict):
     precision: str
     measured: list[tuple[int, float]]
     inputs_only: NotRequired[InputBounds]
+    lanes: NotRequired[int]

@@ -4,11 +4,16 @@
 the engine computes would therefore be a batch of its own, and so would the next one. So:
 
 1. A call joins those that wait, in order of deadline; it fails when its deadline passes there.
-2. Nothing is let in while the engine computes or what was let in has not reached it yet, except what arrives in the
-   same turn of the event loop as a call that found the engine idle, has its shape and fits beside it.
-3. Then the first call is let in, with those after it whose rows have the same shape, up to `max_rows` rows.
+2. Nothing is let in while the model's lanes or all cores compute, or what was let in has not reached the engine yet,
+   except what arrives in the same turn of the event loop as a call that found the engine idle, has its shape and fits
+   beside it.
+3. Then the first call is let in, with those after it whose rows have the same shape, up to as many rows as the engine
+   computes at once. Those that wait are divided among the lanes that are free.
 4. They enter the batch queue in one turn of the event loop. Serve takes all that is queued at once: they are one batch.
 5. With `wait_s`, a group that does not fill a batch is let in when its oldest call has waited that long.
+
+A model that is *split* computes as many calls at once as it has lanes, each with its share of the cores; a call that is
+alone in the process takes all cores. Any other model has one lane, which takes all cores that are free.
 """
 
 from __future__ import annotations
@@ -16,11 +21,13 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
+import math
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from enginehouse.contract.tensors import Tensors
+from enginehouse.pools.cores import Cores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,29 +50,48 @@ class _Waiting:
     admitted: asyncio.Future[None] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """How many calls of a model are computed at once: `count`, with at most `rows` rows and `cores` cores each."""
+
+    count: int
+    rows: int
+    cores: int
+
+
 class WaitingRoom:
     """The room before one engine's batch queue. Used on one event loop.
 
-    `max_rows` rows are let in at once, or one item that has more. With an idle engine and a `wait_s` of 0 an item
-    passes at once, and so does what arrives in the same turn of the loop and fits beside it.
+    `max_rows` rows are let in at once, or one item that has more; with `lanes`, which only a split model has, `rows` of
+    them unless the call is alone. `cores` are those of the process: without any this room has one of its own. With an
+    idle engine and a `wait_s` of 0 an item passes at once, and so does what arrives in the same turn of the loop and
+    fits beside it.
     """
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, cores: Cores | None = None, lanes: Lanes | None = None) -> None:
         self._max_rows = max_rows
+        self._cores = cores or Cores(1)
+        self._lanes = lanes
         self._wait_s = 0.0
         # (deadline, number of arrival, item), sorted: at equal deadlines the order of arrival.
         self._waiting: list[tuple[float, int, _Waiting]] = []
         self._numbers = itertools.count()
-        # Let in, but not in an engine call yet.
+        # Let in, but not in an engine call yet, and the cores that are taken for them.
         self._entering: set[Item] = set()
+        self._taken = 0
         self._computing = 0
         # Of what found the engine idle in this turn of the loop: its shape, and how many rows fit beside it.
         self._room: tuple[Hashable, int] | None = None
         self._next_look: asyncio.Handle | None = None
 
-    def set_limits(self, max_rows: int, wait_s: float) -> None:
-        """Change `max_rows` and `wait_s`, for those that wait already too."""
-        self._max_rows, self._wait_s = max_rows, wait_s
+    @property
+    def oldest(self) -> float:
+        """When the one that waits longest arrived; infinite when none waits."""
+        return min((entry[-1].item.arrived for entry in self._waiting), default=math.inf)
+
+    def set_limits(self, max_rows: int, wait_s: float, lanes: Lanes | None = None) -> None:
+        """Change `max_rows`, `wait_s` and `lanes`, for those that wait already too."""
+        self._max_rows, self._wait_s, self._lanes = max_rows, wait_s, lanes
         if self._waiting:
             self._look_soon()
 
@@ -77,6 +103,7 @@ class WaitingRoom:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(item, loop.create_future())
         bisect.insort(self._waiting, (item.deadline, next(self._numbers), waiting))
+        self._cores.wait(self)
         if self._is_free:
             self._look_soon()
         # Relative: the loop's clock is not `time.monotonic` on uvloop.
@@ -92,11 +119,13 @@ class WaitingRoom:
 
     def _passes(self, item: Item) -> bool:
         """Whether `item` need not wait, which costs a lone caller a future and a turn of the loop (some 50 us)."""
-        if self._computing or self._waiting or self._wait_s > 0 or item.deadline <= time.monotonic():
+        if self._waiting or self._wait_s > 0 or item.deadline <= time.monotonic():
             return False
         if not self._entering:
+            if not self._is_free:
+                return False
             # Serve's queue is read in the next turn: until then others may join.
-            self._room = (item.shape, self._max_rows - item.rows)
+            self._room = (item.shape, self._take(is_alone=True) - item.rows)
             asyncio.get_running_loop().call_soon(self._forget_room)
             return True
         if self._room is None or self._room[0] != item.shape or self._room[1] < item.rows:
@@ -107,43 +136,73 @@ class WaitingRoom:
     def _forget_room(self) -> None:
         self._room = None
 
+    def _take(self, is_alone: bool) -> int:
+        """Take cores for the next call and return how many rows it may have."""
+        if self._lanes is None or (is_alone and self._cores.is_idle):
+            self._taken = self._cores.take(self._cores.count)
+            return self._max_rows
+        self._taken = self._cores.take(self._lanes.cores)
+        return self._lanes.rows
+
+    def _give(self) -> None:
+        taken, self._taken = self._taken, 0
+        self._cores.give(taken)
+
     def leave(self, item: Item) -> None:
         """`item` was answered, or its caller has given up; an item that never reached the engine holds nobody up."""
         if item in self._entering:
             self._entering.discard(item)
+            if not self._entering:
+                self._give()
             if self._waiting:
-                self._look()
+                self.look()
 
-    def begin_call(self, items: Iterable[Item]) -> None:
-        """The engine computes `items`, from this room or not; `end_call` must follow."""
-        self._entering.difference_update(items)
+    def begin_call(self, items: Iterable[Item]) -> int:
+        """The engine computes `items`, from this room or not, with so many cores; `end_call` must follow with them.
+
+        0 cores for what is not from this room.
+        """
+        taken = 0
+        if not self._entering.isdisjoint(items):
+            taken, self._taken = self._taken, 0
+            self._entering.difference_update(items)
         self._computing += 1
-
-    def end_call(self) -> None:
-        """The engine has computed a call, or will not."""
-        self._computing -= 1
         if self._waiting:
-            self._look()
+            # Another lane may be free.
+            self._look_soon()
+        return taken
+
+    def end_call(self, taken: int = 0) -> None:
+        """The engine has computed a call that had `taken` cores, or will not."""
+        self._computing -= 1
+        self._cores.give(taken)
+        if self._waiting:
+            self.look()
 
     @property
     def _is_free(self) -> bool:
-        return not self._computing and not self._entering
+        lanes = self._lanes.count if self._lanes else 1
+        return self._computing < lanes and not self._entering and self._cores.free > 0
 
     def _look_soon(self, after_s: float = 0.0) -> None:
         """Look for whom to let in after so many seconds; 0 is the next turn of the loop."""
         if self._next_look is not None:
             self._next_look.cancel()
         loop = asyncio.get_running_loop()
-        self._next_look = loop.call_later(after_s, self._look) if after_s > 0 else loop.call_soon(self._look)
+        self._next_look = loop.call_later(after_s, self.look) if after_s > 0 else loop.call_soon(self.look)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Let in whom the lanes and the free cores allow."""
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
         # Who has given up or is late leaves first, or a group could be full of them.
         now = time.monotonic()
         self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done() and entry[0] > now]
-        if not self._waiting or not self._is_free:
+        if not self._waiting:
+            self._cores.done(self)
+            return
+        if not self._is_free:
             return
         due_s = float("inf")
         groups: dict[Hashable, list[_Waiting]] = {}
@@ -154,16 +213,26 @@ class WaitingRoom:
             is_full = len(entering) < len(group) or sum(waiting.item.rows for waiting in entering) >= self._max_rows
             group_due_s = min(waiting.item.arrived for waiting in group) + self._wait_s - now
             if is_full or group_due_s <= 0:
-                self._let_in(entering)
+                self._let_in(group)
                 return
             due_s = min(due_s, group_due_s)
         self._look_soon(due_s)
 
-    def _let_in(self, entering: list[_Waiting]) -> None:
+    def _let_in(self, group: list[_Waiting]) -> None:
+        is_alone = len(self._waiting) == 1
+        if is_alone:
+            # It waits no more, so it may be alone in the process.
+            self._cores.done(self)
+        free = self._cores.free
+        entering = _first(group, self._take(is_alone))
+        if self._lanes is not None and not is_alone:
+            entering = entering[: math.ceil(len(group) / min(self._lanes.count, max(1, free // self._lanes.cores)))]
         self._entering.update(waiting.item for waiting in entering)
         for waiting in entering:
             waiting.admitted.set_result(None)
         self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
+        if not self._waiting:
+            self._cores.done(self)
 
 
 def _expire(admitted: asyncio.Future[None]) -> None:

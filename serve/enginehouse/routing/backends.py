@@ -77,7 +77,7 @@ class Backend:
     def count_demand(self, rows: int, size: int | None) -> None:
         """Count a request as demand, answered or not: its rows' share of the engine milliseconds of a full batch."""
         most = max(rows, self.queue.max_rows)
-        self._demand_ms += self.expected_ms(most, size) * rows / most
+        self._demand_ms += self.expected_ms(most, size) * rows / most / self.state.lanes
 
     def take_demand_ms(self) -> float:
         """The demand since this was last called, in engine milliseconds."""
@@ -108,6 +108,10 @@ class Backend:
     def call_ms(self, requests: Sequence[Tensors], rows: int) -> float:
         """Predicted milliseconds of one engine call with all `requests`, which have the same size."""
         return self.expected_ms(rows, self.version.manifest.size_of(requests[0]))
+
+    def delay_ms(self, requests: Sequence[Tensors], rows: int) -> float:
+        """Predicted milliseconds by which such a call delays those after it: it may have a share of the cores only."""
+        return self.call_ms(requests, rows) / self.state.lanes
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Computed:
         """Answer one request, coalesced with others. Raises what a call to the pool raises, and Recalled."""
@@ -257,6 +261,7 @@ def _slots(version: ModelVersion, backend: BackendState, max_rows: int, full_ms:
     if full_ms <= HOP_MS:
         # Faster than a hop, or never measured: more calls would be smaller ones.
         return 1
-    # One for each replica: while it is on its way, the replica computes another router's. The only router needs two.
+    # One for each lane of a replica: while it is on its way, the replica computes another router's. The only router
+    # needs two.
     is_alone = backend.resident or routers == 1
-    return backend.replicas * (2 if is_alone else 1)
+    return backend.replicas * backend.lanes * (2 if is_alone else 1)

@@ -42,6 +42,7 @@ class BackendState(NamedTuple):
       is for numbers of rows not seen yet.
     - `fails`: why its last calls failed; such a backend is tried last.
     - `inputs_only`: the values of inputs for which its artifact is right.
+    - `lanes`: how many calls a replica computes at once.
     - `queued_rows`: rows that wait in this router, to be sent `batch_rows` at a time. They lately drained at `drain_ms`
       ms per row (0: there was no queue).
     """
@@ -62,6 +63,7 @@ class BackendState(NamedTuple):
     batch_rows: int = 1
     drain_ms: float = 0.0
     inputs_only: InputBounds = {}
+    lanes: int = 1
     queued_rows: int = 0
 
     def queued(self, rows: int) -> BackendState:
@@ -189,7 +191,7 @@ def _predict(backend: BackendState, demand: Demand, most_queued: int) -> Choice:
         elif queued and backend.table:
             full = backend.batch_rows
             full_ms = compute_ms if together == full else backend.compute_ms(full, size)
-            wait_ms += queued / full * full_ms / backend.replicas
+            wait_ms += queued / full * full_ms / (backend.replicas * backend.lanes)
         # A call with as many rows as if the longest queue of this router's backends waited here.
         full_call_ms = compute_ms if full_call_rows == together else backend.compute_ms(full_call_rows, size)
     at_once_ms = compute_ms if backend.resident else compute_ms + HOP_MS

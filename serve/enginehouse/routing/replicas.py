@@ -148,6 +148,7 @@ def backend_state(
         nodes=frozenset(nodes),
         wait_ms=wait_ms,
         inputs_only=functools.reduce(narrower, [_bounds(manifest, report) for report in warm]),
+        lanes=min(report.get("lanes", 1) for report in warm),
     )
 
 

@@ -202,7 +202,7 @@ class Router:
         pool, version = backend.state.pool, backend.version
         if backend.state.resident:
             return functools.partial(self._call_resident, pool, version)
-        return PoolCall(pool, version.key, backend.call_ms, backend.take_demand_ms)
+        return PoolCall(pool, version.key, backend.delay_ms, backend.take_demand_ms)
 
     async def _call_resident(
         self,

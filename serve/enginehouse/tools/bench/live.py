@@ -14,7 +14,7 @@ import psutil
 from enginehouse.cluster import connect
 from enginehouse.contract.config import ROUTER, AppConfig, ModelConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
-from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
+from enginehouse.contract.manifest import EngineKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,7 @@ def _belongs(process: psutil.Process, parents: Container[int], ray: Container[in
 
 
 def _engines(app: AppConfig) -> Iterator[tuple[str, int | None, float, int]]:
-    """Of the router and each pool: its name, threads, CPUs of a replica, and engines that share a node."""
+    """Of the router and each pool: its name, threads, CPUs of a replica, and replicas that may share a node."""
     yield ROUTER, app.router.threads, 0, app.router.num_replicas
-    engines = sum(pool.max_replicas for pool in app.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu")
     for name, pool in app.pools.items():
-        yield name, pool.threads, pool.num_cpus, engines
+        yield name, pool.threads, pool.num_cpus, pool.max_replicas

@@ -1,0 +1,122 @@
+"""Engine calls: computes the items of a batch on a model's engine, in worker threads, and knows how long that takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
+from enginehouse.contract.manifest import Artifact, EngineKind
+from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
+from enginehouse.engines import Engine
+from enginehouse.pools import isolation
+from enginehouse.pools.waiting_room import Item
+
+#: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
+STUCK_S, STUCK = 10.0, 10.0
+#: Weight of the newest call in the moving average of the time per row.
+NEWEST = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What a call computes with: `engine`, at most `rows` rows at once, and this `share` of the process's cores."""
+
+    engine: Engine
+    rows: int
+    share: float = 1.0
+
+
+class EngineCalls:
+    """Engine calls of one model. Called from several threads at once when the model has several lanes."""
+
+    def __init__(self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None]) -> None:
+        #: Seconds of computing so far, of all cores.
+        self.busy_s = 0.0
+        #: Moving average of the milliseconds that all cores together take for a row.
+        self.row_ms = 0.0
+        self._kind = kind
+        self._artifact = artifact
+        self._flag = flag
+        # Of each call in progress: when it began, and after how many seconds it counts as stuck.
+        self._under_way: dict[object, tuple[float, float]] = {}
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds for which the engine has been computing one call if it counts as stuck, else 0."""
+        now = time.monotonic()
+        # Copied: the engine's threads change it meanwhile.
+        stuck = (now - since for since, after_s in list(self._under_way.values()) if now - since > after_s)
+        return max(stuck, default=0.0)
+
+    def run(self, lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
+        """Compute `items` beside other models, as soon as no isolated call computes."""
+        try:
+            with isolation.of_this_process.beside(max(item.deadline for item in items)):
+                return self.timely(lane, items)
+        except TimeoutError:
+            now = time.monotonic()
+            return [self.late(item, now) for item in items]
+
+    def timely(self, lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
+        """Fail expired items and compute the others, whose rows have one shape, together."""
+        now = time.monotonic()
+        timely = [item for item in items if item.deadline > now]
+        computed = iter(self._compute(lane, timely) if timely else [])
+        return [next(computed) if item.deadline > now else self.late(item, now) for item in items]
+
+    def late(self, item: Item, now: float) -> DeadlineExceeded:
+        """The error of an item whose deadline has passed before it was computed."""
+        return DeadlineExceeded(f"{now - item.arrived:.3f} s in the queue of {self._artifact.name!r}")
+
+    def _compute(self, lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
+        rows = [item.rows for item in items]
+        started = time.monotonic()
+        try:
+            inputs = stack([request for item in items for request in item.requests])
+            with self._timed(started, lane.share, sum(rows)), self._flag:
+                outputs = _infer_in_pieces(lane, inputs, sum(rows))
+        except Exception as error:
+            if len(items) == 1:
+                if isinstance(error, EnginehouseError):
+                    return [error]
+                return [InferenceFailed(f"{self._kind}: {type(error).__name__}: {error}")]
+            # One item may have broken the batch: compute each by itself, so that the others get their answers.
+            return [self._compute(lane, [item])[0] for item in items]
+        taken = time.monotonic() - started
+        self._note(taken * lane.share, sum(rows))
+        return [
+            (part, Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
+            for item, part in zip(items, split(outputs, rows), strict=True)
+        ]
+
+    @contextmanager
+    def _timed(self, started: float, share: float, rows: int) -> Iterator[None]:
+        call = object()
+        # The first call has no average to be compared with.
+        usual_s = self.row_ms / share * rows / 1e3 or math.inf
+        self._under_way[call] = started, max(STUCK_S, STUCK * usual_s)
+        try:
+            yield
+        finally:
+            del self._under_way[call]
+
+    def _note(self, seconds: float, rows: int) -> None:
+        self.busy_s += seconds
+        row_ms = seconds * 1e3 / rows
+        self.row_ms += (row_ms - self.row_ms) * (NEWEST if self.row_ms else 1.0)
+
+
+def _infer_in_pieces(lane: Lane, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
+    if rows <= lane.rows:
+        return lane.engine.infer(inputs)
+    pieces: Sequence[dict[str, np.ndarray]] = [
+        lane.engine.infer({name: array[start : start + lane.rows] for name, array in inputs.items()})
+        for start in range(0, rows, lane.rows)
+    ]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -1,0 +1,91 @@
+"""Splitting: whether a model answers more when several calls share the cores than when each call has all of them.
+
+One call on all cores is what answers a lone request first. Several calls beside each other answer more requests in all
+where threads lose time waiting for each other. Which is true of a model is measured when it is loaded, on this node.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
+from enginehouse.engines import Engine, load_engine
+from enginehouse.pools.batching import Split
+
+#: Calls that share the cores, where there are twice as many cores or more: each takes two cores then, and so on.
+LANES = 4
+#: How much more a split model has to answer: its second engine takes as much memory as the first.
+GAIN = 1.05
+#: Largest artifact that is loaded twice, in bytes.
+MOST_BYTES = 1 << 30
+#: Rounds of measuring; seconds that a measurement takes at least, and seconds above which larger batches are not tried.
+ROUNDS, LEAST_S, MOST_S = 3, 0.02, 0.3
+
+
+def split_of(
+    kind: EngineKind, bundle: Bundle, artifact: Artifact, engine: Engine, rows: int, cores: int
+) -> Split | None:
+    """A second engine that shares `cores` cores among several calls, if that pays; None otherwise.
+
+    `engine` computes calls of `rows` rows with all of them. Takes a few dozen calls of either. Raises what
+    `load_engine` raises.
+    """
+    each = max(1, cores // LANES)
+    count = cores // each
+    if count < 2 or sum(file.bytes for file in artifact.files) > MOST_BYTES:
+        return None
+    split = load_engine(kind, bundle, artifact, threads=cores, concurrency=count, warm_rows=rows)
+    try:
+        best_rows = _best_rows(engine, split, bundle.manifest, rows, count)
+    except BaseException:
+        split.close()
+        raise
+    if best_rows is None:
+        split.close()
+        return None
+    return Split(split, count, best_rows, each)
+
+
+def _best_rows(engine: Engine, split: Engine, manifest: Manifest, rows: int, count: int) -> int | None:
+    """The rows of a call with which `count` calls at once answer most, if that is worth it."""
+    ways: dict[int, Callable[[], float]] = {0: lambda: _rate(engine, manifest, rows, 1)}
+    rates: dict[int, list[float]] = {0: []}
+    for size in manifest.batch_buckets(rows) if engine.signature.batched else [1]:
+        began = time.perf_counter()
+        split.infer(manifest.example(size))
+        if rates.keys() != {0} and time.perf_counter() - began > MOST_S:
+            break
+        ways[size] = lambda size=size: _rate(split, manifest, size, count)  # type: ignore[misc]
+        rates[size] = []
+    # In turns, so that whatever else the node does meets all of them.
+    for _ in range(ROUNDS):
+        for size, measure in ways.items():
+            rates[size].append(measure())
+    medians = {size: statistics.median(measured) for size, measured in rates.items()}
+    whole = medians.pop(0)
+    best = max(medians, key=lambda size: medians[size])
+    return best if medians[best] >= GAIN * whole else None
+
+
+def _rate(engine: Engine, manifest: Manifest, rows: int, count: int) -> float:
+    """Rows a second of `count` calls at once, each of `rows` rows."""
+    inputs = manifest.example(rows)
+
+    def work(until: float) -> int:
+        calls = 0
+        while not calls or time.perf_counter() < until:
+            engine.infer(inputs)
+            calls += 1
+        return calls
+
+    began = time.perf_counter()
+    if count == 1:
+        calls: Sequence[int] = [work(began + LEAST_S)]
+    else:
+        with ThreadPoolExecutor(count) as threads:
+            calls = list(threads.map(work, [began + LEAST_S] * count))
+    return sum(calls) * rows / (time.perf_counter() - began)
