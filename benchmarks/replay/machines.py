@@ -12,7 +12,7 @@ from benchmarks.replay.book import Request
 from benchmarks.replay.clock import Clock, Timer
 from benchmarks.replay.fleet import ENGINES, Fleet, Model, Node
 from enginehouse.contract.manifest import EngineKind
-from enginehouse.pools.batching import NEWEST
+from enginehouse.pools.engine_calls import NEWEST
 from enginehouse.transport.router_end import SILENT_S
 
 #: Spread of the time of one batch, log-normal: 0.1 is a p99 of 1.26 times the median. Assumed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,9 @@ from tests.unit.loaded_models import LOOKUP, RNG, TABLE, Load, Slow
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InvalidInput, Overloaded
 from enginehouse.contract.tensors import Tensors
-from enginehouse.pools import batching, hosting
+from enginehouse.pools import engine_calls, hosting
 from enginehouse.pools.batching import SLICE_BATCHES, Computed, LoadedModel
+from enginehouse.pools.engine_calls import EngineCalls, Lane
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.pools.waiting_room import Item
 
@@ -153,7 +155,7 @@ def test_no_answer_of_a_batch_is_an_exception_that_was_not_meant_to_travel(load:
     model = load(LOOKUP)
     now = time.monotonic()
     items = [Item([{"x": np.full((1, 2), number)}], 1, now, now + 30) for number in (1, 99, 2)]
-    answers = model._run(items)
+    answers = EngineCalls(model.kind, model.artifact, nullcontext()).run(Lane(model.engine, MAX_ROWS), items)
     assert [isinstance(answer, EnginehouseError) for answer in answers] == [False, True, False]
 
 
@@ -176,7 +178,7 @@ async def test_what_would_not_be_in_time_is_refused_at_once(load: Load) -> None:
 async def test_an_engine_that_is_stuck_refuses_others_and_comes_back(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "STUCK_S", 0.1)
+    monkeypatch.setattr(engine_calls, "STUCK_S", 0.1)
     model = load(LOOKUP)
     model.engine = slow = Slow(0.001)  # type: ignore[assignment]
     x = [{"x": np.zeros((1, 2), np.int64)}]

@@ -79,7 +79,7 @@ class LoadedModel:
         self.measured = list(measured)
         #: What crashes of its engine are recorded under (`crashes.engine_id`).
         self.identity = ""
-        self._calls_of_engine = EngineCalls(kind, artifact, flag or nullcontext())
+        self._engine_calls = EngineCalls(kind, artifact, flag or nullcontext())
         self._is_shared = is_shared
         self._cores = cores or Cores(1)
         self._splits = splits
@@ -105,7 +105,7 @@ class LoadedModel:
             max_batch_size=self.max_rows, batch_wait_timeout_s=0.0, max_concurrent_batches=self.lanes
         )
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            return await self._in_engine(self._calls_of_engine.run, items)
+            return await self._in_engine(self._engine_calls.run, items)
 
         self._batched = run
 
@@ -139,17 +139,17 @@ class LoadedModel:
     @property
     def busy_s(self) -> float:
         """Seconds of computing so far; a call that has a share of the cores counts for that share."""
-        return self._calls_of_engine.busy_s
+        return self._engine_calls.busy_s
 
     @property
     def backlog_ms(self) -> float:
         """Predicted milliseconds until all but isolated calls are computed, from the moving average time per row."""
-        return self._pending_rows * self._calls_of_engine.row_ms
+        return self._pending_rows * self._engine_calls.row_ms
 
     @property
     def stuck_s(self) -> float:
         """Seconds for which the engine has been computing one call if it counts as stuck, else 0."""
-        return self._calls_of_engine.stuck_s
+        return self._engine_calls.stuck_s
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         """Outputs of `requests`, concatenated along dim 0, and their timing.
@@ -194,7 +194,7 @@ class LoadedModel:
                 # Wait for it: computing may end this process, and then nothing could be sent.
                 if not given_up:
                     asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-                    return self._calls_of_engine.timely(lane, items)
+                    return self._engine_calls.timely(lane, items)
             return [Overloaded(f"{self.kind}: other engines of this process compute or are being loaded")]
 
         self.last_used = now
@@ -278,13 +278,13 @@ class LoadedModel:
             try:
                 await self._waiting_room.enter(item)
             except TimeoutError:
-                raise self._calls_of_engine.late(item, time.monotonic()) from None
+                raise self._engine_calls.late(item, time.monotonic()) from None
             try:
                 answer = await self._batched(item)
             finally:
                 self._waiting_room.leave(item)
         else:
-            (answer,) = await self._in_engine(self._calls_of_engine.run, [item])
+            (answer,) = await self._in_engine(self._engine_calls.run, [item])
         # Errors are returned per item: one raised in the batch function would fail every item of the batch.
         if isinstance(answer, EnginehouseError):
             raise answer
