@@ -55,8 +55,8 @@ class PoolConfig(_Config):
     """One Serve deployment: one engine kind on one class of nodes, hosting many models.
 
     `nodes` are the values of the accelerator label that replicas accept; by default the engine's own accelerator.
-    `num_cpus` and `num_gpus` are for placement only; `threads` is what an engine computes with (default: the node's
-    physical cores over the engine replicas it can hold).
+    `num_cpus` and `num_gpus` are for placement only; `threads` are the cores that the models of a CPU replica
+    share (default: the node's physical cores over the replicas of this pool that it can hold).
     With the hardware in the cluster there are `min_replicas` to `max_replicas`, as many as compute for `target_busy` of
     the time, after the delays; a pool with none at least is woken by the first request that wants it. Without the
     hardware there is none.

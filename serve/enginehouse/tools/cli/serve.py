@@ -34,7 +34,7 @@ def serve(
         "local"
     ),
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of an engine; default: cores over engines.")
+        int | None, typer.Option(min=1, help="Cores that a CPU pool computes with on a node; default: all of it.")
     ] = None,
     min_replicas: Annotated[
         int, typer.Option(min=0, help="Fewest replicas of a pool, where its hardware is; 0: it rests when idle.")
