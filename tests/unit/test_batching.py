@@ -175,6 +175,19 @@ async def test_what_would_not_be_in_time_is_refused_at_once(load: Load) -> None:
     await model.infer(x, 1, 0.1)
 
 
+def test_single_rows_do_not_make_a_backlog_of_large_calls_look_long(load: Load) -> None:
+    """One row takes 1 ms, 700 take 100: beside each other they are 0.14 ms a row, and not half of a millisecond."""
+    model = load(LOOKUP)
+    calls = EngineCalls(model.kind, model.artifact, nullcontext())
+    for _ in range(50):
+        calls._note(0.001, 1)
+        calls._note(0.1, 700)
+    assert calls.row_ms == pytest.approx(0.144, rel=0.05)
+    for _ in range(100):
+        calls._note(0.001, 1)
+    assert calls.row_ms == pytest.approx(1.0, rel=0.1)
+
+
 async def test_an_engine_that_is_stuck_refuses_others_and_comes_back(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

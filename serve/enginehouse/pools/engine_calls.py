@@ -19,7 +19,7 @@ from enginehouse.pools.waiting_room import Item
 
 #: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
 STUCK_S, STUCK = 10.0, 10.0
-#: Weight of the newest call in the moving average of the time per row.
+#: Weight of the newest call in the moving averages of the time and the rows of a call.
 NEWEST = 0.1
 
 
@@ -38,8 +38,9 @@ class EngineCalls:
     def __init__(self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None]) -> None:
         #: Seconds of computing so far, of all cores.
         self.busy_s = 0.0
-        #: Moving average of the milliseconds that all cores together take for a row.
+        #: Milliseconds that all cores together lately took for a row.
         self.row_ms = 0.0
+        self._usual_s = self._usual_rows = 0.0
         self._kind = kind
         self._artifact = artifact
         self._flag = flag
@@ -108,8 +109,11 @@ class EngineCalls:
 
     def _note(self, seconds: float, rows: int) -> None:
         self.busy_s += seconds
-        row_ms = seconds * 1e3 / rows
-        self.row_ms += (row_ms - self.row_ms) * (NEWEST if self.row_ms else 1.0)
+        weight = NEWEST if self._usual_rows else 1.0
+        self._usual_s += (seconds - self._usual_s) * weight
+        self._usual_rows += (rows - self._usual_rows) * weight
+        # Not the average of each call's time per row: a single row takes far longer than one of many.
+        self.row_ms = self._usual_s / self._usual_rows * 1e3
 
 
 def _infer_in_pieces(lane: Lane, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
