@@ -32,6 +32,7 @@ from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import USUAL
 from enginehouse.routing.versions import LiveVersions
 from enginehouse.routing.view import View
+from enginehouse.routing.waking import Waker
 
 
 @serve.ingress(routes.http)
@@ -58,9 +59,10 @@ class Ingress:
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
         view = View(self.config.pools, self._residents, nodes.own_id())
-        self.versions = LiveVersions(view)
+        waker = Waker(pools)
+        self.versions = LiveVersions(view, waker.wake)
         self.plane = DataPlane(
-            router.Router(self.config, self.versions, view, pools, self._residents),
+            router.Router(self.config, self.versions, view, pools, self._residents, waker=waker),
             self.versions,
             settings.max_ongoing_requests,
             settings.max_ongoing_bytes,

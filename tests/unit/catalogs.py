@@ -72,9 +72,10 @@ def publish(
     latency: tuple[LatencyTable, ...] = (),
     bounds: Mapping[str, dict[str, InputBound]] | None = None,
     numerics: str = "any",
+    only: str = "",
 ) -> None:
-    """`bounds` are the values, by artifact, for which it is right."""
-    artifacts = (artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8"))
+    """`bounds` are the values, by artifact, for which it is right; `only` that artifact is in the bundle."""
+    both = artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")
     manifest = Manifest(
         name="m",
         version=version,
@@ -86,7 +87,8 @@ def publish(
             known.model_copy(update={"inputs_only": {kind: bounds[known.name]}})
             if bounds and known.name in bounds
             else known
-            for known, kind in zip(artifacts, ("onnxruntime-cpu", "openvino-cpu"), strict=True)
+            for known, kind in zip(both, ("onnxruntime-cpu", "openvino-cpu"), strict=True)
+            if only in ("", known.name)
         ),
         latency=latency,
         recipe={"numerics": numerics},

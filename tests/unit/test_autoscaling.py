@@ -9,7 +9,7 @@ import pytest
 
 from enginehouse.pools import autoscaling
 from enginehouse.pools import nodes as node_facts
-from enginehouse.pools.autoscaling import BUSY, DEMAND, HardwareAndLoad
+from enginehouse.pools.autoscaling import BUSY, DEMAND, MODELS, HardwareAndLoad
 
 POOL = HardwareAndLoad(["cpu"], min_replicas=1, max_replicas=4, target_busy=0.8)
 TO_ZERO = HardwareAndLoad(["cpu"], min_replicas=0, max_replicas=4, target_busy=0.8)
@@ -79,6 +79,27 @@ def test_a_pool_without_minimum_scales_to_zero_until_it_is_called(nodes: list[in
     assert decided(TO_ZERO, 1, 0, **{BUSY: {"a": 0.01}, DEMAND: {"a": 0.0}}) == 1
     assert decided(TO_ZERO, 1, 0, **{BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}) == 0
     assert decided(POOL, 0) == 1
+
+
+@pytest.mark.parametrize("pool", [POOL, HardwareAndLoad(["cpu"], 1, 1, target_busy=0.8)])
+def test_a_pool_with_nothing_to_load_has_no_replica_until_it_is_called(nodes: list[int], pool: HardwareAndLoad) -> None:
+    def decide(state: dict[str, Any], *arguments: Any, **metrics: dict[str, float]) -> tuple[int | float, Any]:
+        asked = context(*arguments, **metrics)
+        asked.policy_state = state
+        return pool(asked)
+
+    idle = {BUSY: {"a": 0.0}, DEMAND: {"a": 0.0}}
+    assert decide({}, 0) == (1, {})
+    # Of one that has not reported yet nothing is known, and one model of several is enough.
+    assert decide({}, 1) == (1, {})
+    assert decide({}, 2, **idle, **{MODELS: {"a": 0.0, "b": 0.3}})[0] >= 1
+    wanted, state = decide({}, 1, **idle, **{MODELS: {"a": 0.0}})
+    assert wanted == 0
+    # It stays at none without reports, and the call of a router brings it back.
+    assert decide(state, 0) == (0, state)
+    wanted, state = decide(state, 0, 1)
+    assert (wanted, state) == (1, {})
+    assert decide(state, 0) == (1, {})
 
 
 def test_a_pool_that_starts_nodes_wants_a_replica_for_ray_to_start_one(nodes: list[int]) -> None:

@@ -259,3 +259,16 @@ async def test_stores_are_read_side_by_side_and_one_that_hangs_is_reported_and_t
     go_on.set()
     await until(lambda: entry(models)["state"] == "ready")
     assert begun.count("hangs") == 1
+
+
+async def test_pools_that_have_something_to_load_and_no_replicas_are_started(cluster: Cluster, store: Path) -> None:
+    woken: list[str] = []
+    publish(store, "3", only="openvino-int8")
+    models = LiveVersions(View(POOLS, None, "here"), woken.append)
+    cluster.report("vino", {"m@3": "ready"})
+    models.apply(catalog(store, "3"))
+    await until(lambda: answers(models) == "3")
+    assert woken == []
+    models.apply(catalog(store, "1"))
+    await until(lambda: bool(woken))
+    assert set(woken) == {"ort"}

@@ -1,5 +1,7 @@
 """Serve's autoscaling policy of a pool: replicas follow engine load; 0 without hardware unless `starts_nodes`.
 
+A pool that no model of the catalog has anything for has none either, until a router calls for one.
+
 Serve scales by calls in flight, which do not show demand here: routers coalesce requests into few calls and queue
 the rest. So replicas report two loads, both in seconds of engine time per second: what they computed, and the demand at
 the routers, predicted from the latency table and the recent pace of calls.
@@ -17,6 +19,10 @@ from enginehouse.pools import nodes
 #: Names of the two loads in a replica's `record_autoscaling_stats`. BUSY is measured, but no more than the replicas can
 #: compute; DEMAND is a prediction, but keeps rising when the engines are saturated.
 BUSY, DEMAND = "busy", "demand"
+#: Name of the number of models that a replica has, or may have, something to load for.
+MODELS = "models"
+#: What the policy remembers of a pool: whether its last replicas had nothing to load.
+_EMPTY = "empty"
 #: Hysteresis: a replica is removed only when the load of the remaining ones would be at most this share of the target.
 SPARE = 0.9
 
@@ -38,16 +44,24 @@ class HardwareAndLoad:
     def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
         is_called = int(context.total_num_requests > 0)
         is_here = nodes.count_with(self._nodes) > 0
+        metrics = context.aggregated_metrics or {}
+        state = context.policy_state or {}
+        if is_called:
+            state = {}
+        elif context.current_num_replicas and (counts := metrics.get(MODELS)):
+            # Averages over the look-back period: all of it counts.
+            state = {} if any(counts.values()) else {_EMPTY: True}
         if not is_here and not self._starts_nodes:
-            return 0, context.policy_state
+            return 0, state
+        if state.get(_EMPTY):
+            return 0, state
         if self._min == self._max:
-            return self._min, context.policy_state
+            return self._min, state
         if context.current_num_replicas == 0 or not is_here:
             # A pending replica makes Ray's cluster autoscaler start a node.
-            return max(self._min, is_called), context.policy_state
-        metrics = context.aggregated_metrics or {}
+            return max(self._min, is_called), state
         seconds = max(sum(metrics.get(name, {}).values()) for name in (BUSY, DEMAND))
-        return max(is_called, self.wanted(seconds, context.target_num_replicas)), context.policy_state
+        return max(is_called, self.wanted(seconds, context.target_num_replicas)), state
 
     def wanted(self, seconds: float, now: int) -> int:
         """Target for a load of `seconds` of engine time per second, when the present target is `now`."""

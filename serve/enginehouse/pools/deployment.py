@@ -16,7 +16,7 @@ from enginehouse.contract.config import Catalog, PoolConfig
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.engines import allocator
 from enginehouse.pools import nodes
-from enginehouse.pools.autoscaling import BUSY, DEMAND
+from enginehouse.pools.autoscaling import BUSY, DEMAND, MODELS
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.transport.replica_end import Listener
 from enginehouse.transport.router_end import Address
@@ -62,13 +62,14 @@ class Pool:
         return {"models": dict(self._hosted.reports), "address": self._address, "node": self._node}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve's hook for autoscaling metrics: BUSY and DEMAND since the last call, see `autoscaling`."""
+        """Serve's hook for autoscaling metrics: MODELS, and BUSY and DEMAND since the last call; see `autoscaling`."""
         now, demand_s = time.monotonic(), self._listener.demand_ms / 1e3
         (then, before), self._demand = self._demand, (now, demand_s)
-        return {BUSY: self._hosted.busy_share(), DEMAND: (demand_s - before) / max(now - then, 1e-3)}
+        demand = (demand_s - before) / max(now - then, 1e-3)
+        return {BUSY: self._hosted.busy_share(), DEMAND: demand, MODELS: float(self._hosted.loadable())}
 
     async def wake(self) -> None:
-        """Does nothing: the queued call itself makes the autoscaling policy start a replica of an idle pool."""
+        """Does nothing: the queued call itself makes the autoscaling policy start a replica of a pool without any."""
 
     def check_health(self) -> None:
         """Serve's hook: raise, and so have this replica replaced, when it cannot recover by itself."""

@@ -94,6 +94,11 @@ class HostedModels:
         least = LOADING if any(report["state"] == "loading" for report in self.reports.values()) else 0.0
         return max(least, busy_s - before) / max(now - then, 1e-3)
 
+    def loadable(self) -> int:
+        """How many models of the catalog there is something to load for here, as far as is known."""
+        wanted = [self.reports.get(model.key) for model in self._catalog.models if self._wants(model)]
+        return sum(report is None or report["state"] != "unavailable" for report in wanted)
+
     def backlog_ms(self, model_key: str) -> float:
         """Predicted milliseconds until a model has computed all calls that it holds; 0 when it is not loaded."""
         loaded = self.models.get(model_key)

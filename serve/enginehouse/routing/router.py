@@ -57,6 +57,7 @@ class Router:
         handles: Mapping[str, DeploymentHandle],
         residents: HostedModels | None = None,
         policy: Policy | None = None,
+        waker: Waker | None = None,
     ) -> None:
         self._config = config
         self._versions = versions
@@ -65,7 +66,7 @@ class Router:
         self._residents = residents
         self._policy: Policy = policy or FastestInTime()
         self._backends = Backends(self._sender, config.router.num_replicas)
-        self._waker = Waker(handles)
+        self._waker = waker or Waker(handles)
         self._has_idle_pools = any(not pool.min_replicas for pool in config.pools.values())
         self._wake_at: dict[str, float] = {}
         for handle in self._handles.values():

@@ -28,6 +28,9 @@ PERIOD_S = 0.1
 #: Seconds between two counts of the nodes with each pool's hardware: an RPC, so never on a request's path.
 COUNT_NODES_S = 1.0
 
+#: Seconds between two looks for pools that should have replicas; one follows each change of the catalog.
+WAKE_PERIOD_S = 5.0
+
 State = Literal["ready", "loading", "failed"]
 
 
@@ -70,11 +73,14 @@ class LiveVersions:
     """The versions of the catalog that answer. One that cannot be loaded leaves the one before it in place.
 
     Versions are told apart by `ModelConfig.key`: other numerics or another batch size of the same version is loaded
-    beside the one that answers, and takes over when it is warm.
+    beside the one that answers, and takes over when it is warm. Pools that have something to load and no replicas are
+    started with `wake`.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, wake: Callable[[str], None] = lambda _: None) -> None:
         self._view = view
+        self._wake = wake
+        self._wake_at = 0.0
         self._catalog = Catalog(store="")
         self.answering = Answering()
         # By model: what is to answer next. By key: why its manifest cannot be read, when that is tried again, and since
@@ -95,6 +101,7 @@ class LiveVersions:
         self._catalog = catalog
         self.answering = Answering(version for version in self.answering if catalog.find(version.config.name))
         self._coming, self._unreadable, self._retry_at, self._warm_since = {}, {}, {}, {}
+        self._wake_at = time.monotonic()
         self._view.forget()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
@@ -181,7 +188,17 @@ class LiveVersions:
                 count_at = time.monotonic() + COUNT_NODES_S
             self._read_manifests(self._catalog)
             self._switch_versions()
+            if time.monotonic() >= self._wake_at and not self._reads:
+                self._wake_at = time.monotonic() + WAKE_PERIOD_S
+                self._wake_cold()
             await asyncio.sleep(PERIOD_S)
+
+    def _wake_cold(self) -> None:
+        """Start the pools that have something to load and no replicas: those without anything to load have none."""
+        versions = [*self.answering, *self._coming.values()]
+        backends = [backend for version in versions for backend in self._view.backends(version)]
+        for pool in {backend.pool for backend in backends if backend.state == "cold"}:
+            self._wake(pool)
 
     def _read_manifests(self, catalog: Catalog) -> None:
         """Take the manifests that have been read, and begin to read those that are missing; waits for none."""
