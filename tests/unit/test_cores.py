@@ -17,6 +17,7 @@ from tests.conformance.models import BY_NAME, Case
 from tests.unit.loaded_models import LOOKUP, RNG, Load, Slow
 from tests.unit.test_waiting_room import item
 
+from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import Overloaded
 from enginehouse.contract.manifest import EngineKind, Format
@@ -178,6 +179,7 @@ class Sleeper(Slow):
     def __init__(self, seconds: float, lock: AbstractContextManager[object]) -> None:
         super().__init__(seconds)
         self.lock, self.closed = lock, False
+        self.inputs_only: InputBounds = {}
 
     def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
         with self.lock:

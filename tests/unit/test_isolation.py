@@ -17,7 +17,7 @@ from tests.unit.loaded_models import LOOKUP, Load, Slow
 
 from enginehouse.contract.errors import DeadlineExceeded, Overloaded
 from enginehouse.contract.tensors import Tensors
-from enginehouse.pools import batching, isolation
+from enginehouse.pools import engine_calls, isolation
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.isolation import Isolation
 
@@ -197,7 +197,7 @@ async def test_a_call_that_others_keep_waiting_ends_at_its_deadline_and_is_not_c
 async def test_a_suspect_waits_no_longer_than_others_may_be_held_up(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "STILL_S", 0.1)
+    monkeypatch.setattr(engine_calls, "STILL_S", 0.1)
     spans: list[tuple[str, float, float]] = []
     busy, other = recorded(load, "busy", 0.6, spans), recorded(load, "other", 0.0, spans)
     computing = asyncio.create_task(busy.infer(X, 1, 20))

@@ -22,7 +22,6 @@ from enginehouse.contract.errors import (
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.engines import Engine
-from enginehouse.pools import isolation
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.engine_calls import STUCK_S, EngineCalls, Lane
 from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
@@ -33,8 +32,6 @@ SLICE_BATCHES = 8
 CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
-#: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
-STILL_S = 10.0
 
 #: Computes items on a lane.
 _Run = Callable[[Lane, list[Item]], list[Computed | EnginehouseError]]
@@ -183,27 +180,34 @@ class LoadedModel:
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = Item(requests, rows, now, now + budget_s)
-        given_up = False
+        answered: asyncio.Future[Computed | EnginehouseError] = loop.create_future()
 
-        async def run_begun() -> None:
-            begun()
+        async def begin() -> bool:
+            # Cancelled: the thread may still wait, and nobody would be to blame for what it computed then.
+            if not answered.cancelled():
+                begun()
+            return not answered.cancelled()
+
+        def deliver(answer: Computed | EnginehouseError) -> None:
+            if not answered.done():
+                answered.set_result(answer)
 
         def run(lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
-            until = min(item.deadline, time.monotonic() + STILL_S)
-            with suppress(TimeoutError), isolation.of_this_process.alone(until):
-                # Wait for it: computing may end this process, and then nothing could be sent.
-                if not given_up:
-                    asyncio.run_coroutine_threadsafe(run_begun(), loop).result(BEGUN_S)
-                    return self._engine_calls.timely(lane, items)
-            return [Overloaded(f"{self.kind}: other engines of this process compute or are being loaded")]
+            self._engine_calls.run_alone(
+                lane,
+                item,
+                # Waited for: computing may end this process, and then nothing could be sent.
+                lambda: asyncio.run_coroutine_threadsafe(begin(), loop).result(BEGUN_S),
+                lambda answer: loop.call_soon_threadsafe(deliver, answer),
+            )
+            return []
 
         self.last_used = now
         self._begin_call()
         try:
-            (answer,) = await self._in_engine(run, [item])
+            self._in_engine(run, [item])
+            answer = await answered
         finally:
-            # Cancelled: the thread may still wait, and nobody would be to blame for what it computed then.
-            given_up = True
             self._end_call()
         if isinstance(answer, EnginehouseError):
             raise answer

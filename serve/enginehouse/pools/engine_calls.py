@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
@@ -19,6 +19,10 @@ from enginehouse.pools.waiting_room import Item
 
 #: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
 STUCK_S, STUCK = 10.0, 10.0
+#: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
+STILL_S = 10.0
+#: Seconds after an isolated call for its answer to leave this process, before another call begins.
+DELIVERED_S = 0.01
 #: Weight of the newest call in the moving averages of the time and the rows of a call.
 NEWEST = 0.1
 
@@ -59,12 +63,38 @@ class EngineCalls:
         """Compute `items` beside other models, as soon as no isolated call computes."""
         try:
             with isolation.of_this_process.beside(max(item.deadline for item in items)):
-                return self.timely(lane, items)
+                return self._timely(lane, items)
         except TimeoutError:
             now = time.monotonic()
             return [self.late(item, now) for item in items]
 
-    def timely(self, lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
+    def run_alone(
+        self,
+        lane: Lane,
+        item: Item,
+        begin: Callable[[], bool],
+        deliver: Callable[[Computed | EnginehouseError], object],
+    ) -> None:
+        """Compute `item` while no other model of this process computes, and `deliver` its answer while that holds.
+
+        Not computed when `begin`, called right before, says no. Overloaded is delivered when others take too long. Only
+        the first answer that `deliver` is called with counts.
+        """
+        until = min(item.deadline, time.monotonic() + STILL_S)
+        answer: Computed | EnginehouseError
+        answer = Overloaded(f"{self._kind}: other engines of this process compute or are being loaded")
+        try:
+            with suppress(TimeoutError), isolation.of_this_process.alone(until):
+                if begin():
+                    (answer,) = self._timely(lane, [item])
+                    deliver(answer)
+                    # The next call may end this process, and this one would be blamed.
+                    time.sleep(DELIVERED_S)
+        finally:
+            # What was delivered is not delivered again.
+            deliver(answer)
+
+    def _timely(self, lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
         """Fail expired items and compute the others, whose rows have one shape, together."""
         now = time.monotonic()
         timely = [item for item in items if item.deadline > now]

@@ -40,7 +40,9 @@ def split_of(
         return None
     split = load_engine(kind, bundle, artifact, threads=cores, concurrency=count, warm_rows=rows)
     try:
-        best_rows = _best_rows(engine, split, bundle.manifest, rows, count)
+        # Requests are let in for what the first one is right for.
+        is_alike = split.inputs_only == engine.inputs_only
+        best_rows = _best_rows(engine, split, bundle.manifest, rows, count) if is_alike else None
     except BaseException:
         split.close()
         raise
