@@ -29,7 +29,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import models
+from benchmarks import models as networks
 from benchmarks.peers import Conditions, Enginehouse
 from benchmarks.peers.process import Process, running
 from enginehouse.contract.tensors import Tensors
@@ -37,23 +37,26 @@ from enginehouse.tools.bench import answers
 from enginehouse.tools.bench.load import closed_loop
 
 HERE = Path(__file__).parent
-#: Where engines are: behind a hop, or in the routers.
-SHAPES = {"pools": "--threads {threads}", "resident": "--threads {threads} --resident all"}
+#: Where engines are: behind a hop, or in the routers, of one thread each; or as it comes, without an option.
+SHAPES = {"pools": "--threads {threads}", "resident": "--threads {threads} --resident all", "default": ""}
 #: Model -> a row of it.
 ROWS: dict[str, Callable[[], Tensors]] = {
-    "tiny": lambda: {"x": models.vectors(1)},
-    "frame": lambda: {"image": models.images(1)},
+    "tiny": lambda: {"x": networks.vectors(1)},
+    "frame": lambda: {"image": networks.images(1)},
+    "mobilenet": lambda: {"image": networks.images(1)},
+    "resnet18": lambda: {"image": networks.images(1)},
 }
-CONNECTIONS = 32
 console = Console(highlight=False, width=110)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of one checkout: CPU milliseconds of all its processes an answer, and answers a second."""
+    """Of one turn of one checkout: CPU milliseconds of all its processes an answer, answers a second, and latency."""
 
     cpu_ms: float
     rate: float
+    p50_ms: float
+    p99_ms: float
 
 
 def main(
@@ -61,34 +64,37 @@ def main(
     turns: Annotated[int, typer.Option(min=2)] = 12,
     seconds: Annotated[int, typer.Option(min=1, help="Of load in each turn.")] = 3,
     port: Annotated[int, typer.Option(help="And the next one.")] = 18400,
-    only: Annotated[str, typer.Option(help="Shapes, by comma: pools, resident.")] = ",".join(SHAPES),
+    only: Annotated[str, typer.Option(help="Shapes, by comma: pools, resident, default.")] = "pools,resident",
+    models: Annotated[str, typer.Option(help="Of benchmarks.models, by comma.")] = "tiny,frame",
+    connections: Annotated[int, typer.Option(min=1, help="With one request under way on each.")] = 32,
     store: Annotated[str, typer.Option(help="Where the models are built.")] = str(HERE / ".store"),
 ) -> None:
     """Compare this checkout with another one, and append the figures to results/releases.jsonl."""
     checkouts = {"after": HERE.parent, "before": before.resolve()}
-    for model in ROWS:
+    chosen = models.split(",")
+    for model in chosen:
         build(model, Path(store))
     compared: dict[str, Any] = {"at": now(), "commits": {name: commit(path) for name, path in checkouts.items()}}
     compared["idle"] = {name: _imports(path) for name, path in checkouts.items()}
     for shape in only.split(","):
-        taken: dict[str, dict[str, list[Turn]]] = {model: {name: [] for name in checkouts} for model in ROWS}
+        taken: dict[str, dict[str, list[Turn]]] = {model: {name: [] for name in checkouts} for model in chosen}
         # The one that is started first is a little slower (2 %, with the same code in both): each is, once.
         for names in (list(checkouts), list(checkouts)[::-1]):
             with contextlib.ExitStack() as stack:
                 served = {}
                 for name in names:
-                    conditions = Conditions(store, ",".join(ROWS), "onnx-fp32", Path(), 1, 1, 32)
+                    conditions = Conditions(store, models, "onnx-fp32", Path(), 1, 1, 32)
                     contestant = Enginehouse(name, SHAPES[shape])
                     process = running(contestant, python_of(checkouts[name]), conditions, port + len(served))
                     served[name] = stack.enter_context(process)
-                for model, row in ROWS.items():
-                    _take(taken[model], served, model, row(), turns // 2, seconds)
+                for model in chosen:
+                    _take(taken[model], served, model, connections, turns // 2, seconds)
                 for name, process in served.items():
                     compared["idle"][name][f"pss_mib, {shape}"] = _pss(process)
         for model, figures in taken.items():
-            compared[f"{model}, {shape}"] = found = {
+            compared[f"{model}, {shape}, {connections}"] = found = {
                 figure: _ratio(*([getattr(turn, figure) for turn in figures[name]] for name in ("after", "before")))
-                for figure in ("cpu_ms", "rate")
+                for figure in ("cpu_ms", "rate", "p50_ms", "p99_ms")
             }
             _show(f"{model}, {shape}", found)
     console.print(compared["idle"])
@@ -97,24 +103,25 @@ def main(
 
 
 def _take(
-    taken: dict[str, list[Turn]], served: dict[str, Process], model: str, row: Tensors, turns: int, seconds: int
+    taken: dict[str, list[Turn]], served: dict[str, Process], model: str, connections: int, turns: int, seconds: int
 ) -> None:
     """Add so many turns of each checkout to `taken`."""
-    body, headers = answers.encode(row)
+    body, headers = answers.encode(ROWS[model]())
     urls = {name: url_of(process, model) for name, process in served.items()}
     for name, url in urls.items():
         served[name].until_ready(body, headers, url)
-        closed_loop(url, body, headers, CONNECTIONS, 3, served[name].processes())
+        closed_loop(url, body, headers, connections, 3, served[name].processes())
     order = list(urls)
     for _ in range(turns):
         # Whoever comes second may find a machine that the first has warmed.
         random.shuffle(order)
         for name in order:
-            figure = closed_loop(urls[name], body, headers, CONNECTIONS, seconds, served[name].processes())
+            figure = closed_loop(urls[name], body, headers, connections, seconds, served[name].processes())
             if figure.errors:
                 raise SystemExit(f"{name}: {figure.errors} errors, such as {figure.error}")
             cpu_ms = figure.usage.serving_s / figure.answers * 1e3
-            taken[name].append(Turn(cpu_ms, figure.answers / figure.seconds))
+            rate, latency = figure.answers / figure.seconds, figure.latency
+            taken[name].append(Turn(cpu_ms, rate, latency.p50, latency.p99))
 
 
 def _ratio(after: Sequence[float], before: Sequence[float]) -> dict[str, float]:
