@@ -15,8 +15,10 @@ from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import BuildError, InvalidInput
 from enginehouse.contract.tensors import Domain
 from enginehouse.engines import load_engine
+from enginehouse_build.inputs.recipe import Recipe
 from enginehouse_build.reference.domains import domains_of
 from enginehouse_build.reference.onnx import plain_session, signature_of
+from enginehouse_build.reference.reference import make_reference
 
 from .graphs import model
 
@@ -182,6 +184,50 @@ def test_a_built_bundle_refuses_what_no_engine_should_be_asked(
         with pytest.raises(InvalidInput, match="'ids' has the value 10 at .* takes -10 to 9"):
             take(request(4, 4, 10))
     engine.close()
+
+
+#: Looks its input up in a table of 10 rows, with the formula.
+_FACTORY = """
+import torch
+from torch import nn
+from enginehouse_build import ModelSource
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(10, 3))
+
+    def forward(self, ids):
+        return {formula}
+
+def make():
+    return ModelSource(Net(), {{"ids": torch.zeros(2, 4, dtype=torch.int64)}}, samples={samples})
+"""
+
+
+@pytest.mark.parametrize("samples", ["None", "{'ids': (torch.arange(40).reshape(10, 4) % 10).numpy()}"])
+@pytest.mark.parametrize(
+    ("formula", "low"),
+    [
+        ("nn.functional.embedding(ids, self.table)", 0),
+        ("nn.functional.embedding(ids, self.table).sum(1)", 0),
+        ("self.table.index_select(0, ids.flatten()).reshape(-1, 12)", 0),
+        ("self.table[ids]", -10),
+    ],
+)
+def test_negative_numbers_are_let_in_only_where_the_module_takes_them(
+    formula: str, low: int, samples: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "factory.py"
+    source.write_text(_FACTORY.format(formula=formula, samples=samples))
+    made = make_reference(
+        tmp_path, Recipe.of(source=f"{source}:make", name="m", store=str(tmp_path / "store"), threads=1, max_batch=4)
+    )
+    (spec,) = made.signature.inputs
+    assert spec.domain == Domain(low, 10)
+    if low == 0:
+        with pytest.raises(InvalidInput, match="'ids' has the value -1 at .* takes 0 to 9"):
+            made.signature.check({"ids": np.full((1, 4), -1)})
 
 
 @pytest.mark.parametrize(

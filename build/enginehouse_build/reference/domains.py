@@ -6,11 +6,13 @@ the range is part of the signature, and checked before any engine is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
+import numpy as np
 import onnx
 
-from enginehouse.contract.tensors import Domain
+from enginehouse.contract.tensors import Domain, Signature, Tensors, TensorSpec
 
 _LOOKUPS = ("Gather", "GatherElements", "GatherND")
 #: What hands on every element of its first input, and nothing else.
@@ -55,6 +57,35 @@ def domains_of(proto: onnx.ModelProto) -> dict[str, Domain]:
             if extent > 0 and (name not in found or found[name].high > extent):
                 found[name] = Domain(-extent, extent)
     return found
+
+
+def without_refused(signature: Signature, source: Callable[[Tensors], object], samples: Tensors) -> Signature:
+    """`signature` without the negative numbers of domains that the `source` refuses.
+
+    ONNX counts them from the end of a table, and so does indexing in torch; an embedding of torch raises.
+    """
+
+    def narrowed(spec: TensorSpec) -> TensorSpec:
+        if spec.domain is None or spec.domain.low >= 0 or spec.dtype.kind != "i" or not samples[spec.name].size:
+            return spec
+        request = {name: array[:1] if signature.batched else array for name, array in samples.items()}
+        if _refuses(source, request, spec.name, 0) or not _refuses(source, request, spec.name, -1):
+            return spec
+        return replace(spec, domain=Domain(0, spec.domain.high))
+
+    return replace(signature, inputs=tuple(narrowed(spec) for spec in signature.inputs))
+
+
+def _refuses(source: Callable[[Tensors], object], request: Tensors, name: str, value: int) -> bool:
+    """Whether `source` raises for the `request` with `value` as the first number of its input `name`."""
+    changed = np.array(request[name])
+    changed.flat[0] = value
+    try:
+        source({**request, name: changed})
+    except Exception:
+        # A module may raise anything.
+        return True
+    return False
 
 
 def _hands_on(node: onnx.NodeProto) -> bool:

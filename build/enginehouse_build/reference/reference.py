@@ -40,6 +40,7 @@ from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
 from enginehouse_build.reference.branches import Branch
 from enginehouse_build.reference.conditioning import Rounding
+from enginehouse_build.reference.domains import without_refused
 from enginehouse_build.reference.likeness import Asked, Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
@@ -269,6 +270,8 @@ def _proven(
         rows = sampling.made_up(signature, axes)
     else:
         rows = sampling.checked(given.samples, door, given.samples_from)
+    signature = without_refused(signature, run, rows)
+    door = with_free_dims(signature, axes, core.ranges)
     exported = plain_session(path, recipe.threads)
     max_rows = recipe.max_rows if signature.batched else 1
     likeness = Likeness(exported, run, rows, axes, door, max_rows, Rounding(path, recipe.threads))
