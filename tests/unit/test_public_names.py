@@ -50,6 +50,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("from enginehouse import Client", "torch onnxruntime openvino enginehouse_build"),
         ("import enginehouse.tools.cli", "ray torch onnxruntime openvino enginehouse_build"),
         ("import enginehouse.app", "torch onnxruntime openvino enginehouse_build"),
+        # In a process of its own for each step of a build.
+        ("import enginehouse_build.judge.verify, enginehouse_build.convert.convert", "ray torch"),
+        ("import enginehouse_build.judge.stopwatch", "ray torch onnxruntime openvino"),
     ],
 )
 def test_importing_loads_no_more_than_is_needed(statement: str, absent: str) -> None:

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.export import _patches
+
+if TYPE_CHECKING:
+    import torch
 
 #: What the rows of a batch are called among extents; no axis has such a name.
 ROWS = "the rows of a batch"
@@ -82,6 +83,10 @@ def branches_of(
     `names` are the free dimensions, by place of the input and dimension; `shapes` is what torch takes for them. Empty
     for a module that cannot be captured, of which the exporter says why.
     """
+    # Here alone: it takes a second to import, in each step of a build.
+    import torch
+    from torch.export import _patches
+
     try:
         # As the exporter does it: an extent of 1 is taken for any other, and the steps of a recurrence are a loop.
         with (
