@@ -19,7 +19,7 @@ from tests.unit.test_waiting_room import item
 
 from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.bundle import Bundle
-from enginehouse.contract.errors import Overloaded
+from enginehouse.contract.errors import EngineUnavailable, Overloaded
 from enginehouse.contract.manifest import EngineKind, Format
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Tensors
@@ -204,6 +204,15 @@ def test_a_model_is_split_only_where_calls_beside_each_other_answer_more(
     assert (split is not None, second.closed) == (gains, not gains)
     if split is not None:
         assert (split.count, split.cores) == (4, 2)
+
+
+def test_what_cannot_be_loaded_twice_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise EngineUnavailable("onnxruntime-cpu", "no memory")
+
+    bundle = published(tmp_path)
+    monkeypatch.setattr(splitting, "load_engine", no_memory)
+    assert split_of("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], Slow(1), 4, 8) is None  # type: ignore[arg-type]
 
 
 def test_one_core_is_not_split(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ class Pool:
     """Serve deployment: hosts every model of the catalog that its engine kind can run.
 
     `config` is a PoolConfig as plain data. By default its replicas on a node share all cores of the node, whatever
-    other pools are there: the policy sends nothing to an engine whose node has a faster one for the model.
+    other pools are there: the policy sends nothing to an engine whose node has a faster one for the model. Deployments
+    of the release before pass a third argument, which means nothing any more.
     """
 
     def __init__(self, name: str, config: dict[str, Any], *_: object) -> None:

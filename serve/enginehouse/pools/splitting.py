@@ -6,15 +6,19 @@ where threads lose time waiting for each other. Which is true of a model is meas
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from enginehouse.contract.bundle import Bundle
+from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.engines import Engine, load_engine
 from enginehouse.pools.batching import Split
+
+logger = logging.getLogger("ray.serve")
 
 #: Calls that share the cores, where there are twice as many cores or more: each takes two cores then, and so on.
 LANES = 4
@@ -31,18 +35,25 @@ def split_of(
 ) -> Split | None:
     """A second engine that shares `cores` cores among several calls, if that pays; None otherwise.
 
-    `engine` computes calls of `rows` rows with all of them. Takes a few dozen calls of either. Raises what
-    `load_engine` raises.
+    `engine` computes calls of `rows` rows with all of them. Takes a few dozen calls of either. None too where a second
+    one cannot be loaded or run, as for want of memory: the first answers all the same.
     """
     each = max(1, cores // LANES)
     count = cores // each
     if count < 2 or sum(file.bytes for file in artifact.files) > MOST_BYTES:
         return None
-    split = load_engine(kind, bundle, artifact, threads=cores, concurrency=count, warm_rows=rows)
+    try:
+        split = load_engine(kind, bundle, artifact, threads=cores, concurrency=count, warm_rows=rows)
+    except EnginehouseError as error:
+        logger.warning("%s is not loaded a second time: %s", artifact.name, error)
+        return None
     try:
         # Requests are let in for what the first one is right for.
         is_alike = split.inputs_only == engine.inputs_only
         best_rows = _best_rows(engine, split, bundle.manifest, rows, count) if is_alike else None
+    except EnginehouseError as error:
+        logger.warning("%s stays whole: %s", artifact.name, error)
+        best_rows = None
     except BaseException:
         split.close()
         raise

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from enginehouse.cluster import connect
-from enginehouse.cluster.moves import check_numerics
+from enginehouse.cluster.moves import check_numerics, pinned
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
 from enginehouse.contract.manifest import NumericsRule
@@ -126,8 +126,7 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     version = version or versions[-1]
     named = {key: value for key, value in options.items() if value is not None}
     kept = before.settings() if before else {}
-    digest = Store(store).digest(name, version)
-    model = ModelConfig.model_validate(kept | named | {"name": name, "version": version, "digest": digest})
+    model = pinned(store, ModelConfig.model_validate(kept | named | {"name": name, "version": version}))
     if model.numerics:
         check_numerics(store, model)
     return model
