@@ -318,10 +318,10 @@ class LoadedModel:
 
     def _lane(self, cores: int) -> Lane:
         """What a call with so many cores computes with; 0 is for those that do not share the engine."""
-        if self._splits is None or not 0 < cores < self._cores.count:
+        splits, lanes = self._splits, self._lanes
+        if splits is None or lanes is None or not 0 < cores < self._cores.count:
             return Lane(self.engine, self.max_rows)
-        lanes = self._lanes
-        return Lane(self._splits.engine, lanes.rows if lanes else self.max_rows, cores / self._cores.count)
+        return Lane(splits.engine, lanes.rows, cores / self._cores.count)
 
     def _shape(self, request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
         if not self.engine.signature.batched:

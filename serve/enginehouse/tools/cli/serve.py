@@ -159,7 +159,8 @@ def wait_until_served(
 ) -> dict[str, Any]:
     """Wait until every model is settled on every pool whose hardware is there, and return the status document.
 
-    Raises NoBackend after `timeout` seconds, naming what is still missing, and what `check` raises, once a second.
+    Raises NoBackend after `timeout` seconds, naming what is still missing, and what `check` raises, which is called
+    once a second and before that.
     """
     from enginehouse.faces.python.client import Client
 
@@ -190,6 +191,7 @@ def wait_until_served(
         time.sleep(0.1)
     if stop and stop.is_set():
         return {"store": catalog.store, "models": [], "pools": [], "missing_flags": []}
+    check()
     raise NoBackend(f"not served within {timeout:g} s: {missing} (see `enginehouse status`)")
 
 
