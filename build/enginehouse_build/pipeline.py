@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.errors import BuildError, ConversionFailed, EnginehouseError, EngineUnavailable
 from enginehouse.contract.latency import LatencyTable
@@ -29,6 +28,8 @@ from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.extents import limited
+from enginehouse_build.judge.kept_tables import KeptTables, identity, is_quick, measured_beside
+from enginehouse_build.judge.profile import Target
 from enginehouse_build.judge.verify import Verified, verify
 from enginehouse_build.reference.reference import SAMPLES, Reference, make_reference
 from enginehouse_build.steps import checks, provenance
@@ -41,7 +42,6 @@ REPORT = "report.html"
 LOGS = "logs"
 
 
-_Measured: TypeAlias = tuple[list[LatencyTable], dict[tuple[EngineKind, str], str]]
 #: Runs `on_node.make` on a node that has a GPU.
 OnNode: TypeAlias = Callable[[Order], Made]
 
@@ -178,11 +178,12 @@ class _Build:
     def _converted(self, source: Path, reference: Reference, format: Format, precision: Precision) -> Artifact:
         name = f"{format}-{precision}"
         limits = self.recipe.limits_of(precision)
-        key = [format, precision, self.content, limits.relative_l2, provenance.of_machine()]
+        key = [format, precision, self.content, provenance.of_machine()]
         timing = self.steps.kept.shared("tensorrt-timing")
         try:
             folder, made = self.steps.run(
                 f"convert {name}", key, convert, format, precision, reference, source, limits, timing,
+                still_good=lambda made: made.limits[0] <= limits.relative_l2 <= made.limits[1],
                 detail=lambda made: "; ".join(made.remarks),
             )  # fmt: skip
         except EnginehouseError as error:
@@ -248,22 +249,30 @@ class _Build:
         self.steps.ended(Step(name=name, outcome="done", detail=detail, seconds=time.monotonic() - began))
         return done, made.table
 
-    def _profiled(self, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], source: Path) -> list[LatencyTable]:
+    def _profiled(self, bundle: Bundle, targets: Sequence[Target], source: Path) -> list[LatencyTable]:
         """Latency tables of all `targets`; measured together, because only times of one run are compared."""
         if not targets:
             return []
-        files = [[kind, [file.sha256 for file in bundle.manifest.artifact(name).files]] for kind, name in targets]
-        key = [files, self.content, self.recipe.threads, provenance.of_machine()]
+        manifest, recipe = bundle.manifest, self.recipe
+        requests = [sha256_of(source / SAMPLES), manifest.max_batch, [axis.model_dump() for axis in manifest.axes]]
+        conditions = [requests, recipe.threads, provenance.of_machine()]
+        kept = KeptTables(self.steps.kept, bundle, conditions)
+        known = {} if self.fresh else kept.known(targets)
+        if len(known) == len(targets):
+            self.steps.ended(Step(name="profile", outcome="cached"))
+            return [known[target] for target in targets]
         # A target may need several times its budget, and all of them together have the time of one step.
-        budget_s = min(profile.BUDGET_S, self.recipe.step_timeout_s / (6 * len(targets)))
+        budget_s = min(profile.BUDGET_S, recipe.step_timeout_s / (6 * len(targets)))
+        key = [conditions, [identity(bundle, target) for target in targets], recipe.quick]
         try:
             _, (tables, faults) = self.steps.run(
-                "profile", key, _measure, bundle, targets, source / SAMPLES, self.recipe.threads, budget_s,
-                still_good=_is_settled,
+                "profile", key, measured_beside, bundle, targets, known, source / SAMPLES, recipe.threads, budget_s,
+                recipe.quick, still_good=is_quick,
             )  # fmt: skip
         except EnginehouseError:
             # The bundle is right without it, and the step says why the figures are missing.
             return []
+        kept.keep(tables)
         for (kind, artifact), fault in faults.items():
             self.steps.ended(Step(name=f"profile {artifact} on {kind}", outcome="failed", detail=fault))
         return list(tables)
@@ -298,18 +307,6 @@ class _Build:
     def _write(self, manifest: Manifest) -> Bundle:
         (self.folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         return Bundle.open(self.folder)
-
-
-def _measure(
-    _: Path, bundle: Bundle, targets: Sequence[tuple[EngineKind, str]], samples: Path, threads: int, budget_s: float
-) -> _Measured:
-    return profile.measure(bundle, targets, tensor_file.read(samples)[0], threads, budget_s=budget_s)
-
-
-def _is_settled(measured: _Measured) -> bool:
-    """Whether another build may use these tables: a noisy hour should not be kept."""
-    tables, faults = measured
-    return not faults and all(table.verdict == "VALID" for table in tables)
 
 
 def _verdict(judged: Verified) -> str:

@@ -53,7 +53,7 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     `digits`, which all tests share, and builds by the command measure as ever; so does test_profile.
     """
-    monkeypatch.setattr(pipeline, "_measure", steps.measure_once)
+    monkeypatch.setattr(pipeline, "measured_beside", steps.measure_once)
 
 
 @pytest.fixture(scope="session")

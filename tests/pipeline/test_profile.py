@@ -23,6 +23,7 @@ from onnx import helper
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.manifest import Artifact, Axis, EngineKind, File, Manifest, SignatureRecord
 from enginehouse.contract.tensors import Signature, TensorSpec
+from enginehouse_build.judge import profile
 from enginehouse_build.judge.profile import MOST_BYTES, MOST_ENGINES, grid, groups, measure, table
 from enginehouse_build.judge.stopwatch import Cell, Window, write_order
 
@@ -145,6 +146,14 @@ def test_without_time_only_the_first_point_is_measured_and_larger_ones_are_predi
     assert measured.predict_ms(4, 16) == pytest.approx(8 * point.median_ms)
 
 
+def test_in_a_hurry_one_round_of_the_ends_is_measured_and_called_so(bundle: Bundle) -> None:
+    (measured,), faults = measure(bundle, [ORT], SAMPLES, threads=1, quick=True)
+    assert not faults
+    assert [(point.rows, point.size) for point in measured.points] == [(1, 8), (4, 8)]
+    assert (measured.verdict, measured.reason) == ("QUICK", profile.QUICK)
+    assert 0 < measured.predict_ms(2, 16) < 60_000
+
+
 def test_a_model_without_a_batch_is_measured_with_its_samples(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     (folder / "onnx-fp32").mkdir(parents=True)
@@ -201,7 +210,9 @@ def test_measuring_processes_end_with_a_parent_that_is_killed(bundle: Bundle) ->
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not tell who waits for a CPU")
-def test_a_busy_machine_makes_a_table_invalid(bundle: Bundle) -> None:
+def test_a_busy_machine_makes_a_table_invalid(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No time for further rounds: three are made all the same.
+    monkeypatch.setattr(profile, "RETRY_S", 0.0)
     crowd = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
     try:
         (measured,), _ = measure(bundle, [ORT], SAMPLES, threads=1, budget_s=0.0)

@@ -57,13 +57,13 @@ def convert(
         explanation = _explanation(onnx, requests[0], answers[0], precision)
         raise ConversionFailed("; ".join(filter(None, (str(error), explanation)))) from error
     if format != "tensorrt":
-        return Converted(remarks=_said(said, _cpu(format, precision)))
+        return Converted(remarks=_said(said, _cpu(format, precision)), limits=agreement.same_within())
     remarks = _said(said)
     int8_lint.check_for_tensorrt(model)
     built = tensorrt.convert(
         model, folder, reference.signature, reference.max_rows, reference.axes, precision, timing_cache
     )
-    return Converted(built.requires, remarks + built.remarks)
+    return Converted(built.requires, remarks + built.remarks, agreement.same_within())
 
 
 def _onnx(onnx: Path, model: Path, format: Format, precision: Precision, source: Path, agreement: Agreement) -> str:

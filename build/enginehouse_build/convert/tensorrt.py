@@ -5,6 +5,7 @@ Where none can, the first node that loads the artifact builds its own (see `engi
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,10 +26,14 @@ ONNX_FILE = "model.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What the artifact requires of the process that loads it, and what is worth knowing about it."""
+    """What the artifact requires of the process that loads it, and what is worth knowing about it.
+
+    With any relative L2 limit within `limits`, the least and the largest, the very same comes out.
+    """
 
     requires: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    limits: tuple[float, float] = (0.0, math.inf)
 
 
 def convert(

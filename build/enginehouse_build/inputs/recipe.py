@@ -95,6 +95,7 @@ class Recipe(BaseModel):
     - `metric`: "accuracy" or `module:function`; an artifact may lose `max_drop` of it.
     - `limits`: the relative L2 error that passes, by precision, instead of `enginehouse.contract.parity.LIMITS`.
     - `numerics`: which artifacts answer when the model is served and nobody says otherwise; None is `full`.
+    - `quick` measures one round of the smallest and the largest batch only: for iterating, not for choosing.
     - `threads`: CPU threads that parity and latency are measured with.
     - `step_timeout_s` and `memory_mib` bound every step of the build, which is a process of its own.
     """
@@ -121,6 +122,7 @@ class Recipe(BaseModel):
     numerics: NumericsRule | None = None
     objective: Objective = "throughput"
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    quick: bool = False
     threads: int = Field(default_factory=lambda: probe_cpu().cores, ge=1)
     step_timeout_s: float = Field(default=1800.0, gt=0)
     memory_mib: int = Field(default_factory=lambda: psutil.virtual_memory().total * 8 // 10 >> 20, ge=256)

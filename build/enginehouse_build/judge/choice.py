@@ -113,12 +113,13 @@ class _Contest:
         if self.bound is not None:
             yield self._about_bound(best, self.bound)
         if not best.valid and len(self.field) > 1:
-            yield "Taken as the most exact one: an INVALID measurement decides nothing."
+            yield f"Taken as the most exact one: {_kind(best)} measurement decides nothing."
         compared = [best]
         doubtful = [other for other in ranked[: ranked.index(best)] if not (other.valid and best.valid)]
         for other in doubtful:
             compared.append(other)
-            yield f"{other} had {self._measured(other)}, which an INVALID measurement cannot tell from chance."
+            doubted = other if not other.valid else best
+            yield f"{other} had {self._measured(other)}, which {_kind(doubted)} measurement cannot tell from chance."
         twins = [other for other in ranked if other is not best and other.resembles(best)]
         if twins:
             compared.append(twins[0])
@@ -134,8 +135,8 @@ class _Contest:
             compared.append(baseline)
             yield self._about_baseline(best, baseline)
         for candidate in compared:
-            if candidate.table.verdict == "INVALID":
-                yield f"The latency table of {candidate} is INVALID: {candidate.table.reason}."
+            if candidate.table.verdict != "VALID":
+                yield f"The latency table of {candidate} is {candidate.table.verdict}: {candidate.table.reason}."
 
     def _figures(self, best: _Candidate) -> str:
         point = best.point
@@ -203,6 +204,10 @@ class _Contest:
             f"{_figure(theirs / best.point.median_ms)} times as fast as fp32 ONNX Runtime "
             f"({baseline}: {_figure(theirs)} ms for {_rows(best.point)})."
         )
+
+
+def _kind(candidate: _Candidate) -> str:
+    return f"{'a' if candidate.table.verdict == 'QUICK' else 'an'} {candidate.table.verdict}"
 
 
 def _rows(point: LatencyPoint) -> str:

@@ -11,12 +11,14 @@ first round is warm-up.
 
 **Verdict.** A point is settled when the medians of its latest 3 rounds lie within 10 % of one another: the rule of
 Triton's perf_analyzer, whose figures these are (`--stability-percentage`, max / min of the recent 3 measurements), as
-are the 10 rounds at most (`--max-trials`). Only points that are not settled are measured again. A round does not count
-in which the engine's threads waited for a CPU for more than 10 % of the time: under steady load from other processes,
-rounds agree on two to four times the true time (observed). A settled point's figures are those of the three rounds: at
-least 3 calls, and at least 0.15 s of them. (MLPerf asks for minutes and a thousand queries for each figure; a table has
-dozens of figures and is made in every build.) A table with a point that never settled is INVALID, and that point's
-figures are those of all rounds that count, or of all if none does.
+are the 10 rounds at most (`--max-trials`). Only points that are not settled are measured again, for 20 s at most: where
+the machine stays busy, the verdict comes soon. A round does not count in which the engine's threads waited for a CPU
+for more than 10 % of the time: under steady load from other processes, rounds agree on two to four times the true time
+(observed). A settled point's figures are those of the three rounds: at least 3 calls, and at least 0.15 s of them.
+(MLPerf asks for minutes and a thousand queries for each figure; a table has dozens of figures and is made in every
+build.) A table with a point that never settled is INVALID, and that point's figures are those of all rounds that count,
+or of all if none does. A QUICK table has one round of the smallest and the largest batch at the usual size, and decides
+as little as an INVALID one.
 
 **Memory.** At most 4 engines are alive at once, and no more than 256 MiB of artifact files if there are several.
 """
@@ -26,6 +28,7 @@ from __future__ import annotations
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +38,7 @@ import numpy as np
 
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import BuildError
-from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.latency import LatencyPoint, LatencyTable, Verdict
 from enginehouse.contract.manifest import EngineKind, Manifest
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.inputs.extents import sizes
@@ -48,10 +51,14 @@ AGREEING_ROUNDS = 3
 MOST_ROUNDS = 10
 #: Seconds that the slow calls of one target may take.
 BUDGET_S = 60.0
+#: Seconds that rounds beyond the first ones may take, of all targets together.
+RETRY_S = 20.0
 SPREAD = 0.10
 WAITED = 0.10
 MOST_ENGINES = 4
 MOST_BYTES = 256 << 20
+#: Why a QUICK table is one.
+QUICK = "one round, of the smallest and the largest batch only (--quick)"
 #: Calls that a slow point takes: an uncounted one and a counted one, in warm-up and in each round that must agree.
 _CALLS = 2 * (1 + AGREEING_ROUNDS)
 
@@ -64,14 +71,17 @@ def measure(
     *,
     budget_s: float = BUDGET_S,
     patience_s: float = 300.0,
+    quick: bool = False,
 ) -> tuple[list[LatencyTable], dict[Target, str]]:
     """Latency tables of `targets` (engine kind, artifact name) on `samples`, and why others have none.
 
-    `budget_s` bounds the slow calls of one target, and its retries once more; fast calls take less than a second for
-    each point, mostly 0.2 s. A target that takes longer than `patience_s` to load, or for one window, is given up.
+    `budget_s` bounds the slow calls of one target; fast calls take less than a second for each point, mostly 0.2 s. A
+    target that takes longer than `patience_s` to load, or for one window, is given up. `quick` has QUICK tables made.
     """
     tables: list[LatencyTable] = []
     faults: dict[Target, str] = {}
+    cells = ends(bundle.manifest) if quick else grid(bundle.manifest)
+    retries_s = RETRY_S
     for group in groups(bundle.manifest, targets):
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             order = Path(folder) / "order"
@@ -80,17 +90,21 @@ def measure(
             runs = [_Run(stack.enter_context(Stopwatch(*target, order, patience_s)), budget_s) for target in group]
             for run in runs:
                 run.load()
-            cells = grid(bundle.manifest)
             for cell in cells:
                 for run in runs:
                     run.warm_up(cell)
-            for _ in range(MOST_ROUNDS):
+            for number in range(1 if quick else MOST_ROUNDS):
+                began = time.monotonic()
+                if retries_s <= 0 and number >= AGREEING_ROUNDS:
+                    break
                 for cell in cells:
                     for run in runs:
                         run.measure(cell)
+                if number >= AGREEING_ROUNDS:
+                    retries_s -= time.monotonic() - began
         for target, run in zip(group, runs, strict=True):
             if run.fault is None:
-                tables.append(table(*target, threads, run.rounds))
+                tables.append(table(*target, threads, run.rounds, quick=quick))
             else:
                 faults[target] = run.fault
     return tables, faults
@@ -125,12 +139,21 @@ def grid(manifest: Manifest) -> list[Cell]:
     return sorted(((number, size) for number in rows for size in sizes(axis) if size), key=worth)
 
 
-def table(engine: EngineKind, artifact: str, threads: int, measured: Mapping[Cell, Rounds]) -> LatencyTable:
+def ends(manifest: Manifest) -> list[Cell]:
+    """The smallest and the largest number of rows, at the usual size."""
+    size = manifest.axes[0].opt if manifest.axes else None
+    return [(number, size) for number in dict.fromkeys((1, manifest.max_batch))]
+
+
+def table(
+    engine: EngineKind, artifact: str, threads: int, measured: Mapping[Cell, Rounds], *, quick: bool = False
+) -> LatencyTable:
     """The table of what was measured on this host, with its verdict by the rules above."""
     points = {cell: _point(cell, measured[cell]) for cell in sorted(measured, key=_order)}
     unsettled = [cell for cell in points if not _settled(measured[cell])]
-    reason = ""
-    if unsettled:
+    verdict: Verdict = "QUICK" if quick else "INVALID" if unsettled else "VALID"
+    reason = QUICK if quick else ""
+    if verdict == "INVALID":
         worst = max(unsettled, key=lambda cell: points[cell].spread)
         reason = f"{len(unsettled)} of {len(points)} points did not settle; at {where(worst)} {_why(measured[worst])}"
     return LatencyTable(
@@ -139,7 +162,7 @@ def table(engine: EngineKind, artifact: str, threads: int, measured: Mapping[Cel
         threads=threads,
         host=platform.node(),
         points=tuple(points.values()),
-        verdict="INVALID" if unsettled else "VALID",
+        verdict=verdict,
         reason=reason,
     )
 
@@ -152,7 +175,6 @@ class _Run:
         self.rounds: dict[Cell, list[Window]] = {}
         self._stopwatch = stopwatch
         self._budget_s = budget_s
-        self._spent_s = 0.0
         self._call_s: dict[Cell, float] = {}
 
     def load(self) -> None:
@@ -180,8 +202,7 @@ class _Run:
         rounds = self.rounds.get(cell)
         if self.fault is not None or rounds is None or _settled(rounds):
             return
-        has_time = len(rounds) < AGREEING_ROUNDS or self._spent_s < 2 * self._budget_s
-        if has_time and (window := self._window(cell)) is not None:
+        if (window := self._window(cell)) is not None:
             rounds.append(window)
 
     def _window(self, cell: Cell) -> Window | None:
@@ -190,7 +211,6 @@ class _Run:
         except BuildError as error:
             self.fault = str(error)
             return None
-        self._spent_s += sum(window.seconds)
         return window
 
 

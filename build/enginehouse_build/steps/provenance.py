@@ -18,8 +18,8 @@ from enginehouse_build.steps import kept_steps
 
 #: Fields of a recipe that do not change its reference.
 _LATER = {
-    "name", "store", "version", "formats", "precisions", "max_drop", "limits", "objective", "max_latency_ms", "threads",
-    "step_timeout_s", "memory_mib",
+    "name", "store", "version", "formats", "precisions", "max_drop", "limits", "objective", "max_latency_ms", "quick",
+    "threads", "step_timeout_s", "memory_mib",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 AS_GOOD = 0.98
 #: How many predictions a table remembers.
 MOST_KNOWN = 128
+
+
+Verdict: TypeAlias = Literal["VALID", "INVALID", "QUICK"]
 
 
 class LatencyPoint(BaseModel):
@@ -43,7 +46,8 @@ class LatencyTable(BaseModel):
     """T(engine, rows, size) of one artifact, measured on `host` with `threads` intra-op threads.
 
     `verdict` is INVALID when the measurement breaks its own rules (`enginehouse_build.judge.profile`); `reason` says
-    which. An INVALID table is still the best guess there is, so it is used, and shown as what it is.
+    which. A QUICK one was made in a hurry, as was asked for. Both are still the best guess there is, so they are used,
+    and shown as what they are; only VALID ones decide between artifacts.
     Large sizes of slow models may have fewer points than small ones.
     """
 
@@ -54,7 +58,7 @@ class LatencyTable(BaseModel):
     threads: int
     host: str
     points: tuple[LatencyPoint, ...] = Field(min_length=1)
-    verdict: Literal["VALID", "INVALID"] = "VALID"
+    verdict: Verdict = "VALID"
     reason: str = ""
 
     @property

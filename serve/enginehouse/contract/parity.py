@@ -54,10 +54,15 @@ WORST_ROW = 6
 
 
 def limits_of(precision: Precision, relative_l2: float | None = None) -> Limits:
-    """The gate of a precision; a relative L2 of the user's own widens the other figures with it."""
+    """The gate of a precision; a wider relative L2 of the user's own widens the other figures with it.
+
+    What passes with one limit passes with every wider one.
+    """
     limits = LIMITS[precision]
     if relative_l2 is None:
         return limits
+    if relative_l2 <= limits.relative_l2:
+        return replace(limits, relative_l2=relative_l2)
     worst = max(limits.worst_row, WORST_ROW * relative_l2)
     of_class = min(limits.of_class, max(1 - WORST_ROW * relative_l2, 0))
     return replace(

@@ -54,6 +54,9 @@ def build(
     ] = None,
     objective: Annotated[str | None, typer.Option(help="throughput (default) or latency.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Bound for the choice of throughput.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure in seconds, one round of the smallest and the largest batch.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: physical cores).")] = None,
     step_timeout: Annotated[float | None, typer.Option(help="Seconds that a step may take (default 1800).")] = None,
     memory_mib: Annotated[int | None, typer.Option(help="Memory that a step may take (default: 80 %).")] = None,
@@ -88,6 +91,7 @@ def build(
         "numerics": numerics,
         "objective": objective,
         "max_latency_ms": max_latency_ms,
+        "quick": quick or None,
         "threads": threads,
         "step_timeout_s": step_timeout,
         "memory_mib": memory_mib,

@@ -21,6 +21,8 @@ from enginehouse.contract.tensors import Signature
 from enginehouse.tools.cli.console import out
 
 _COLOURS = {"ready": "green", "unverified": "yellow", "failed": "red", "unavailable": "yellow"}
+#: What is said of a choice whose measurement decides nothing, by its verdict.
+_DOUBTS = {"INVALID": "measured on a busy machine", "QUICK": "measured in a hurry (--quick)"}
 
 
 def inspect(
@@ -56,12 +58,12 @@ def show(console: Console, manifest: Manifest) -> None:
     console.print(artifacts)
     for chosen in manifest.chosen:
         table_of = manifest.latency_of(chosen.engine, chosen.artifact)
-        doubt = ", [yellow]measured on a busy machine[/]" if table_of and table_of.verdict == "INVALID" else ""
+        doubt = f", [yellow]{_DOUBTS[table_of.verdict]}[/]" if table_of and table_of.verdict in _DOUBTS else ""
         text = f"best for {chosen.objective} ({chosen.numerics}): [bold]{chosen.artifact}[/] on {chosen.engine}{doubt}"
         console.print(text, highlight=False)
         for reason in chosen.reasons:
-            # Those about INVALID tables follow below, once.
-            if "INVALID" not in reason:
+            # Those about tables that decide nothing follow below, once.
+            if not any(verdict in reason for verdict in _DOUBTS):
                 console.print(f"  {escape(reason)}", style="dim", highlight=False)
     if told := left_out(manifest, manifest.numerics):
         console.print(f"when served: {escape(told)}", highlight=False)
@@ -70,10 +72,10 @@ def show(console: Console, manifest: Manifest) -> None:
         for note in (artifact.reason, *artifact.remarks):
             if note:
                 notes.setdefault(note, []).append(artifact.name)
-    if invalid := [table for table in manifest.latency if table.verdict == "INVALID"]:
-        notes[f"latency is INVALID (each reason is in the report): {invalid[0].reason}"] = [
-            table.artifact for table in invalid
-        ]
+    for verdict in _DOUBTS:
+        if doubted := [table for table in manifest.latency if table.verdict == verdict]:
+            each = " (each reason is in the report)" if verdict == "INVALID" else ""
+            notes[f"latency is {verdict}{each}: {doubted[0].reason}"] = [table.artifact for table in doubted]
     for remark in manifest.remarks:
         console.print(escape(remark), style="yellow", highlight=False)
     for note, names in notes.items():
