@@ -66,10 +66,8 @@ def test_one_precision_more_converts_and_verifies_only_that(recipe: Path) -> Non
 
 
 def test_another_limit_judges_again_and_makes_only_what_it_would_change(recipe: Path) -> None:
-    first, _, _ = rerun(recipe)
-    found = first.manifest.artifact("onnx-fp16").parity
-    assert found is not None
-    for limit in (2e-2, found.relative_l2 * 4):
+    rerun(recipe)
+    for limit in (2e-2, 4e-3):
         bundle, outcomes, _ = rerun(recipe, limits={"fp16": limit})
         redone = {stage for stage, outcome in outcomes.items() if outcome == "done"}
         # On a busy machine the times have not settled, and are measured again.
