@@ -27,6 +27,8 @@ NAMES = [
     # cluster
     ("ray._private.services", "find_gcs_addresses"),
     ("ray._private.node", "Node.get_session_dir_path"),
+    ("ray._private.node", "Node.kill_monitor"),
+    ("ray._private.node", "Node.kill_dashboard"),
     ("ray.serve.context", "_get_global_client"),
     ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),
     ("ray.serve._private.client", "ServeControllerClient.deploy_apps"),

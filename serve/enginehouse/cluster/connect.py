@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from enginehouse.cluster import light
 from enginehouse.contract.config import SERVING_ENV, AppConfig, RouterConfig
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import ACCELERATOR_OF
@@ -55,6 +56,7 @@ def connected(address: str) -> Iterator[None]:
     if address != "auto" and (Path.home() / ".ray" / "auth_token").is_file():
         # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    light.without_pandas()
     import ray
 
     _quiet()
@@ -90,6 +92,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
     # Before Ray starts, since its processes inherit them.
     wanted = _local_env(temporary) | _NO_OTHER_RAY
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    light.without_pandas()
     import ray
 
     try:
@@ -103,6 +106,9 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[str]:
             _node_ip_address=_LOOPBACK,
         )
         _quiet()
+        from enginehouse.cluster.ray_private import end_what_a_local_cluster_can_do_without
+
+        end_what_a_local_cluster_can_do_without()
         yield str(context.address_info["gcs_address"])
     finally:
         # This ends all processes but HAProxy, whose manager is killed before it can do so.
@@ -141,6 +147,7 @@ def _local_env(temporary: str) -> dict[str, str]:
     return {
         **SERVING_ENV,
         **_AT_REST,
+        **light.HOOK,
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         # No load balancer has to notice: the default of 30 s would only delay Ctrl-C.

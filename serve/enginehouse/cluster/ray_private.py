@@ -1,4 +1,4 @@
-"""Private names of Ray that `cluster` uses: for Serve's live config, the clusters that run here, and their names.
+"""Private names of Ray that `cluster` uses: for Serve's live config, and the clusters that run here.
 
 Serve's public REST API has the live config too, but needs the dashboard, which a local cluster does not run.
 """
@@ -52,6 +52,16 @@ def clusters_of_this_machine() -> list[str]:
     from ray._private.services import find_gcs_addresses
 
     return sorted(find_gcs_addresses())
+
+
+def end_what_a_local_cluster_can_do_without() -> None:
+    """End two processes of the cluster that this one has started, of 120 MiB.
+
+    The monitor asks clouds for nodes, and a dashboard that was not asked for sends usage statistics, if anything.
+    """
+    node = ray._private.worker._global_node
+    node.kill_monitor(check_alive=False)
+    node.kill_dashboard(check_alive=False)
 
 
 def session() -> str:
