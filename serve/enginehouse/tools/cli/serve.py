@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from enginehouse.cluster import connect
+from enginehouse.cluster import connect, local
 from enginehouse.cluster.moves import check_numerics, pinned
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
@@ -58,7 +58,7 @@ def serve(
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
     if min_replicas > max_replicas:
         raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
-    app = connect.default_app(threads, min_replicas, max_replicas)
+    app = local.default_app(threads, min_replicas, max_replicas)
     if print_config:
         config = serve_config(app, catalog_of(store, models, resident, numerics), host, port)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
@@ -75,14 +75,14 @@ def serve(
     catalog = catalog_of(store, models, resident, numerics)
     stop = threading.Event()
     say("starting a local Ray")
-    with connect.local(host, port, app) as ray_address:
+    with local.local(host, port, app) as cluster:
         # After Ray has started, which puts its own handler for SIGTERM.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        _deploy(connect.on_this_machine(app), catalog, host, port, timeout, started, stop)
+        _deploy(local.on_this_machine(app), catalog, host, port, timeout, started, stop)
         if not stop.is_set():
-            out.print(f"other commands: --address {ray_address}", highlight=False)
-            out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
+            out.print(f"other commands: --address {cluster.address}", highlight=False)
+            out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({cluster.address!r})", highlight=False)
             out.print("Ctrl-C ends it.")
         stop.wait()
         say("stopping")
