@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +50,9 @@ def serve(
         bool, typer.Option("--force", help="Also versions that clients of those served now could not go on with.")
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests under way have left when a local server is ended.")
+    ] = 30,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
     ),
@@ -73,19 +75,24 @@ def serve(
             _deploy(app, catalog, host, port, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
-    stop = threading.Event()
     say("starting a local Ray")
     with local.local(host, port, app) as cluster:
+        from enginehouse.cluster import ending
+
         # After Ray has started, which puts its own handler for SIGTERM.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        stop = ending.Signals().asked
         _deploy(local.on_this_machine(app), catalog, host, port, timeout, started, stop)
-        if not stop.is_set():
-            out.print(f"other commands: --address {cluster.address}", highlight=False)
-            out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({cluster.address!r})", highlight=False)
-            out.print("Ctrl-C ends it.")
+        if stop.is_set():
+            say("stopping")
+            return
+        drain = ending.Drain()
+        out.print(f"other commands: --address {cluster.address}", highlight=False)
+        out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({cluster.address!r})", highlight=False)
+        out.print(f"Ctrl-C ends it when requests under way are answered, or after {grace:g} s; a second one at once.")
         stop.wait()
         say("stopping")
+        if cut_off := drain.run(cluster.folder, grace):
+            say(f"{cut_off} requests were not answered within {grace:g} s")
 
 
 def catalog_of(
