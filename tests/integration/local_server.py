@@ -18,9 +18,9 @@ from tests.integration.cluster import clean_env, descendants, describe, free_por
 class LocalServer:
     """One that is started; its output is in a file in `folder`."""
 
-    def __init__(self, folder: Path, store: Path, *options: str, port: int = 0, **env: str) -> None:
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, folder: Path, store: Path, *options: str, host: str = "127.0.0.1", **env: str) -> None:
+        self.port = free_port()
+        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         self.temporary = env.get("TMPDIR", "/tmp")
         self._before = descendants()
         self._log = folder / f"serve-{self.port}.log"
@@ -28,7 +28,10 @@ class LocalServer:
         variables = {"HOME": str(folder), "PYTHONUNBUFFERED": "1"} | env
         with self._log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "enginehouse", "serve", str(store), "--port", str(self.port), *options],
+                [
+                    *(sys.executable, "-m", "enginehouse", "serve", str(store)),
+                    *("--host", host, "--port", str(self.port), *options),
+                ],
                 env={name: value for name, value in clean_env(**variables).items() if value != "unset"},
                 cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -49,6 +52,13 @@ class LocalServer:
     def left(self) -> list[psutil.Process]:
         """Processes that came up since it was started and live; needs `adopt_orphans`."""
         return [process for pid, process in descendants().items() if pid not in self._before]
+
+    def router_ports(self) -> list[int]:
+        """Where its routers listen for HAProxy."""
+        routers = [process for process in self.left() if process.cmdline()[0].endswith(":Router")]
+        ports = {c.laddr.port for router in routers for c in router.net_connections("tcp4") if c.status == "LISTEN"}
+        # Of the others of the same processes, one is Ray's and one is Serve's for handles.
+        return [port for port in ports if 25_000 <= port < 30_000]
 
     def refuses_connections(self) -> bool:
         try:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,7 +38,7 @@ def start(store: Path, tmp_path: Path) -> Iterator[Callable[..., LocalServer]]:
     started = []
     temporary = Path(tempfile.mkdtemp(prefix="e", dir="/tmp"))
 
-    def one(*options: str, **env: str) -> LocalServer:
+    def one(*options: str, **env: Any) -> LocalServer:
         server = LocalServer(tmp_path, store, *options, **{"TMPDIR": str(temporary)} | env)
         started.append(server)
         server.wait_ready()
@@ -76,8 +77,17 @@ def test_a_killed_one_leaves_no_process_and_no_port_and_the_next_one_no_folder(
     server.process.wait()
     print(f"gone after {server.gone_after(10):.1f} s")
 
-    after = start("--models", "scale")
+    after = start("--models", "scale", host="::1")
     assert len(folders(after)) == 1 and folders(after).isdisjoint(left_over)
+    assert f"http://[::1]:{after.port}/" in after.said()
+    assert after.infer("scale").status_code == 200
+    # Whoever asks a router past HAProxy may have meant another server, which had its port before.
+    ports = after.router_ports()
+    assert len(ports) == 2
+    for port in ports:
+        for path in ("/-/healthz", "/v2/health/ready", "/v2/models/scale"):
+            stranger = httpx.get(f"http://127.0.0.1:{port}{path}")
+            assert (stranger.status_code, "another server" in stranger.text) == (503, True)
 
 
 class Asked(threading.Thread):

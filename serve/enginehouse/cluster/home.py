@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-_TOKEN, _TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 #: Ray adds `/ray/session_DATE_TIME_PID/sockets/plasma_store`, and the paths of Unix sockets end at 107 characters.
 _LONGEST_TEMPORARY = 35
 #: Where Ray puts its sessions when nothing says otherwise.
@@ -23,7 +23,7 @@ def home() -> Path | None:
 
 def has_token() -> bool:
     """Whether Ray finds a token to connect with."""
-    if os.environ.get(_TOKEN) or os.environ.get(_TOKEN_FILE):
+    if os.environ.get(_TOKEN) or os.environ.get(TOKEN_FILE):
         return True
     kept = os.environ.get("HOME")
     return bool(kept) and (Path(kept or "") / ".ray" / "auth_token").is_file()
@@ -38,7 +38,7 @@ def without_home(folder: Path) -> dict[str, str]:
         token = folder / "auth_token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        found[_TOKEN_FILE] = str(token)
+        found[TOKEN_FILE] = str(token)
     return found
 
 

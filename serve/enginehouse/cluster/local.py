@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from enginehouse.cluster import haproxy, home, proxies
 from enginehouse.cluster.connect import NO_OTHER_RAY, check_ray_is_not_imported, quiet
 from enginehouse.cluster.keeper import MARK, Keeper
@@ -48,10 +50,11 @@ _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
 
 class LocalCluster(NamedTuple):
-    """A cluster of this machine only: its address, and the folder of its HAProxy."""
+    """A cluster of this machine only: its address, the folder of its HAProxy, and what others need to be let in."""
 
     address: str
     folder: Path
+    variables: str
 
 
 @contextlib.contextmanager
@@ -71,7 +74,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
             SERVING_ENV | _AT_REST | _ALONE | NO_OTHER_RAY | haproxy.environment(folder) | home.without_home(folder)
         )
         os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-        os.environ.update(haproxy.wrapped() | proxies.exceptions(proxies.THIS_MACHINE) | {MARK: str(folder)})
+        os.environ.update(haproxy.wrapped(host, port) | proxies.exceptions(proxies.THIS_MACHINE) | {MARK: str(folder)})
         keeper = Keeper(folder)
         import ray
 
@@ -90,7 +93,8 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
             except Exception as error:
                 raise ConfigError(f"a local Ray does not start: {_first_line(error)}") from error
             quiet()
-            yield LocalCluster(str(context.address_info["gcs_address"]), folder)
+            keeper.remember(child.pid for child in psutil.Process().children(recursive=True))
+            yield LocalCluster(str(context.address_info["gcs_address"]), folder, _variables(folder))
         finally:
             try:
                 # This ends all processes but HAProxy, whose manager is killed before it can do so.
@@ -122,6 +126,12 @@ def on_this_machine(app: AppConfig) -> AppConfig:
         for name, pool in app.pools.items()
     }
     return AppConfig(pools=pools, router=app.router)
+
+
+def _variables(folder: Path) -> str:
+    token = os.environ.get(home.TOKEN_FILE, "")
+    is_ours = Path(token).parent == folder
+    return f"RAY_AUTH_MODE=token{f' {home.TOKEN_FILE}={token}' if is_ours else ''}"
 
 
 def _first_line(error: Exception) -> str:

@@ -7,8 +7,9 @@ import socket
 
 import psutil
 
-#: Outside the ranges from which the system and Ray's workers pick theirs.
-_OURS = range(20_000, 30_000)
+#: Outside the ranges from which the system and Ray's workers pick theirs: single ones, and starts of clusters' ranges.
+_SINGLE = range(20_000, 25_000)
+_RANGES = range(25_000, 30_000, 200)
 
 
 def listen_error(host: str, port: int) -> str | None:
@@ -38,18 +39,32 @@ def answers(host: str, port: int) -> bool:
 def free_port() -> int:
     """A free port to use later."""
     while True:
-        port = random.choice(_OURS)
+        port = random.choice(_SINGLE)
         if listen_error("127.0.0.1", port) is None:
             return port
 
 
+def free_range() -> tuple[int, int]:
+    """First and last port of a range of which none is taken now; any range where there is no such one."""
+    taken = {port for port, _ in _listening()}
+    free = [first for first in _RANGES if taken.isdisjoint(range(first, first + _RANGES.step))]
+    first = random.choice(free or _RANGES)
+    return first, first + _RANGES.step - 1
+
+
+def _listening() -> list[tuple[int, int | None]]:
+    """Ports that processes of this machine listen on, and the processes; None for one of another user."""
+    try:
+        return [
+            (c.laddr.port, c.pid) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr
+        ]
+    except psutil.Error:
+        return []
+
+
 def _listener(port: int) -> str:
     """The process that listens on `port`, for people; empty where nobody does."""
-    try:
-        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
-    except psutil.Error:
-        return ""
-    held = [connection.pid for connection in listening if connection.laddr.port == port]
+    held = [pid for taken, pid in _listening() if taken == port]
     pid = next(filter(None, held), None)
     if pid is None:
         return "a process of another user" if held else ""

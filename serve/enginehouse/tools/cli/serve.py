@@ -66,7 +66,10 @@ def serve(
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
+    host = host.strip("[]")
     if address != "local":
+        if ":" in host:
+            raise ConfigError(f"--host {host}: on a cluster Serve listens on addresses of IPv4 only")
         with connect.connected(address):
             from enginehouse.cluster import deploy
 
@@ -87,7 +90,9 @@ def serve(
             return
         drain = ending.Drain()
         out.print(f"other commands: --address {cluster.address}", highlight=False)
-        out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({cluster.address!r})", highlight=False)
+        out.print(
+            f"other Ray jobs: {cluster.variables}, ray.init({cluster.address!r})", highlight=False, soft_wrap=True
+        )
         out.print(f"Ctrl-C ends it when requests under way are answered, or after {grace:g} s; a second one at once.")
         stop.wait()
         say("stopping")
@@ -229,12 +234,13 @@ def _deploy(
     force: bool = False,
 ) -> None:
     from enginehouse.cluster import deploy
+    from enginehouse.cluster.haproxy import serve_host
 
     say(f"deploying {', '.join(moved(model, live.find(model.name) if live else None) for model in catalog.models)}")
     for model in catalog.models:
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
-    deploy.deploy(app, catalog, host, port, force)
+    deploy.deploy(app, catalog, serve_host(host), port, force)
     document = wait_until_served(catalog, timeout, stop)
     if stop and stop.is_set():
         return
@@ -243,5 +249,7 @@ def _deploy(
     if not ready:
         say("deployed, but no model answers yet; `enginehouse status` shows when one does")
         return
-    host, port = deploy.http_address()
-    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{host}:{port}/v2/models/{ready[0]}")
+    if ":" not in host:
+        host, port = deploy.http_address()
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{at}/v2/models/{ready[0]}")
