@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from enginehouse.cluster import home
+from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.store.cache import cache_folder
 
 
 @pytest.mark.parametrize("given", [None, "", "relative", "/proc/no"])
@@ -53,3 +55,16 @@ def test_sessions_go_where_their_sockets_fit(tmp_path: Path) -> None:
     if os.getuid():
         assert home.ray_folder({"TMPDIR": "/root/x"}) == "/tmp/ray"
     assert home.ray_folder({"TMPDIR": "/proc/version/x"}) == "/tmp/ray"
+
+
+def test_a_user_without_a_home_is_told_where_to_put_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        # As of a container's user that the system does not know.
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ENGINEHOUSE_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigError, match="ENGINEHOUSE_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", "/some/where")
+    assert cache_folder() == Path("/some/where")
