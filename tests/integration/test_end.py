@@ -110,7 +110,7 @@ class Asked(threading.Thread):
             self.outcome, self.said = answer.status_code, answer.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_who_is_under_way_is_answered_and_who_comes_late_is_told_to_come_again(
     start: Callable[..., LocalServer], number: signal.Signals
 ) -> None:

