@@ -50,11 +50,14 @@ _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
 
 class LocalCluster(NamedTuple):
-    """A cluster of this machine only: its address, the folder of its HAProxy, and what others need to be let in."""
+    """A cluster of this machine only: its address, the folder of its HAProxy, and the variable that lets others in.
+
+    That is empty where they find the token in the user's home.
+    """
 
     address: str
     folder: Path
-    variables: str
+    variable: str
 
 
 @contextlib.contextmanager
@@ -94,7 +97,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
                 raise ConfigError(f"a local Ray does not start: {_first_line(error)}") from error
             quiet()
             keeper.remember(child.pid for child in psutil.Process().children(recursive=True))
-            yield LocalCluster(str(context.address_info["gcs_address"]), folder, _variables(folder))
+            yield LocalCluster(str(context.address_info["gcs_address"]), folder, _variable(folder))
         finally:
             try:
                 # This ends all processes but HAProxy, whose manager is killed before it can do so.
@@ -128,10 +131,9 @@ def on_this_machine(app: AppConfig) -> AppConfig:
     return AppConfig(pools=pools, router=app.router)
 
 
-def _variables(folder: Path) -> str:
+def _variable(folder: Path) -> str:
     token = os.environ.get(home.TOKEN_FILE, "")
-    is_ours = Path(token).parent == folder
-    return f"RAY_AUTH_MODE=token{f' {home.TOKEN_FILE}={token}' if is_ours else ''}"
+    return f"{home.TOKEN_FILE}={token}" if Path(token).parent == folder else ""
 
 
 def _first_line(error: Exception) -> str:
