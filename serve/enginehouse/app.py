@@ -121,7 +121,11 @@ class Ingress:
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, why a backend is not live, and flags that this process was started without."""
-        return {**self.versions.status(self.plane.router.is_ready), "missing_flags": missing_flags()}
+        return {**self.versions.status(self.plane.answers), "missing_flags": missing_flags()}
+
+    async def drain(self, refuse: bool) -> int:
+        """For `enginehouse serve`, which ends: see `DataPlane.drain`."""
+        return self.plane.drain(refuse)
 
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one answers for, once that is not what `tag` stands for."""

@@ -99,3 +99,27 @@ async def test_the_version_is_the_one_that_answers_when_the_body_is_there(cluste
             await until(lambda: answers(asked.plane.versions) == "2")  # type: ignore[arg-type]
             answer = await turn.infer(X, turn.signature.check(X), NO_HINTS)
         assert answer.origin()["version"] == "2"
+
+
+async def test_a_server_that_ends_is_first_not_ready_and_then_refuses_whom_it_did_not_know(
+    cluster: Cluster, store: Path
+) -> None:
+    async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
+        plane = asked.plane
+        assert plane.is_ready("m")
+        with plane.open("tests", "m") as turn:
+            assert plane.drain(refuse=False) == 1
+            assert not plane.is_ready("m")
+            # Who has not heard of it yet is answered.
+            await asked.infer("m", X)
+            assert plane.drain(refuse=True) == 1
+            with pytest.raises(NoBackend, match="this server is ending") as caught:
+                await asked.infer("m", X)
+            assert caught.value.retryable
+            # There is no way back.
+            assert plane.drain(refuse=False) == 1
+            with pytest.raises(NoBackend), plane.open("tests", "m"):
+                pytest.fail("the body would be read")
+            # Under way is under way.
+            await turn.infer(X, turn.signature.check(X), NO_HINTS)
+        assert plane.drain(refuse=True) == 0

@@ -234,3 +234,18 @@ async def test_the_server_lives_and_tells_its_name_while_no_model_is_ready(clien
     assert (await client.get("/v2")).json()["name"] == "enginehouse"
     (entry,) = (await client.post("/v2/repository/index")).json()
     assert (entry["name"], entry["version"], entry["state"]) == ("cold", "1", "UNAVAILABLE")
+
+
+async def test_a_server_that_ends_says_everywhere_that_it_is_not_ready(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes._ingress().plane.drain(refuse=True)
+    for path in ("/v2/health/ready", "/v2/models/cold/ready"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()) == (503, {"error": "not ready: this server is ending"})
+    refused = await client.post("/v2/models/cold/infer", content=TEXT)
+    assert refused.status_code == 503
+    assert "this server is ending" in refused.json()["error"]
+    assert refused.headers["retry-after"] == "1"
+    # It lives: who restarts what does not live would cut off what is under way.
+    assert (await client.get("/v2/health/live")).status_code == 200

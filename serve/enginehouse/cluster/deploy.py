@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.cluster import moves, ray_private
@@ -77,8 +77,8 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
     """Start Serve if it is not running, and deploy or replace our application.
 
     `host` and `port` are for Serve's HTTP; they take effect only when it is started here. Raises ConfigError when a
-    model has no artifact of the numerics class that the catalog names, or, without `force`, when the clients of a
-    version that is served now could not go on.
+    model has no artifact of the numerics class that the catalog names, when Serve does not start, or, without `force`,
+    when the clients of a version that is served now could not go on.
     """
     for model in catalog.models:
         if model.numerics:
@@ -93,7 +93,11 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
         http_options=config["http_options"],
         logging_config=config["logging_config"],
     )
-    _within(START_S, start)
+    try:
+        _within(START_S, start)
+    except RayError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"Serve does not start: {lines[-1].strip() if lines else type(error).__name__}") from error
     (application,) = config["applications"]
     apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
 

@@ -39,6 +39,15 @@ class DataPlane:
         self.versions = versions
         self.admission = Admission(max_requests, max_bytes)
         self.metrics = RequestMetrics()
+        #: Whether the server is ending: not ready, but it answers as ever until it `refuses` new requests.
+        self.is_ending = False
+        self.refuses = False
+
+    def drain(self, refuse: bool) -> int:
+        """Be ready for nothing from now on and, with `refuse`, refuse new requests; how many are under way."""
+        self.is_ending = True
+        self.refuses = self.refuses or refuse
+        return self.admission.requests
 
     def open(self, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
         """A turn for one request, before its body is read; a context manager, which begins when it is entered.
@@ -67,9 +76,13 @@ class DataPlane:
     def is_ready(self, model: str, version: str | None = None) -> bool:
         """Whether a request for `model` would be answered now. Raises ModelNotFound."""
         try:
-            return self.router.is_ready(self.versions.get(model, version))
+            return self.answers(self.versions.get(model, version))
         except NoBackend:
             return False
+
+    def answers(self, version: ModelVersion) -> bool:
+        """Whether a request for `version` would be answered now, and by a server that stays."""
+        return not self.is_ending and self.router.is_ready(version)
 
     def explain(self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None) -> Explained:
         """How a request of `rows` rows and `size` would be routed now. Raises RequestError or CapacityError."""
@@ -108,6 +121,8 @@ class Turn:
     def __enter__(self) -> Turn:
         try:
             # Authentication belongs here: before anything is revealed, counted or read.
+            if self._plane.refuses:
+                raise NoBackend("this server is ending; send the request again, to another one or when it is back")
             try:
                 self._version = self._plane.versions.get(*self._asked)
                 key = self._version.key

@@ -44,9 +44,14 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where this node keeps copies of remote bundles."""
+    """Where this node keeps copies of remote bundles. Raises ConfigError for a user without a home."""
     root = os.environ.get("ENGINEHOUSE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "enginehouse"
+    if root:
+        return Path(root)
+    try:
+        return Path.home() / ".cache" / "enginehouse"
+    except RuntimeError:
+        raise ConfigError("there is no home to keep the cache in; set ENGINEHOUSE_CACHE to a folder") from None
 
 
 def fetch(fs: Any, source: str, manifest: bytes, files: Sequence[File]) -> Path:

@@ -32,6 +32,7 @@ logger = logging.getLogger("ray.serve")
 WATCH_AFTER_S = 0.05
 #: Up to so many bytes, JSON is decoded and encoded on the event loop: a millisecond or two, less than a thread costs.
 INLINE_BYTES = 1 << 17
+_ENDING = "not ready: this server is ending"
 
 
 class Ingress(Protocol):
@@ -56,7 +57,9 @@ async def live(_: Request) -> Response:
 
 
 async def ready(_: Request) -> Response:
-    """200 when every model of the catalog is ready (Triton's strict readiness), else 400."""
+    """200 when every model of the catalog is ready (Triton's strict readiness), else 400; 503 when the server ends."""
+    if _ingress().plane.is_ending:
+        return _json({"error": _ENDING}, 503)
     waiting = [model["name"] for model in _models() if not model["ready"]]
     if waiting:
         return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
@@ -78,6 +81,8 @@ async def model_ready(request: Request) -> Response:
     name, version = _model_of(request)
     if _ingress().plane.is_ready(name, version):
         return _json({"name": name, "ready": True})
+    if _ingress().plane.is_ending:
+        return _json({"error": _ENDING}, 503)
     return _json({"error": f"model {name!r} has no live backend; see `enginehouse status`"}, 400)
 
 
@@ -198,7 +203,7 @@ async def index(_: Request) -> Response:
 
 def _models() -> list[dict[str, Any]]:
     ingress = _ingress()
-    models: list[dict[str, Any]] = ingress.versions.status(ingress.plane.router.is_ready)["models"]
+    models: list[dict[str, Any]] = ingress.versions.status(ingress.plane.answers)["models"]
     return models
 
 

@@ -14,6 +14,8 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from enginehouse.faces.http import own_house
+
 _INFER = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 
 Scope = MutableMapping[str, Any]
@@ -44,7 +46,9 @@ def middlewares() -> list[Any]:
     """Serve's hook: the middlewares of a process that listens for HTTP."""
     from starlette.middleware import Middleware
 
-    return [Middleware(Shortcut)]
+    key = own_house.key()
+    # Serve puts each around those before it.
+    return [Middleware(Shortcut), *([Middleware(own_house.OwnHouse, key)] if key else [])]
 
 
 def _ingress_of_this_process() -> Application | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from enginehouse.cluster import connect
+from enginehouse.cluster import connect, local
 from enginehouse.cluster.moves import check_numerics, pinned
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
@@ -51,6 +50,9 @@ def serve(
         bool, typer.Option("--force", help="Also versions that clients of those served now could not go on with.")
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests under way have left when a local server is ended.")
+    ] = 30,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
     ),
@@ -58,13 +60,16 @@ def serve(
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
     if min_replicas > max_replicas:
         raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
-    app = connect.default_app(threads, min_replicas, max_replicas)
+    app = local.default_app(threads, min_replicas, max_replicas)
     if print_config:
         config = serve_config(app, catalog_of(store, models, resident, numerics), host, port)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
+    host = host.strip("[]")
     if address != "local":
+        if ":" in host:
+            raise ConfigError(f"--host {host}: on a cluster Serve listens on addresses of IPv4 only")
         with connect.connected(address):
             from enginehouse.cluster import deploy
 
@@ -73,19 +78,26 @@ def serve(
             _deploy(app, catalog, host, port, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
-    stop = threading.Event()
     say("starting a local Ray")
-    with connect.local(host, port, app) as ray_address:
+    with local.local(host, port, app) as cluster:
+        from enginehouse.cluster import ending
+
         # After Ray has started, which puts its own handler for SIGTERM.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        _deploy(connect.on_this_machine(app), catalog, host, port, timeout, started, stop)
-        if not stop.is_set():
-            out.print(f"other commands: --address {ray_address}", highlight=False)
-            out.print(f"other Ray jobs: RAY_AUTH_MODE=token, ray.init({ray_address!r})", highlight=False)
-            out.print("Ctrl-C ends it.")
+        stop = ending.Signals().asked
+        _deploy(local.on_this_machine(app), catalog, host, port, timeout, started, stop)
+        if stop.is_set():
+            say("stopping")
+            return
+        drain = ending.Drain()
+        token = f" with {cluster.variable}" if cluster.variable else ""
+        out.print(f"other commands: --address {cluster.address}{token}", highlight=False, soft_wrap=True)
+        jobs = f"RAY_AUTH_MODE=token, ray.init({cluster.address!r}){token}"
+        out.print(f"other Ray jobs: {jobs}", highlight=False, soft_wrap=True)
+        out.print(f"Ctrl-C ends it when requests under way are answered, or after {grace:g} s; a second one at once.")
         stop.wait()
         say("stopping")
+        if cut_off := drain.run(cluster.folder, grace):
+            say(f"not answered within {grace:g} s: {cut_off} request{'s' if cut_off > 1 else ''}")
 
 
 def catalog_of(
@@ -222,12 +234,13 @@ def _deploy(
     force: bool = False,
 ) -> None:
     from enginehouse.cluster import deploy
+    from enginehouse.cluster.haproxy import serve_host
 
     say(f"deploying {', '.join(moved(model, live.find(model.name) if live else None) for model in catalog.models)}")
     for model in catalog.models:
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
-    deploy.deploy(app, catalog, host, port, force)
+    deploy.deploy(app, catalog, serve_host(host), port, force)
     document = wait_until_served(catalog, timeout, stop)
     if stop and stop.is_set():
         return
@@ -236,5 +249,7 @@ def _deploy(
     if not ready:
         say("deployed, but no model answers yet; `enginehouse status` shows when one does")
         return
-    host, port = deploy.http_address()
-    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{host}:{port}/v2/models/{ready[0]}")
+    if ":" not in host:
+        host, port = deploy.http_address()
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{at}/v2/models/{ready[0]}")

@@ -1,0 +1,64 @@
+"""Becomes the HAProxy of a local cluster, which then ends with the server that started the cluster.
+
+Ray's processes end with the one that started them; HAProxy would stay on its port, and forward to whoever takes the
+freed ports of the routers. This one is replaced by `exec`, since Ray looks at the pid that it started. It runs anew for
+each change of the configuration, by haproxy_wrapper.sh, so it imports nothing but what starts in milliseconds.
+
+Before, it adds to the configuration what Ray has no setting for: every request and health check carries the key of the
+cluster, without which its routers answer nobody, and the address may be one of IPv6.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+#: The real binary, and the process of `enginehouse serve`; the key and its header; where to listen instead.
+BINARY, SERVER, BIND = "ENGINEHOUSE_HAPROXY", "ENGINEHOUSE_SERVER_PID", "ENGINEHOUSE_BIND"
+KEY, HEADER = "ENGINEHOUSE_HOUSE_KEY", "x-house-key"
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Take the signal for the end of the process that started this one (Ray's actor), and become HAProxy."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    try:
+        os.kill(int(os.environ[SERVER]), 0)
+    except ProcessLookupError:
+        # Killed before the signal was set.
+        sys.exit("the server that wanted HAProxy is gone")
+    arguments = sys.argv[1:]
+    # In place: Ray knows its HAProxy by this path, and writes the file anew before each start.
+    with open(arguments[arguments.index("-f") + 1], "r+", encoding="utf-8") as file:  # noqa: PTH123
+        text = completed(file.read(), os.environ[KEY], os.environ.get(BIND))
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+    os.execv(os.environ[BINARY], [os.environ[BINARY], *arguments])
+
+
+def completed(text: str, key: str, bind: str | None = None) -> str:
+    """The configuration with the key in requests and health checks, listening at `bind` if that is given."""
+    return text if HEADER in text else "\n".join(_lines(text, key, bind)) + "\n"
+
+
+def _lines(text: str, key: str, bind: str | None) -> Iterator[str]:
+    section = ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            section = line.strip()
+        word = line.strip()
+        is_front = section == "frontend http_frontend" and word.startswith("bind ")
+        yield f"    bind {bind}" if is_front and bind else line
+        if is_front:
+            # In the place of what the client has sent.
+            yield f"    http-request set-header {HEADER} {key}"
+        elif word.startswith("option httpchk"):
+            yield f"    http-check send hdr {HEADER} {key}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A router answers what comes through its own cluster's HAProxy; what that one's configuration becomes."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import ASGITransport, AsyncClient
+from ray.serve._private import haproxy_templates
+from ray.serve._private.haproxy import BackendConfig
+
+from enginehouse.cluster import haproxy_wrapper
+from enginehouse.cluster.haproxy import serve_host
+from enginehouse.cluster.haproxy_wrapper import completed
+from enginehouse.contract.errors import ConfigError
+from enginehouse.faces.http import own_house, shortcut
+
+CONFIGURATION = """global
+    nbthread 1
+frontend prometheus
+    bind :9101
+frontend http_frontend
+    bind 127.0.0.1:8000
+    use_backend app
+backend app
+    option httpchk GET /-/healthz
+    http-check expect status 200
+    server one 127.0.0.1:30000 check
+"""
+
+
+def test_requests_and_health_checks_get_the_key_and_nothing_else_changes() -> None:
+    text = completed(CONFIGURATION, "secret")
+    added = [line for line in text.splitlines() if line not in CONFIGURATION.splitlines()]
+    assert added == ["    http-request set-header x-house-key secret", "    http-check send hdr x-house-key secret"]
+    lines = text.splitlines()
+    assert lines[lines.index("    bind 127.0.0.1:8000") + 1] == added[0]
+    assert lines[lines.index("    option httpchk GET /-/healthz") + 1] == added[1]
+    assert [line for line in lines if line not in added] == CONFIGURATION.splitlines()
+    # HAProxy may be started twice with one file.
+    assert completed(text, "secret") == text
+
+
+@pytest.mark.parametrize("bind", ["[::1]:8000", "[::]:8000 v4v6"])
+def test_the_address_may_be_one_of_ipv6(bind: str) -> None:
+    lines = completed(CONFIGURATION, "secret", bind).splitlines()
+    assert f"    bind {bind}" in lines
+    assert "    bind 127.0.0.1:8000" not in lines
+    assert "    bind :9101" in lines
+
+
+def test_rays_configuration_has_the_lines_that_are_looked_for() -> None:
+    assert "\nfrontend http_frontend\n    bind " in haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    assert "    option httpchk GET " in haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    assert "health_path" in inspect.getsource(BackendConfig.build_health_check_config)
+    assert (own_house.HEADER, own_house.KEY) == (haproxy_wrapper.HEADER, haproxy_wrapper.KEY)
+
+
+def test_serve_gets_an_address_that_its_replicas_can_have() -> None:
+    assert [serve_host(host) for host in ("127.0.0.1", "0.0.0.0", "::1", "::")] == [
+        *("127.0.0.1", "0.0.0.0", "127.0.0.1", "127.0.0.1")
+    ]
+
+
+def test_without_haproxy_an_address_of_ipv6_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from enginehouse.cluster import haproxy
+
+    monkeypatch.setattr(haproxy, "_binary", lambda: None)
+    assert haproxy.wrapped("127.0.0.1", 8000) == {}
+    with pytest.raises(ConfigError, match="--host ::1.*HAProxy"):
+        haproxy.wrapped("::1", 8000)
+
+
+def test_the_wrapper_never_wraps_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from enginehouse.cluster import haproxy
+
+    for name in (haproxy_wrapper.BINARY, "RAY_SERVE_HAPROXY_BINARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    once = haproxy.wrapped("127.0.0.1", 8000)
+    for name, value in once.items():
+        # As a task of that cluster has it.
+        monkeypatch.setenv(name, value)
+    assert haproxy.wrapped("127.0.0.1", 8000)[haproxy_wrapper.BINARY] == once[haproxy_wrapper.BINARY]
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/opt/mine")
+    assert haproxy.wrapped("127.0.0.1", 8000)[haproxy_wrapper.BINARY] == "/opt/mine"
+
+
+def test_requests_that_are_still_answered_are_known_by_their_age(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from enginehouse.cluster import haproxy
+
+    shown = """0x1: proto=tcpv4 src=1:2 fe=http_frontend be=b srv=s ts=00 epoch=0x2 age=1m3s calls=2
+0x2: proto=tcpv4 src=1:3 fe=http_frontend be=<NONE> srv=<none> ts=00 epoch=0 age=50s calls=1
+0x3: proto=tcpv4 src=1:3 fe=http_frontend be=b srv=s ts=00 epoch=0 age=0s calls=1
+0x4: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00 epoch=0x2 age=9s calls=1
+"""
+    monkeypatch.setattr(haproxy, "_asked", lambda folder, command: shown)
+    assert [haproxy.answering(tmp_path, since) for since in (0.5, 1.5, 63, 64)] == [2, 1, 1, 0]
+
+
+async def _hello(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def _wrapped(monkeypatch: pytest.MonkeyPatch, key: str | None) -> AsyncClient:
+    """An application with our middlewares around it, as Serve puts them there."""
+    monkeypatch.delenv(own_house.KEY, raising=False)
+    if key:
+        monkeypatch.setenv(own_house.KEY, key)
+    application: Any = _hello
+    for middleware in shortcut.middlewares():
+        application = middleware.cls(application, *middleware.args, **middleware.kwargs)
+    return AsyncClient(transport=ASGITransport(application), base_url="http://here")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/v2/health/ready", "/-/healthz"])
+async def test_who_has_not_the_key_is_sent_away_whatever_he_asks(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    async with _wrapped(monkeypatch, "secret") as client:
+        for headers in ({}, {"x-house-key": "secre"}, {"x-house-key": ""}, {"house-key": "secret"}):
+            refused = await client.post(path, headers=headers)
+            assert refused.status_code == 503
+            assert "another server" in refused.json()["error"]
+            assert refused.headers["retry-after"] == "1"
+        assert (await client.get(path, headers={"X-House-Key": "secret"})).text == "hello"
+
+
+async def test_a_cluster_without_a_key_answers_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _wrapped(monkeypatch, None) as client:
+        assert (await client.get("/v2/health/ready")).text == "hello"
