@@ -111,6 +111,8 @@ class RouterConfig(_Config):
     max_ongoing_bytes: int = Field(default=1 << 30, ge=1)
     default_deadline_s: float = Field(default=30, gt=0)
     max_body_bytes: int = Field(default=256 << 20, ge=1)
+    max_json_bytes: int = Field(default=4 << 20, ge=1)
+    max_strings: int = Field(default=1 << 17, ge=1)
     threads: int | None = Field(default=None, ge=1)
 
 

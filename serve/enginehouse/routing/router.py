@@ -6,6 +6,7 @@ admission and statistics are the data plane's.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import math
@@ -24,6 +25,7 @@ from enginehouse.contract.errors import (
     NoBackend,
     Overloaded,
 )
+from enginehouse.contract.pieces import NUMBER_BYTES
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private
@@ -91,7 +93,13 @@ class Router:
         Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises
         EnginehouseError.
         """
-        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints, Values(inputs))
+        values = Values(inputs)
+        if sum(array.nbytes for array in inputs.values()) > NUMBER_BYTES:
+            bounds = [backend.inputs_only for backend in self._view.live(version) if backend.inputs_only]
+            if bounds:
+                # Looking at so many takes long, and numpy lets others compute meanwhile. What was seen is kept.
+                await asyncio.to_thread(lambda: [values.beyond(only) for only in bounds])
+        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints, values)
         budget_s = demand.budget_ms / 1e3
         failover = Failover(self, version, inputs, demand, hints.priority, time.monotonic() + budget_s)
         try:
