@@ -9,6 +9,9 @@ import numpy as np
 
 from enginehouse.contract.pieces import ELEMENTS, Work
 
+#: Lines that are written at a time: a number of numpy is long in becoming text.
+_LINES = ELEMENTS // 4
+
 
 def classes(
     array: np.ndarray, count: int, batched: bool, write: Callable[[np.ndarray], bytes | memoryview]
@@ -28,8 +31,8 @@ def classes(
         # A row that is long on its own takes as long as it takes, and numpy lets others compute meanwhile.
         order = (yield functools.partial(_order, some, count)) if some.size > 4 * ELEMENTS else _order(some, count)
         values, indices = np.take_along_axis(some, order, axis=1).reshape(-1), order.reshape(-1)
-        for start in range(0, values.size, ELEMENTS):
-            places = slice(start, start + ELEMENTS)
+        for start in range(0, values.size, _LINES):
+            places = slice(start, start + _LINES)
             pairs = zip(values[places], indices[places].tolist(), strict=True)
             pieces.append(write(np.array([f"{value}:{index}".encode() for value, index in pairs], object)))
             yield None
