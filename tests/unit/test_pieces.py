@@ -17,8 +17,8 @@ import orjson
 import pytest
 
 from enginehouse.contract import elements
+from enginehouse.contract.elements import ELEMENTS, Work, finished
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
-from enginehouse.contract.pieces import ELEMENTS, Work, finished
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces import oip
 from enginehouse.faces.http.interleaved import SLICE_S, interleaved

@@ -1,6 +1,9 @@
 """One tensor's elements: raw little-endian bytes or a JSON array <-> numpy.
 
-What may take long is also there as `Work`, in pieces (see `pieces`): `decoding`, `reading`, `writing` and `encoding`.
+What may take long is also there as `Work`: `decoding`, `encoding`, `reading` and `writing`. Work is a generator, so
+that others may go on meanwhile. It yields None wherever it may be left for a moment, after a few milliseconds at most,
+or a function that takes longer and cannot be interrupted; what the function returns is sent back. Whoever runs it
+decides what happens in between.
 """
 
 from __future__ import annotations
@@ -8,16 +11,21 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
 
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.contract.pieces import ELEMENTS, NUMBER_BYTES, Work, finished
 from enginehouse.contract.tensors import datatype
+
+T = TypeVar("T")
+Work: TypeAlias = Generator[Callable[[], Any] | None, Any, T]
+
+#: Elements for which Python takes some 2 ms, one after the other, and bytes of numbers for which numpy does.
+ELEMENTS, NUMBER_BYTES = 1 << 13, 1 << 22
 
 #: Two-byte floats have no JSON form (Triton refuses them too): their values are not what a reader would type.
 BINARY_ONLY = frozenset({"FP16", "BF16"})
@@ -30,6 +38,22 @@ _JSON_ELEMENTS: Mapping[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
     "O": ({str}, "strings"),
 }
+
+
+def finished(work: Work[T]) -> T:
+    """Run `work` to its end without a break, and return its result."""
+    try:
+        call = next(work)
+        while True:
+            try:
+                result = call() if call is not None else None
+            except Exception as error:
+                call = work.throw(error)
+            else:
+                call = work.send(result)
+    except StopIteration as end:
+        value: T = end.value
+        return value
 
 
 def from_bytes(name: str, dtype: np.dtype, shape: Sequence[int], data: memoryview) -> np.ndarray:

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.bounds import Values
 from enginehouse.contract.config import AppConfig
+from enginehouse.contract.elements import NUMBER_BYTES
 from enginehouse.contract.errors import (
     DeadlineExceeded,
     EnginehouseError,
@@ -25,7 +26,6 @@ from enginehouse.contract.errors import (
     NoBackend,
     Overloaded,
 )
-from enginehouse.contract.pieces import NUMBER_BYTES
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import ray_private

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from starlette.requests import Request
 
+from enginehouse.contract.elements import NUMBER_BYTES
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, RequestTooLarge, UnsupportedEncoding
-from enginehouse.contract.pieces import NUMBER_BYTES
 from enginehouse.faces import oip
 from enginehouse.routing.timeout import Timeout
 

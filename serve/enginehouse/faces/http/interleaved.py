@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from enginehouse.contract.pieces import Work
+from enginehouse.contract.elements import Work
 
 T = TypeVar("T")
 

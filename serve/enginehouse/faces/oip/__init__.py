@@ -5,7 +5,7 @@
 Bodies follow the Open Inference Protocol and Triton's extensions of it (`extension_binary_data`,
 `extension_classification`); what these leave open follows what tritonclient accepts. A malformed request raises
 InvalidInput before memory of the size that it claims is allocated. `decoding` and `encoding` are the same as work that
-can be interrupted (`contract.pieces`).
+can be interrupted (`contract.elements`).
 """
 
 from __future__ import annotations

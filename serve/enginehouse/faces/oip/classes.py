@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from enginehouse.contract.pieces import ELEMENTS, Work
+from enginehouse.contract.elements import ELEMENTS, Work
 
 #: Lines that are written at a time: a number is long in becoming text.
 _LINES = ELEMENTS // 4

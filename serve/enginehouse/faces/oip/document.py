@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from enginehouse.contract.elements import json_text
+from enginehouse.contract.elements import Work, json_text
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
-from enginehouse.contract.pieces import Work
 from enginehouse.contract.tensors import Signature
 from enginehouse.faces.oip import foreign
 

@@ -11,10 +11,9 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from enginehouse.contract import elements
-from enginehouse.contract.elements import BINARY_ONLY, json_text
+from enginehouse.contract.elements import BINARY_ONLY, NUMBER_BYTES, Work, finished, json_text
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
 from enginehouse.contract.magic import recognised
-from enginehouse.contract.pieces import NUMBER_BYTES, Work, finished
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse.faces.oip import forms
 from enginehouse.faces.oip.document import MAX_DEPTH, parsed

@@ -11,9 +11,9 @@ import orjson
 
 from enginehouse.contract import elements
 from enginehouse.contract.bounds import described
+from enginehouse.contract.elements import ELEMENTS, Work, finished
 from enginehouse.contract.errors import InferenceFailed
 from enginehouse.contract.manifest import Artifact, TensorRecord
-from enginehouse.contract.pieces import ELEMENTS, Work, finished
 from enginehouse.contract.tensors import Signature, TensorSpec, datatype
 from enginehouse.faces.oip.classes import classes
 from enginehouse.faces.oip.request import InferRequest
