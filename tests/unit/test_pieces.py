@@ -79,7 +79,7 @@ def test_a_large_json_is_decoded_in_pieces_after_one_call_that_parses_it(kind: s
     text = as_json(np.array([str(number) for number in range(COUNT)]) if kind == "BYTES" else array, kind)
     assert len(text) > AT_ONCE_BYTES
     breaks, calls, request = pieces_of(oip.decoding(text, None, signature(kind)))
-    assert breaks >= COUNT // ELEMENTS
+    assert breaks >= COUNT // ELEMENTS - 1
     assert orjson.loads in [getattr(call, "func", None) for call in calls]
     assert request.inputs["x"].tolist() == array.tolist()
 
@@ -88,10 +88,10 @@ def test_a_large_json_is_decoded_in_pieces_after_one_call_that_parses_it(kind: s
 def test_strings_are_read_and_written_in_pieces(asked: dict[str, bool]) -> None:
     model = signature("BYTES")
     breaks, _, request = pieces_of(oip.decoding(*binary(STRINGS, **asked), model))
-    assert breaks >= COUNT // ELEMENTS
+    assert breaks >= COUNT // ELEMENTS - 1
     assert request.inputs["x"].tolist() == STRINGS.tolist()
     breaks, _, encoded = pieces_of(oip.encoding("m", "1", request, {"y": STRINGS}, model))
-    assert breaks >= COUNT // ELEMENTS
+    assert breaks >= COUNT // ELEMENTS - 1
     assert max(map(len, encoded.parts)) < 20 * ELEMENTS
     again = oip.encode_response("m", "1", request, {"y": STRINGS}, model)
     assert (b"".join(encoded.parts), encoded.json_length) == again
@@ -126,7 +126,7 @@ def test_numbers_are_written_as_json_in_pieces_and_keep_their_nan() -> None:
     values[-1] = np.nan
     request = oip.decode_request(as_json(np.zeros(1), "FP32"), None, signature("FP32"))
     breaks, _, encoded = pieces_of(oip.encoding("m", "1", request, {"y": values}, signature("FP32")))
-    assert breaks >= COUNT // ELEMENTS
+    assert breaks >= COUNT // ELEMENTS - 1
     text = b"".join(encoded.parts)
     assert text.endswith(b"NaN]}]}") and encoded.json_length is None
     (output,) = orjson.loads(text.replace(b"NaN", b"0"))["outputs"]
@@ -145,7 +145,7 @@ def test_numbers_that_lie_askew_are_copied_in_pieces() -> None:
     whole = np.arange(3 << 20, dtype=np.float32)
     askew = memoryview(b"x" + whole.tobytes())[1:]
     breaks, _, array = pieces_of(elements.decoding("x", whole.dtype, whole.shape, askew))
-    assert breaks >= 3 and array.flags.aligned
+    assert breaks >= 2 and array.flags.aligned
     np.testing.assert_array_equal(array, whole)
 
 

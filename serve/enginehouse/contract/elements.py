@@ -77,9 +77,10 @@ def decoding(name: str, dtype: np.dtype, shape: Sequence[int], data: memoryview)
     if dtype.kind == "b":
         flags = np.frombuffer(data, np.uint8)
         for start in range(0, count, NUMBER_BYTES):
+            if start:
+                yield None
             if (most := int(flags[start : start + NUMBER_BYTES].max())) > 1:
                 raise InvalidInput(f"input {name!r} has the byte {most}; BOOL takes 0 or 1")
-            yield None
         return _reshaped(name, flags.view(np.bool_), shape)
     # The JSON before it decides where a payload starts. Engines read whole vectors: what is not aligned is copied here.
     array = np.frombuffer(data, dtype)
@@ -87,8 +88,9 @@ def decoding(name: str, dtype: np.dtype, shape: Sequence[int], data: memoryview)
         copy = np.empty_like(array)
         step = NUMBER_BYTES // dtype.itemsize
         for start in range(0, count, step):
+            if start:
+                yield None
             copy[start : start + step] = array[start : start + step]
-            yield None
         array = copy
     return _reshaped(name, array, shape)
 
@@ -106,13 +108,14 @@ def encoding(array: np.ndarray) -> Work[list[bytes | memoryview]]:
     flat = array.reshape(-1)
     pieces: list[bytes | memoryview] = []
     for start in range(0, flat.size, ELEMENTS):
+        if start:
+            yield None
         parts = []
         for element in flat[start : start + ELEMENTS].tolist():
             # A lone surrogate is the caller's: what cannot be said in UTF-8 is passed on as it is.
             text = element if isinstance(element, bytes) else str(element).encode("utf-8", "surrogatepass")
             parts += [len(text).to_bytes(4, "little"), text]
         pieces.append(b"".join(parts))
-        yield None
     return pieces
 
 
@@ -134,13 +137,14 @@ def reading(name: str, dtype: np.dtype, shape: Sequence[int], data: object) -> W
     types, names = _JSON_ELEMENTS[dtype.kind]
     array = np.empty(len(flat), dtype)
     for start in range(0, len(flat), ELEMENTS):
+        if start:
+            yield None
         some = flat[start : start + ELEMENTS]
         strays = set(map(type, some)) - types
         if strays:
             stray = next(value for value in some if type(value) in strays)
             raise InvalidInput(f"input {name!r} has the element {json_text(stray)}; {kind} takes {names}")
         array[start : start + ELEMENTS] = _numbers(name, dtype, some) if not dtype.hasobject else _encoded(some)
-        yield None
     return _reshaped(name, array, shape)
 
 
@@ -163,8 +167,9 @@ def writing(name: str, array: np.ndarray) -> Work[list[bytes | memoryview]]:
     flat = array.reshape(-1)
     texts: list[bytes | memoryview] = []
     for start in range(0, flat.size, ELEMENTS):
+        if start:
+            yield None
         texts.append(json_items(name, flat[start : start + ELEMENTS]))
-        yield None
     return texts
 
 
@@ -215,6 +220,8 @@ def _byte_strings(name: str, count: int, data: memoryview) -> Work[np.ndarray]:
     array = np.empty(count, dtype=object)
     offset = 0
     for first in range(0, count, ELEMENTS):
+        if first:
+            yield None
         elements = []
         for index in range(first, min(first + ELEMENTS, count)):
             start = offset + 4
@@ -227,7 +234,6 @@ def _byte_strings(name: str, count: int, data: memoryview) -> Work[np.ndarray]:
                 )
             elements.append(bytes(data[start:offset]))
         array[first : first + ELEMENTS] = elements
-        yield None
     if offset != len(data):
         raise InvalidInput(f"input {name!r} has {len(data) - offset} bytes after its {count} BYTES elements")
     return array
@@ -249,7 +255,8 @@ def _flat(name: str, shape: Sequence[int], data: object) -> Work[list[Any]]:
         raise InvalidInput(f"input {name!r} has {len(data)} elements; shape {list(shape)} takes {count}")
     for level in _levels(name, shape, data):
         data = level
-        yield None
+        if len(data) > ELEMENTS:
+            yield None
     return data
 
 

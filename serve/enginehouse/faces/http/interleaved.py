@@ -49,20 +49,25 @@ async def interleaved(work: Work[T], alone: bool = False) -> T:
 
     Work that takes much memory is `alone`: another such one begins when it has ended.
     """
-    loop = asyncio.get_running_loop()
-    pace = _of_loop.get(loop) or _of_loop.setdefault(loop, _Pace())
     if alone:
-        async with pace.alone:
-            return await _interleaved(work, pace)
-    return await _interleaved(work, pace)
+        async with _pace().alone:
+            return await _in_pieces(work)
+    return await _in_pieces(work)
 
 
-async def _interleaved(work: Work[T], pace: _Pace) -> T:
-    began = time.thread_time()
+def _pace() -> _Pace:
+    loop = asyncio.get_running_loop()
+    return _of_loop.get(loop) or _of_loop.setdefault(loop, _Pace())
+
+
+async def _in_pieces(work: Work[T]) -> T:
     try:
+        began = time.thread_time()
+        # Most requests are small: all is done in one piece.
         call = next(work)
         while call is None and time.thread_time() - began < SLICE_S:
             call = next(work)
+        pace = _pace()
         while True:
             async with pace.turn:
                 await pace.pause()
