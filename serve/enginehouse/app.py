@@ -22,7 +22,7 @@ from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Ca
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
 from enginehouse.engines import allocator
-from enginehouse.faces.http import routes
+from enginehouse.faces.http import body, routes
 from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
@@ -46,9 +46,10 @@ class Ingress:
         allocator.keep_freed()
         allocator.collect_less()
         self.config = AppConfig.parse(args)
-        self.max_body_bytes = self.config.router.max_body_bytes
         cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
         settings = self.config.router
+        self.limits = body.Limits(settings.max_body_bytes, settings.max_json_bytes)
+        self.max_strings = settings.max_strings
         self._residents = HostedModels(
             "a router",
             cpu_engines,

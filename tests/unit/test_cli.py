@@ -207,7 +207,7 @@ def test_a_version_that_is_asked_for_in_another_way_is_told_the_right_one(asked:
 
 def test_the_file_that_lacks_an_input_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"^in\.npz has no 'x', but y; the model wants FP32\[1\]$"):
-        infer._tensor({"name": "x", "datatype": "FP32", "shape": [1]}, {"y": 1}, "in.npz")
+        infer._array({"name": "x", "datatype": "FP32", "shape": [1]}, {"y": 1}, "in.npz")
 
 
 def test_the_doctor_prints_json_that_says_where() -> None:

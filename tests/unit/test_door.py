@@ -24,6 +24,7 @@ from enginehouse.contract.config import AppConfig
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.manifest import Axis, Manifest, SignatureRecord, TensorRecord
 from enginehouse.contract.tensors import Computed, Domain, FreeDim, Tensors
+from enginehouse.faces.http import body as request_body
 from enginehouse.faces.http import routes
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.router import Router
@@ -256,7 +257,8 @@ async def house(
         versions.apply(catalog(tmp_path, "1", numerics="any"))
         await until(lambda: answers(versions) == "1")
         plane = DataPlane(Router(AppConfig(pools=pools), versions, view, {}), versions, 8, 1 << 20)
-        ingress = SimpleNamespace(plane=plane, versions=versions, max_body_bytes=1 << 20)
+        limits = request_body.Limits(1 << 20, 1 << 20)
+        ingress = SimpleNamespace(plane=plane, versions=versions, limits=limits, max_strings=100)
         monkeypatch.setattr(routes, "_ingress", lambda: ingress)
         async with AsyncClient(transport=ASGITransport(routes.http), base_url="http://here") as client:
             yield client, pool

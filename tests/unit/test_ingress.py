@@ -29,6 +29,7 @@ from enginehouse.routing.versions import LiveVersions
 from enginehouse.routing.view import View
 
 LIMIT = 10_000
+LIMITS = request_body.Limits(LIMIT, LIMIT)
 TEXT = b'{"inputs": []}'
 
 
@@ -50,7 +51,7 @@ def request(*chunks: bytes, hangs: bool = False, **headers: str) -> Request:
 
 async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes:
     with Admitted(Admission(8, 8 * LIMIT)) as admitted:
-        return await request_body.read(request(*chunks, hangs=hangs, **headers), LIMIT, admitted.take)
+        return await request_body.read(request(*chunks, hangs=hangs, **headers), LIMITS, admitted.take)
 
 
 async def test_a_body_in_pieces_arrives_whole() -> None:
@@ -93,7 +94,7 @@ async def test_bodies_count_while_they_arrive_and_no_longer() -> None:
 
     async def read(*chunks: bytes, **headers: str) -> None:
         with Admitted(admission) as admitted:
-            await request_body.read(request(*chunks, **headers), LIMIT, admitted.take)
+            await request_body.read(request(*chunks, **headers), LIMITS, admitted.take)
 
     with Admitted(admission) as other:
         other.take(60)
@@ -172,7 +173,7 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     view = View(config.pools, None, "here")
     versions = LiveVersions(view)
     plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT)
-    ingress = SimpleNamespace(plane=plane, versions=versions, max_body_bytes=LIMIT)
+    ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100)
     monkeypatch.setattr(routes, "_ingress", lambda: ingress)
     versions.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
     async with AsyncClient(transport=ASGITransport(routes.http), base_url="http://here") as client:

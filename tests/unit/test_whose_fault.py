@@ -51,7 +51,8 @@ class Ingress:
     def __init__(self, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plane = asked.plane
         self.versions: Any = asked.plane.versions
-        self.max_body_bytes = LIMIT
+        self.limits = request_body.Limits(LIMIT, LIMIT)
+        self.max_strings = 100
         monkeypatch.setattr(routes, "_ingress", lambda: self)
         # Counts stay where they can be read.
         monkeypatch.setattr(telemetry, "PERIOD_S", 1000.0)

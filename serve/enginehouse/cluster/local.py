@@ -117,11 +117,14 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
                 haproxy.kill(folder)
 
 
-def default_app(threads: int | None, min_replicas: int, max_replicas: int) -> AppConfig:
+def default_app(
+    threads: int | None, min_replicas: int, max_replicas: int, max_json_bytes: int | None = None
+) -> AppConfig:
     """The default configuration with these numbers for every pool; `threads` are per engine, also of a router's own."""
     changes = {"threads": threads, "min_replicas": min_replicas, "max_replicas": max_replicas}
     pools = {name: pool.model_copy(update=changes) for name, pool in AppConfig().pools.items()}
-    return AppConfig(pools=pools, router=RouterConfig(threads=threads))
+    limits = {} if max_json_bytes is None else {"max_json_bytes": max_json_bytes}
+    return AppConfig(pools=pools, router=RouterConfig(threads=threads, **limits))
 
 
 def _cpus_of(app: AppConfig) -> int:

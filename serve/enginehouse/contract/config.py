@@ -101,8 +101,10 @@ class RouterConfig(_Config):
     """The ingress: replicas of the Router, and the bounds it puts on requests.
 
     Two, because Serve takes one out of rotation for ~0.1 s when its catalog changes, and a killed one for seconds.
-    More requests, or bytes of inputs, than `max_ongoing_*` are refused. `threads` is what a resident engine computes
-    with (default: the node's physical cores over the routers).
+    More requests, or bytes of inputs, than `max_ongoing_*` are refused. `max_json_bytes` and `max_strings` are for one
+    HTTP request: a router does nothing else while it parses JSON, 4 ms per MiB of usual numbers (see
+    `faces.oip.document`), and each string is a Python object, once or twice. `threads` is what a resident engine
+    computes with (default: the node's physical cores over the routers).
     """
 
     num_replicas: int = Field(default=2, ge=1)
@@ -111,6 +113,8 @@ class RouterConfig(_Config):
     max_ongoing_bytes: int = Field(default=1 << 30, ge=1)
     default_deadline_s: float = Field(default=30, gt=0)
     max_body_bytes: int = Field(default=256 << 20, ge=1)
+    max_json_bytes: int = Field(default=4 << 20, ge=1)
+    max_strings: int = Field(default=1 << 17, ge=1)
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -6,6 +6,7 @@ admission and statistics are the data plane's.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import math
@@ -16,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.bounds import Values
 from enginehouse.contract.config import AppConfig
+from enginehouse.contract.elements import NUMBER_BYTES
 from enginehouse.contract.errors import (
     DeadlineExceeded,
     EnginehouseError,
@@ -91,7 +93,13 @@ class Router:
         Inference is pure, so what was lost with its replica is repeated elsewhere until then. Raises
         EnginehouseError.
         """
-        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints, Values(inputs))
+        values = Values(inputs)
+        if sum(array.nbytes for array in inputs.values()) > NUMBER_BYTES:
+            bounds = [backend.inputs_only for backend in self._view.live(version) if backend.inputs_only]
+            if bounds:
+                # Looking at so many takes long, and numpy lets others compute meanwhile. What was seen is kept.
+                await asyncio.to_thread(lambda: [values.beyond(only) for only in bounds])
+        demand = self._demand(version, rows, version.manifest.size_of(inputs), hints, values)
         budget_s = demand.budget_ms / 1e3
         failover = Failover(self, version, inputs, demand, hints.priority, time.monotonic() + budget_s)
         try:

@@ -20,8 +20,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from enginehouse.contract.errors import EnginehouseError, Overloaded
+from enginehouse.contract.tensors import Tensors
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
+from enginehouse.faces.http.in_parts import InParts
+from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
@@ -30,8 +33,10 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds after the body was read until a request is watched for the disconnect of its client.
 WATCH_AFTER_S = 0.05
-#: Up to so many bytes, JSON is decoded and encoded on the event loop: a millisecond or two, less than a thread costs.
-INLINE_BYTES = 1 << 17
+#: Up to so many bytes, an answer is sent in one piece.
+AT_ONCE_BYTES = 1 << 18
+#: Bytes that Python takes for a string beside its text and the place in the array.
+STRING_BYTES = 40
 _ENDING = "not ready: this server is ending"
 
 
@@ -40,7 +45,8 @@ class Ingress(Protocol):
 
     plane: DataPlane
     versions: LiveVersions
-    max_body_bytes: int
+    limits: body.Limits
+    max_strings: int
 
 
 def _ingress() -> Ingress:
@@ -156,29 +162,38 @@ async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None]
     with ingress.plane.refusals("http"):
         priority = Hints.of(headers, {}).priority
     with ingress.plane.open("http", name, version, priority) as turn:
-        content = await body.read(request, ingress.max_body_bytes, turn.take)
+        content = await body.read(request, ingress.limits, turn.take)
         on_body()
-        return await _respond(turn, name, content, body.json_length(request), headers)
+        return await _respond(turn, name, content, body.json_length(request), headers, ingress.max_strings)
 
 
 async def _respond(
-    turn: Turn, name: str, content: bytes | memoryview, length: int | None, hints: Mapping[str, str]
+    turn: Turn, name: str, content: bytes | memoryview, length: int | None, hints: Mapping[str, str], max_strings: int
 ) -> Response:
     signature = turn.signature
-    # Large JSON is decoded and encoded in a thread: on the event loop all other requests would wait for it.
-    decode = functools.partial(oip.decode_request, content, length, signature)
-    is_large = length is None and len(content) > INLINE_BYTES
-    wanted = await asyncio.to_thread(decode) if is_large else decode()
+    json_bytes = len(content) if length is None else length
+    decoding = oip.decoding(content, length, signature, max_strings)
+    # Python's objects take many times the memory of the text, which is not counted: there is one such text at a time.
+    wanted = await interleaved(decoding, alone=json_bytes > oip.AT_ONCE_BYTES)
+    turn.take(_made(wanted.inputs, is_json=length is None))
     answer = await turn.infer(wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
     origin = answer.origin()
-    encode = functools.partial(oip.encode_response, name, origin["version"], wanted, answer.outputs, signature, origin)
-    is_large = sum(answer.outputs[output.name].nbytes for output in wanted.outputs if not output.binary) > INLINE_BYTES
-    text, json_length = await asyncio.to_thread(encode) if is_large else encode()
+    encoded = await interleaved(oip.encoding(name, origin["version"], wanted, answer.outputs, signature, origin))
     headers = {_header(fact): str(value) for fact, value in origin.items()}
-    if json_length is None:
-        return Response(text, 200, headers, media_type="application/json")
-    headers[body.BINARY_HEADER] = str(json_length)
-    return Response(text, 200, headers, media_type="application/octet-stream")
+    media_type = "application/json"
+    if encoded.json_length is not None:
+        headers[body.BINARY_HEADER] = str(encoded.json_length)
+        media_type = "application/octet-stream"
+    if sum(map(len, encoded.parts)) <= AT_ONCE_BYTES:
+        return Response(b"".join(encoded.parts), 200, headers, media_type)
+    return InParts(encoded.parts, headers, media_type)
+
+
+def _made(inputs: Tensors, is_json: bool) -> int:
+    """Bytes that decoding took beside the body, on which binary numbers are views."""
+    strings = [array for array in inputs.values() if array.dtype.hasobject]
+    made = sum(array.nbytes for array in (inputs.values() if is_json else strings))
+    return made + STRING_BYTES * sum(array.size for array in strings)
 
 
 @functools.cache

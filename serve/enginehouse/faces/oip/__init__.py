@@ -4,19 +4,38 @@
 
 Bodies follow the Open Inference Protocol and Triton's extensions of it (`extension_binary_data`,
 `extension_classification`); what these leave open follows what tritonclient accepts. A malformed request raises
-InvalidInput before memory of the size that it claims is allocated.
+InvalidInput before memory of the size that it claims is allocated. `decoding` and `encoding` are the same as work that
+can be interrupted (`contract.elements`).
 """
 
 from __future__ import annotations
 
-from enginehouse.faces.oip.request import InferRequest, RequestedOutput, decode_request, parse_header_length
-from enginehouse.faces.oip.response import encode_response, error_document, model_metadata, server_metadata
+from enginehouse.faces.oip.document import AT_ONCE_BYTES
+from enginehouse.faces.oip.request import (
+    InferRequest,
+    RequestedOutput,
+    decode_request,
+    decoding,
+    parse_header_length,
+)
+from enginehouse.faces.oip.response import (
+    Encoded,
+    encode_response,
+    encoding,
+    error_document,
+    model_metadata,
+    server_metadata,
+)
 
 __all__ = [
+    "AT_ONCE_BYTES",
+    "Encoded",
     "InferRequest",
     "RequestedOutput",
     "decode_request",
+    "decoding",
     "encode_response",
+    "encoding",
     "error_document",
     "model_metadata",
     "parse_header_length",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import orjson
 
-from enginehouse.contract.elements import BINARY_ONLY, from_bytes, from_json, json_text
-from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract import elements
+from enginehouse.contract.elements import BINARY_ONLY, NUMBER_BYTES, Work, finished, json_text
+from enginehouse.contract.errors import InvalidInput, RequestTooLarge
 from enginehouse.contract.magic import recognised
-from enginehouse.contract.tensors import Signature, TensorSpec, datatype
-from enginehouse.faces.oip import foreign, forms
+from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
+from enginehouse.faces.oip import forms
+from enginehouse.faces.oip.document import MAX_DEPTH, parsed
 
 Parameters: TypeAlias = Mapping[str, str | int | float | bool]
 
-MAX_DEPTH = 100
+R = TypeVar("R")
+
+MAX_PARAMETERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +65,18 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
     request (the body is the bytes of the only input), else the bytes of JSON before the binary tensors. Binary inputs
     are read-only views on `body` where its alignment allows.
     """
+    return finished(decoding(body, json_length, signature))
+
+
+def decoding(
+    body: bytes | memoryview, json_length: int | None, signature: Signature, max_strings: int | None = None
+) -> Work[InferRequest]:
+    """`decode_request` in pieces. Raises RequestTooLarge for more than `max_strings` strings in all its inputs."""
     view = memoryview(body)
     if json_length is None:
         json_length = len(view)
     elif json_length == 0:
-        return _raw_request(view, signature)
+        return (yield from _raw_request(view, signature))
     elif not 0 < json_length <= len(view):
         raise InvalidInput(
             f"Inference-Header-Content-Length is {json_length}; the body has {len(view)} bytes, "
@@ -75,23 +86,31 @@ def decode_request(body: bytes | memoryview, json_length: int | None, signature:
     if tail and (form := forms.find(text, len(tail), signature)):
         inputs = form.inputs(tail)
         # Names, dtypes and shapes are those of the earlier request; the values are new.
-        signature.check_values(inputs)
+        yield from _checked(signature.check_values, inputs)
         return InferRequest(inputs, *form.fields)
-    document = _document(text, signature)
+    document = yield from parsed(text, signature)
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise InvalidInput(f"'id' is {json_text(identifier)}; send a string")
     parameters = _parameters(document, "the request")
-    inputs = _inputs(document, signature, tail)
+    inputs = yield from _inputs(document, signature, tail, max_strings)
     outputs = _outputs(document, signature, _flag(parameters, "binary_data_output", "the request"))
-    fields = identifier, outputs, parameters, signature.check(inputs)
+    fields = identifier, outputs, parameters, (yield from _checked(signature.check, inputs))
     # With an id in it, the text will not be sent again.
     if tail and identifier is None:
         forms.keep(text, len(tail), signature, inputs, fields)
     return InferRequest(inputs, *fields)
 
 
-def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
+def _checked(check: Callable[[Tensors], R], inputs: Tensors) -> Work[R]:
+    """What `check` returns, which looks at every element and so takes long for many."""
+    if sum(array.nbytes for array in inputs.values()) > NUMBER_BYTES:
+        result: R = yield functools.partial(check, inputs)
+        return result
+    return check(inputs)
+
+
+def _raw_request(body: memoryview, signature: Signature) -> Work[InferRequest]:
     """A request whose body is the bytes of the only input; its outputs are all binary, as in Triton."""
     if len(signature.inputs) != 1:
         names = ", ".join(repr(spec.name) for spec in signature.inputs)
@@ -106,10 +125,10 @@ def _raw_request(body: memoryview, signature: Signature) -> InferRequest:
         array[0] = bytes(body)
         array = array.reshape([1] * len(spec.shape))
     else:
-        array = from_bytes(spec.name, spec.dtype, _raw_shape(spec, body), body)
+        array = yield from elements.decoding(spec.name, spec.dtype, _raw_shape(spec, body), body)
     inputs = {spec.name: array}
     outputs = tuple(RequestedOutput(output.name, binary=True) for output in signature.outputs)
-    return InferRequest(inputs, None, outputs, {}, signature.check(inputs))
+    return InferRequest(inputs, None, outputs, {}, (yield from _checked(signature.check, inputs)))
 
 
 def _raw_shape(spec: TensorSpec, body: memoryview) -> list[int]:
@@ -128,59 +147,14 @@ def _raw_shape(spec: TensorSpec, body: memoryview) -> list[int]:
     return [size // fixed if dim is None else dim for dim in spec.shape]
 
 
-def _document(text: memoryview, signature: Signature) -> dict[str, Any]:
-    try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        try:
-            document = _with_non_finite(bytes(text), error)
-        except InvalidInput as fault:
-            raise InvalidInput(foreign.explanation(text, signature) or str(fault)) from None
-    if not isinstance(document, dict):
-        raise InvalidInput(
-            f"the request is the JSON value {json_text(document)}; send an object with 'inputs', as "
-            f"{foreign.example(signature)}"
-        )
-    _check_depth(document)
-    return document
-
-
-def _with_non_finite(text: bytes, error: orjson.JSONDecodeError) -> Any:
-    """Parse JSON with NaN and infinities, which Triton and tritonclient write and orjson refuses."""
-    if b"NaN" in text or b"Infinity" in text:
-        try:
-            document = json.loads(text)
-            # Refuses what orjson would not have parsed either, such as lone surrogates and integers beyond 64 bits.
-            orjson.dumps(document)
-            return document
-        except (ValueError, TypeError, RecursionError) as other:
-            raise InvalidInput(f"the request is not valid JSON: {other}") from None
-    raise InvalidInput(f"the request is not valid JSON: {error}") from None
-
-
-def _check_depth(document: dict[str, Any]) -> None:
-    """Raise InvalidInput for nesting deeper than MAX_DEPTH; `data` is left out, since its shape is checked later."""
-    nested: list[Any] = [document]
-    depth = 0
-    while nested:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise InvalidInput(f"the request's JSON is nested more than {MAX_DEPTH} deep")
-        children: list[Any] = []
-        for value in nested:
-            if isinstance(value, dict):
-                children += [item for key, item in value.items() if not (depth == 3 and key == "data")]
-            elif isinstance(value, list):
-                children += value
-        nested = [value for value in children if isinstance(value, dict | list)]
-
-
 def _parameters(owner: dict[str, Any], what: str) -> Parameters:
     parameters = owner.get("parameters")
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
         raise InvalidInput(f"'parameters' of {what} is {json_text(parameters)}; send an object")
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidInput(f"'parameters' of {what} has {len(parameters)} entries; send at most {MAX_PARAMETERS}")
     for key, value in parameters.items():
         if not isinstance(value, str | int | float | bool):
             raise InvalidInput(
@@ -208,15 +182,18 @@ def _integer(parameters: Parameters, key: str, what: str) -> int | None:
     return value
 
 
-def _items(document: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name and object of each entry in `inputs` or `outputs`. Raises InvalidInput, also for a repeated name."""
+def _items(document: dict[str, Any], key: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+    """Name and object of each entry in `inputs` or `outputs`. Raises InvalidInput, also for a repeated name.
+
+    The model has `count` of them: one of the first that are more is at fault, and what follows is not looked at.
+    """
     items = document.get(key)
     if items is None:
         items = []
     if not isinstance(items, list):
         raise InvalidInput(f"{key!r} is {json_text(items)}; send an array of objects")
     named: dict[str, dict[str, Any]] = {}
-    for item in items:
+    for item in items[: count + 1]:
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise InvalidInput(f"{key!r} has the entry {json_text(item)}; each is an object with a 'name'")
@@ -226,22 +203,31 @@ def _items(document: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]
     return list(named.items())
 
 
-def _inputs(document: dict[str, Any], signature: Signature, tail: memoryview) -> dict[str, np.ndarray]:
+def _inputs(
+    document: dict[str, Any], signature: Signature, tail: memoryview, max_strings: int | None
+) -> Work[dict[str, np.ndarray]]:
     specs = {spec.name: spec for spec in signature.inputs}
     arrays: dict[str, np.ndarray] = {}
-    offset = 0
-    for name, item in _items(document, "inputs"):
+    offset = strings = 0
+    for name, item in _items(document, "inputs", len(specs)):
         what = f"input {json_text(name)}"
         if name not in specs:
             wanted = ", ".join(str(spec) for spec in signature.inputs)
             raise InvalidInput(f"{what} is not known; the model wants {wanted}")
         spec = specs[name]
         shape = _shape(item, spec)
+        if spec.dtype.hasobject and max_strings is not None:
+            strings += math.prod(shape)
+            if strings > max_strings:
+                raise RequestTooLarge(
+                    f"{what} has the shape {shape}, which makes {strings} strings in this request; one request may "
+                    f"have {max_strings} (max_strings of the router): send fewer rows in a request"
+                )
         size = _integer(_parameters(item, what), "binary_data_size", what)
         if size is None:
             if "data" not in item:
                 raise InvalidInput(f"{what} has neither 'data' nor the parameter 'binary_data_size'")
-            arrays[name] = from_json(name, spec.dtype, shape, item["data"])
+            arrays[name] = yield from elements.reading(name, spec.dtype, shape, item["data"])
             continue
         if "data" in item:
             raise InvalidInput(f"{what} has both 'data' and the parameter 'binary_data_size'; send one of them")
@@ -250,7 +236,7 @@ def _inputs(document: dict[str, Any], signature: Signature, tail: memoryview) ->
                 f"{what} says binary_data_size {size}; {len(tail) - offset} bytes are left after the JSON "
                 "(whose length goes into the header Inference-Header-Content-Length)"
             )
-        arrays[name] = from_bytes(name, spec.dtype, shape, tail[offset : offset + size])
+        arrays[name] = yield from elements.decoding(name, spec.dtype, shape, tail[offset : offset + size])
         offset += size
     if offset != len(tail):
         raise InvalidInput(f"the body has {len(tail) - offset} bytes after the last input")
@@ -263,7 +249,7 @@ def _shape(item: dict[str, Any], spec: TensorSpec) -> list[int]:
     if item.get("datatype") != kind:
         raise InvalidInput(f"{what} has the datatype {json_text(item.get('datatype'))}; the model wants {kind}")
     shape = item.get("shape")
-    if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape):
+    if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape[:MAX_DEPTH]):
         raise InvalidInput(f"{what} has the shape {json_text(shape)}; send an array of whole numbers of at least 0")
     if len(shape) != len(spec.shape):
         raise InvalidInput(
@@ -274,7 +260,7 @@ def _shape(item: dict[str, Any], spec: TensorSpec) -> list[int]:
 
 def _outputs(document: dict[str, Any], signature: Signature, binary_default: bool) -> tuple[RequestedOutput, ...]:
     specs = {spec.name: spec for spec in signature.outputs}
-    items = _items(document, "outputs") or [(name, {}) for name in specs]
+    items = _items(document, "outputs", len(specs)) or [(name, {}) for name in specs]
     outputs = []
     for name, item in items:
         what = f"output {json_text(name)}"

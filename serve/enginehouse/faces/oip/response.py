@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
+from enginehouse.contract import elements
 from enginehouse.contract.bounds import described
-from enginehouse.contract.elements import to_bytes, to_json
+from enginehouse.contract.elements import ELEMENTS, Work, finished
 from enginehouse.contract.errors import InferenceFailed
 from enginehouse.contract.manifest import Artifact, TensorRecord
 from enginehouse.contract.tensors import Signature, TensorSpec, datatype
+from enginehouse.faces.oip.classes import classes
 from enginehouse.faces.oip.request import InferRequest
 
 #: Extensions of the protocol that this package implements; others are not advertised.
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+#: Where the text of a long output goes into that of the document; no JSON has this byte.
+_PLACE = b"\0"
 
 
 def encode_response(
@@ -33,25 +38,52 @@ def encode_response(
     clients that do not see HTTP headers (tritonclient). Raises InferenceFailed when `outputs` lack a requested one, and
     InvalidInput when JSON was requested and cannot represent the values.
     """
+    encoded = finished(encoding(model, version, request, outputs, signature, parameters))
+    return b"".join(encoded.parts), encoded.json_length
+
+
+class Encoded(NamedTuple):
+    """The body of a response in parts, and what `encode_response` returns of the length of its JSON."""
+
+    parts: list[bytes | memoryview]
+    json_length: int | None
+
+
+def encoding(
+    model: str,
+    version: str,
+    request: InferRequest,
+    outputs: Mapping[str, np.ndarray],
+    signature: Signature,
+    parameters: Mapping[str, str | int | float] | None = None,
+) -> Work[Encoded]:
+    """`encode_response` in pieces, and as pieces."""
     entries: list[dict[str, Any]] = []
     payloads: list[bytes | memoryview] = []
+    texts: list[list[bytes | memoryview]] = []
     for wanted in request.outputs:
         array = outputs.get(wanted.name)
         if array is None:
             raise InferenceFailed(f"the engine gave no output {wanted.name!r}; it gave {', '.join(outputs) or 'none'}")
+        kind, shape = datatype(array.dtype), array.shape
+        pieces: list[bytes | memoryview] = []
         if wanted.classification:
-            array = _classes(array, wanted.classification, signature.batched)
-        entry: dict[str, Any] = {
-            "name": wanted.name,
-            "datatype": datatype(array.dtype),
-            "shape": array.shape,
-        }
+            write = elements.to_bytes if wanted.binary else functools.partial(elements.json_items, wanted.name)
+            kind = "BYTES"
+            shape, pieces = yield from classes(array, wanted.classification, signature.batched, write)
+        elif wanted.binary:
+            pieces = yield from elements.encoding(array)
+        elif array.size > ELEMENTS:
+            pieces = yield from elements.writing(wanted.name, array)
+        entry: dict[str, Any] = {"name": wanted.name, "datatype": kind, "shape": shape}
         if wanted.binary:
-            payload = to_bytes(array)
-            entry["parameters"] = {"binary_data_size": len(payload)}
-            payloads.append(payload)
+            entry["parameters"] = {"binary_data_size": sum(map(len, pieces))}
+            payloads += pieces
+        elif pieces or wanted.classification:
+            entry["data"] = orjson.Fragment(_PLACE)
+            texts.append(elements.listed(pieces))
         else:
-            entry["data"] = to_json(wanted.name, array)
+            entry["data"] = elements.to_json(wanted.name, array)
         entries.append(entry)
     document: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
@@ -59,8 +91,16 @@ def encode_response(
     if parameters:
         document["parameters"] = dict(parameters)
     document["outputs"] = entries
-    text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return (b"".join([text, *payloads]), len(text)) if payloads else (text, None)
+    parts: list[bytes | memoryview] = []
+    for text, data in zip(_texts_around(document), [*texts, []], strict=True):
+        parts += [text, *data]
+    has_binary = any(wanted.binary for wanted in request.outputs)
+    return Encoded(parts + payloads, sum(map(len, parts)) if has_binary else None)
+
+
+def _texts_around(document: dict[str, Any]) -> list[bytes]:
+    """The JSON of `document`, apart where the long outputs go."""
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY).split(_PLACE)
 
 
 def model_metadata(
@@ -113,22 +153,3 @@ def server_metadata(version: str) -> dict[str, Any]:
 def error_document(error: BaseException) -> dict[str, str]:
     """The document of an error: its message, or its class if it has none."""
     return {"error": str(error) or type(error).__name__}
-
-
-def _classes(array: np.ndarray, count: int, batched: bool) -> np.ndarray:
-    """The `count` largest values of each row as `value:index`, largest first, equal ones by index, NaN last.
-
-    One line per row of a batched model, one line in all otherwise; `index` counts within the row as if it were flat.
-    """
-    rows = array.reshape(len(array) if batched else 1, -1)
-    keys = rows.astype(np.float64) if rows.dtype.kind not in "iu" else rows
-    if keys.dtype.kind == "f":
-        keys = np.where(np.isnan(keys), -np.inf, keys)
-    count = min(count, rows.shape[1])
-    # Sorting backwards twice keeps the lower index first among equals, for unsigned integers too.
-    order = rows.shape[1] - 1 - np.argsort(keys[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
-    lines = np.empty((len(rows), count), dtype=object)
-    for row, indices in enumerate(order.tolist()):
-        for place, index in enumerate(indices):
-            lines[row, place] = f"{rows[row, index]}:{index}".encode()
-    return lines if batched else lines[0]

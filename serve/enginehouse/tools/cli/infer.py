@@ -14,13 +14,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from enginehouse.contract.elements import BINARY_ONLY
+from enginehouse.contract.elements import BINARY_ONLY, to_bytes
 from enginehouse.contract.errors import InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
 from enginehouse.tools.cli.console import err
 from enginehouse.tools.cli.output_file import check_output
 from enginehouse.tools.cli.request_file import is_inline, read_inputs
+
+#: Elements; more are sent as binary data, because JSON has a limit (4 MiB by default) and takes the server long.
+_MOST_IN_JSON = 50_000
 
 
 def infer(
@@ -49,12 +52,13 @@ def infer(
             )
     values = read_inputs(data, wanted)
     given = "INPUT" if is_inline(data) else data
-    body = {"inputs": [_tensor(spec, values, given) for spec in document["inputs"]]}
+    arrays = {spec["name"]: _array(spec, values, given) for spec in document["inputs"]}
     if unknown := sorted(set(values) - set(wanted)):
         raise InvalidInput(
             f"{given} has {', '.join(unknown)}, which are no inputs; {name!r} wants {', '.join(wanted.values())}"
         )
-    answer, headers = _call(f"{path}/infer", json.dumps(body).encode(), timeout)
+    body, extra = _body(document["inputs"], arrays)
+    answer, headers = _call(f"{path}/infer", body, timeout, extra)
     facts = {
         key.removeprefix("enginehouse-"): value for key, value in headers.items() if key.startswith("enginehouse-")
     }
@@ -69,7 +73,7 @@ def infer(
         typer.echo(json.dumps({key: array.tolist() for key, array in arrays.items()}))
 
 
-def _tensor(spec: dict[str, Any], values: dict[str, Any], given: str) -> dict[str, Any]:
+def _array(spec: dict[str, Any], values: dict[str, Any], given: str) -> np.ndarray:
     name, wanted = spec["name"], f"{spec['datatype']}{spec['shape']}"
     if name not in values:
         have = f", but {', '.join(values)}" if values else ""
@@ -85,13 +89,48 @@ def _tensor(spec: dict[str, Any], values: dict[str, Any], given: str) -> dict[st
             array = np.char.decode(array, "utf-8")
         except UnicodeDecodeError:
             raise InvalidInput(f"input {name!r} holds bytes that are no UTF-8 text, which JSON cannot carry") from None
-    # As it was given: the server checks every value against the model's datatype and names the one at fault.
-    return {"name": name, "datatype": spec["datatype"], "shape": array.shape, "data": array.ravel().tolist()}
+    return array
 
 
-def _call(url: str, body: bytes | None, timeout: float) -> tuple[dict[str, Any], dict[str, str]]:
+def _body(specs: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
+    """The body of the request and its headers: as JSON, or with binary data where there is much."""
+    tensors, payloads = [], []
+    for spec in specs:
+        array = arrays[spec["name"]]
+        tensor = {"name": spec["name"], "datatype": spec["datatype"], "shape": array.shape}
+        payload = _packed(spec["datatype"], array) if array.size > _MOST_IN_JSON else None
+        if payload is None:
+            # As it was given: the server checks every value against the model's datatype and names the one at fault.
+            tensor["data"] = array.ravel().tolist()
+        else:
+            tensor["parameters"] = {"binary_data_size": len(payload)}
+            payloads.append(payload)
+        tensors.append(tensor)
+    text = json.dumps({"inputs": tensors}).encode()
+    if not payloads:
+        return text, {"Content-Type": "application/json"}
+    return b"".join([text, *payloads]), {"Inference-Header-Content-Length": str(len(text))}
+
+
+def _packed(kind: str, array: np.ndarray) -> bytes | memoryview | None:
+    """`array` as binary data of this datatype; None where a value would become another one."""
+    dtype = DTYPES[kind]
+    if dtype.hasobject or array.dtype.kind == "U":
+        return to_bytes(array) if dtype.hasobject and array.dtype.kind == "U" else None
+    if array.dtype.kind == "b" or dtype.kind == "b" or (dtype.kind in "iu" and array.dtype.kind == "f"):
+        return to_bytes(array) if array.dtype == dtype else None
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+    # Numbers are rounded to a float type, as the server rounds those of JSON.
+    same = np.isfinite(cast) == np.isfinite(array) if dtype.kind == "f" else cast == array
+    return to_bytes(cast) if same.all() else None
+
+
+def _call(
+    url: str, body: bytes | None, timeout: float, headers: dict[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"} if body else {})
+        request = urllib.request.Request(url, body, headers or {})
     except ValueError:
         raise InvalidInput(f"{url!r} is no URL; --url is such as http://127.0.0.1:8000") from None
     try:

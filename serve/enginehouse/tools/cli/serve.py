@@ -46,6 +46,10 @@ def serve(
         NumericsRule | None,
         typer.Option(help="Which artifacts may answer; default: what each bundle says, else full, without int8."),
     ] = None,
+    max_json_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest JSON of a request (4 MiB), for which all others wait; not of binary data."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also versions that clients of those served now could not go on with.")
     ] = False,
@@ -60,7 +64,7 @@ def serve(
     """Serve the models of STORE over HTTP (Open Inference Protocol v2) and by Ray handle."""
     if min_replicas > max_replicas:
         raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
-    app = local.default_app(threads, min_replicas, max_replicas)
+    app = local.default_app(threads, min_replicas, max_replicas, max_json_bytes)
     if print_config:
         config = serve_config(app, catalog_of(store, models, resident, numerics), host, port)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
