@@ -28,13 +28,14 @@ from enginehouse_build.inputs.libraries import check_libraries
 from enginehouse_build.inputs.recipe import Recipe, next_version
 from enginehouse_build.judge import choice, profile
 from enginehouse_build.judge.extents import limited
-from enginehouse_build.judge.kept_tables import KeptTables, identity, is_quick, measured_beside
+from enginehouse_build.judge.measured import identity, is_quick, measured_beside
 from enginehouse_build.judge.profile import Target
 from enginehouse_build.judge.verify import Verified, verify
 from enginehouse_build.reference.reference import SAMPLES, Reference, make_reference
 from enginehouse_build.steps import checks, provenance
 from enginehouse_build.steps.isolate import Bounds
 from enginehouse_build.steps.kept_steps import code_digest, digest_of, link, versions
+from enginehouse_build.steps.kept_tables import KeptTables
 from enginehouse_build.steps.on_node import Made, Order, order_of, taken_over
 from enginehouse_build.steps.steps import Outcome, Progress, Steps
 

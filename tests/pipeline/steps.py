@@ -53,7 +53,7 @@ def grow(mib: int) -> None:
 
 def measure_once(*arguments: Any) -> Any:
     """The step of a build that measures its engines, with one round where ten may be needed until figures settle."""
-    from enginehouse_build.judge import kept_tables, profile
+    from enginehouse_build.judge import measured, profile
 
     profile.AGREEING_ROUNDS = profile.MOST_ROUNDS = 1
-    return kept_tables.measured_beside(*arguments)
+    return measured.measured_beside(*arguments)

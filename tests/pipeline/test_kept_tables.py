@@ -15,9 +15,10 @@ from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.latency import LatencyPoint, LatencyTable, Verdict
 from enginehouse.contract.manifest import Artifact, EngineKind, File
 from enginehouse_build.judge import profile
-from enginehouse_build.judge.kept_tables import KeptTables, Measured, measured_beside
+from enginehouse_build.judge.measured import Measured, measured_beside
 from enginehouse_build.judge.profile import Target
 from enginehouse_build.steps.kept_steps import KeptSteps
+from enginehouse_build.steps.kept_tables import KeptTables
 
 from .manifests import bare
 
