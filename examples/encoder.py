@@ -30,7 +30,7 @@ def sentences(rows: int, length: int = USUAL, seed: int = SEED) -> dict[str, np.
     return {"input_ids": generator.integers(1, WORDS, (rows, length)) * mask, "attention_mask": mask}
 
 
-def encoder() -> ModelSource:
+def encoder(longest: int = LONGEST) -> ModelSource:
     """Four layers of width 256, mean over the tokens, length 1: embedding float32 [rows, 256]."""
     import torch
     from torch import Tensor, nn
@@ -47,7 +47,7 @@ def encoder() -> ModelSource:
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 intermediate_size=4 * WIDTH,
-                max_position_embeddings=LONGEST,
+                max_position_embeddings=longest,
             )
             self.bert = BertModel(config, add_pooling_layer=False)
 
@@ -66,7 +66,7 @@ def encoder() -> ModelSource:
         inputs={name: torch.from_numpy(array[:2]) for name, array in samples.items()},
         outputs=("embedding",),
         axes={"input_ids": {1: "sequence"}, "attention_mask": {1: "sequence"}},
-        ranges={"sequence": (8, USUAL, LONGEST)},
+        ranges={"sequence": (8, USUAL, longest)},
         samples=samples,
         calibration=sentences(64, seed=SEED + 1),
     )

@@ -14,6 +14,7 @@ from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, Infe
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
+from enginehouse.engines.padding import Padder
 from enginehouse.pools import isolation
 from enginehouse.pools.waiting_room import Item
 
@@ -28,6 +29,16 @@ NEWEST = 0.1
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A second engine of a model that computes `count` calls of up to `rows` rows at once, with `cores` cores each."""
+
+    engine: Engine
+    count: int
+    rows: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lane:
     """What a call computes with: `engine`, at most `rows` rows at once, and this `share` of the process's cores."""
 
@@ -37,9 +48,14 @@ class Lane:
 
 
 class EngineCalls:
-    """Engine calls of one model. Called from several threads at once when the model has several lanes."""
+    """Engine calls of one model. Called from several threads at once when the model has several lanes.
 
-    def __init__(self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None]) -> None:
+    Items of several lengths are made equally long by `padder`, and their outputs cut back.
+    """
+
+    def __init__(
+        self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None], padder: Padder | None = None
+    ) -> None:
         #: Seconds of computing so far, of all cores.
         self.busy_s = 0.0
         #: Milliseconds that all cores together lately took for a row.
@@ -48,6 +64,7 @@ class EngineCalls:
         self._kind = kind
         self._artifact = artifact
         self._flag = flag
+        self._padder = padder
         # Of each call in progress: when it began, and after how many seconds it counts as stuck.
         self._under_way: dict[object, tuple[float, float]] = {}
 
@@ -109,7 +126,8 @@ class EngineCalls:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:
-            inputs = stack([request for item in items for request in item.requests])
+            requests = [request for item in items for request in item.requests]
+            inputs = stack(requests) if self._padder is None else self._padder.joined(requests)
             with self._timed(started, lane.share, sum(rows)), self._flag:
                 outputs = _infer_in_pieces(lane, inputs, sum(rows))
         except Exception as error:
@@ -122,9 +140,13 @@ class EngineCalls:
         taken = time.monotonic() - started
         self._note(taken * lane.share, sum(rows))
         return [
-            (part, Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
+            (self._cut(part, item), Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
             for item, part in zip(items, split(outputs, rows), strict=True)
         ]
+
+    def _cut(self, outputs: dict[str, np.ndarray], item: Item) -> dict[str, np.ndarray]:
+        padder = self._padder
+        return outputs if padder is None else padder.cut(outputs, padder.length(item.requests[0]))
 
     @contextmanager
     def _timed(self, started: float, share: float, rows: int) -> Iterator[None]:

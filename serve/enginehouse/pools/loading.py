@@ -17,6 +17,8 @@ from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
+from enginehouse.engines.padding import Padder
+from enginehouse.engines.recheck import needs_recheck
 from enginehouse.pools import crashes, isolation
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
@@ -137,6 +139,8 @@ class Loader:
             is_shared=not self._router,
             cores=self._cores,
             splits=splits,
+            # What an engine was proven with elsewhere says nothing of one that is computed otherwise.
+            padder=None if needs_recheck(kind, manifest, artifact) else Padder.of(manifest, artifact, kind, table),
         )
         loaded.identity = identity
         return loaded
