@@ -110,13 +110,17 @@ def engine() -> Engine:
 
 
 def loaded(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, times: LatencyTable | None = DEAR_CALLS, wait_ms: float = 100
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
+    times: LatencyTable | None = DEAR_CALLS,
+    wait_ms: float = 100,
+    rows: int = ROWS,
 ) -> LoadedModel:
     replica = SimpleNamespace(_deployment_config=DeploymentConfig(max_ongoing_requests=256))
     monkeypatch.setattr(serve, "get_replica_context", lambda: replica)
     known, made = described(times)
     padder = Padder.of(known, made, "onnxruntime-cpu", times)
-    model = LoadedModel(engine, "onnxruntime-cpu", known, made, ROWS, padder=padder)
+    model = LoadedModel(engine, "onnxruntime-cpu", known, made, rows, padder=padder)
     model.set_batching(ModelConfig(name="m", version="1", batch_wait_ms=wait_ms))
     return model
 
@@ -224,7 +228,8 @@ def test_companions_fit_and_each_costs_less_than_apart(
     chosen = padder.companions(first, others, most)
     assert len(set(chosen)) == len(chosen)
     if chosen:
-        assert first[0] + sum(others[at][0] for at in chosen) <= most
+        rows = first[0] + sum(others[at][0] for at in chosen)
+        assert rows <= padder.most_rows(most, max(first[1], *(others[at][1] for at in chosen)))
     if times is CHEAP_CALLS:
         assert {others[at][1] for at in chosen} <= {first[1]}
 
@@ -321,3 +326,15 @@ async def test_a_router_pads_only_for_replicas_that_take_it() -> None:
         state = backend("p", (1, 2.0))._replace(pads=pads)
         (state,) = backends.states(version, [state])
         assert (backends.get(version, state).queue.padder is not None) == pads
+
+
+async def test_of_short_rows_a_call_has_more(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    asked = [request(length) for length in (5, 7, 6, 8, 3, 40, 41, 42)]
+    model = loaded(monkeypatch, engine, CHEAP_CALLS, rows=2)
+    check(asked, await send(model, asked))
+    # Two rows of the usual length, 16, have as many positions as four of 8.
+    assert sorted(engine.calls) == [(1, 3), (1, 42), (2, 64), (4, 8)]
+    engine.calls.clear()
+    model.set_batching(ModelConfig(name="m", version="1", batch_wait_ms=100, max_batch_size=2))
+    check(asked, await send(model, asked))
+    assert max(rows for rows, _ in engine.calls) == 2

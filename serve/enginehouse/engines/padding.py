@@ -5,6 +5,8 @@
    marks nothing in some row or is too long, has no *edge* and shares calls with requests of its very shape only.
 3. Requests of one edge share a call as those of one shape do. One of another edge joins them if the padded call is
    predicted to take less time than the two calls would.
+4. How many rows make a good call was measured for rows of the usual length. Of shorter ones a call may have more: as
+   many as have no more positions together.
 """
 
 from __future__ import annotations
@@ -39,10 +41,17 @@ class Place(NamedTuple):
 
 
 class Padder:
-    """Pads as `padding` says; `cost` predicts the time of a call. Used from several threads."""
+    """Pads as `padding` says; `cost` predicts the time of a call. Used from several threads.
 
-    def __init__(self, padding: Padding, cost: Cost | None = None) -> None:
+    A call never has more than `max_rows` rows; rows of the length `usual` have as many as its callers say.
+    """
+
+    def __init__(self, padding: Padding, cost: Cost | None = None, max_rows: int = 1, usual: int = 1) -> None:
         self.padding = padding
+        #: Whether callers say for rows of any length how many a call may have.
+        self.is_limited = False
+        self._max_rows = max_rows
+        self._usual = usual
         self._dims = {each.name: each.dim for each in padding.inputs}
         self._first = padding.inputs[0]
         self._cost = cost or _by_positions
@@ -57,8 +66,16 @@ class Padder:
         if padding is None or not manifest.signature.batched:
             return None
         place = padding.inputs[0].name, padding.inputs[0].dim
-        has_sizes = bool(table and table.sizes and manifest.axes and place in manifest.axes[0].dims)
-        return cls(padding, table.predict_ms if table and has_sizes else None)
+        axis = next((axis for axis in manifest.axes if place in axis.dims), None)
+        has_sizes = table is not None and table.sizes and axis is manifest.axes[0]
+        cost = table.predict_ms if table and has_sizes else None
+        return cls(padding, cost, manifest.max_batch, axis.opt if axis else 1)
+
+    def most_rows(self, rows: int, length: int = 1) -> int:
+        """How many rows of such a length a call may have, if `rows` of the usual length are as many as are good."""
+        if self.is_limited or length >= self._usual:
+            return rows
+        return max(rows, min(self._max_rows, rows * self._usual // length))
 
     def place(self, request: Tensors) -> Place:
         """Where a request, which has passed the door, belongs."""
@@ -120,8 +137,8 @@ class Padder:
     def companions(self, first: tuple[int, int], others: Sequence[tuple[int, int]], most: int) -> list[int]:
         """Places among `others` of those that go with `first`; all are (rows, edge), in the order of their turn.
 
-        Those of its own edge first, in order and as many as fit into `most` rows. Then, one by one, whichever of the
-        nearest shorter and the nearest longer ones saves more time, until none saves any.
+        Those of its own edge first, in order and as many as fit (`most_rows`; `most` of the usual length do). Then,
+        one by one, whichever of the nearest shorter and the nearest longer ones saves more time, until none does.
         """
         rows, edge = first
         waiting = Counter({edge: rows})
@@ -134,7 +151,7 @@ class Padder:
         chosen: list[int] = []
         for at in equal:
             # None of its like overtakes one that is too large to fit.
-            if rows + others[at][0] > most:
+            if rows + others[at][0] > self.most_rows(most, edge):
                 return chosen
             chosen.append(at)
             rows += others[at][0]
@@ -145,10 +162,10 @@ class Padder:
                     continue
                 count, own = others[side[0]]
                 # Apart it would be computed among its like.
-                alike = min(most, waiting[own])
+                alike = min(self.most_rows(most, own), waiting[own])
                 apart = self._ms(max(alike, count), own) / max(alike, count) * count
                 saved = self._ms(rows, edge) + apart - self._ms(rows + count, max(edge, own))
-                if rows + count <= most and saved > gain:
+                if rows + count <= self.most_rows(most, max(edge, own)) and saved > gain:
                     best, gain = side, saved
             if best is None:
                 break

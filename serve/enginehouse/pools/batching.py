@@ -13,11 +13,7 @@ import numpy as np
 from ray import serve
 
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import (
-    EnginehouseError,
-    EngineUnavailable,
-    Overloaded,
-)
+from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.engines import Engine
@@ -102,8 +98,12 @@ class LoadedModel:
     def set_batching(self, config: ModelConfig) -> None:
         """Apply `max_batch_size` and `batch_wait_ms` of the catalog; calls in the queue stay there."""
         self.max_rows = config.max_batch_size or self._best_rows
+        if self._padder is not None:
+            self._padder.is_limited = config.max_batch_size is not None
         # Serve counts calls, not rows; each call has at least one row.
-        self._batched.set_max_batch_size(self.max_rows)
+        self._batched.set_max_batch_size(
+            self.max_rows if self._padder is None else self._padder.most_rows(self.max_rows)
+        )
         self._waiting_room.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3, self._lanes)
         self._waits_for_batches = config.batch_wait_ms > 0
 
@@ -119,7 +119,7 @@ class LoadedModel:
 
     @property
     def pads(self) -> bool:
-        """Whether calls of several lengths share an engine call."""
+        """Whether calls of several lengths share one."""
         return self._padder is not None
 
     @property

@@ -129,7 +129,7 @@ class EngineCalls:
             requests = [request for item in items for request in item.requests]
             inputs = stack(requests) if self._padder is None else self._padder.joined(requests)
             with self._timed(started, lane.share, sum(rows)), self._flag:
-                outputs = _infer_in_pieces(lane, inputs, sum(rows))
+                outputs = _infer_in_pieces(lane.engine, self._most_rows(lane, inputs), inputs, sum(rows))
         except Exception as error:
             if len(items) == 1:
                 if isinstance(error, EnginehouseError):
@@ -143,6 +143,10 @@ class EngineCalls:
             (self._cut(part, item), Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
             for item, part in zip(items, split(outputs, rows), strict=True)
         ]
+
+    def _most_rows(self, lane: Lane, inputs: Tensors) -> int:
+        padder = self._padder
+        return lane.rows if padder is None else padder.most_rows(lane.rows, padder.length(inputs))
 
     def _cut(self, outputs: dict[str, np.ndarray], item: Item) -> dict[str, np.ndarray]:
         padder = self._padder
@@ -168,11 +172,11 @@ class EngineCalls:
         self.row_ms = self._usual_s / self._usual_rows * 1e3
 
 
-def _infer_in_pieces(lane: Lane, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
-    if rows <= lane.rows:
-        return lane.engine.infer(inputs)
+def _infer_in_pieces(engine: Engine, most: int, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
+    if rows <= most:
+        return engine.infer(inputs)
     pieces: Sequence[dict[str, np.ndarray]] = [
-        lane.engine.infer({name: array[start : start + lane.rows] for name, array in inputs.items()})
-        for start in range(0, rows, lane.rows)
+        engine.infer({name: array[start : start + most] for name, array in inputs.items()})
+        for start in range(0, rows, most)
     ]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

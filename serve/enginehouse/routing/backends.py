@@ -262,7 +262,10 @@ def _padder(version: ModelVersion, backend: BackendState) -> Padder | None:
     if not backend.pads:
         return None
     manifest = version.manifest
-    return Padder.of(manifest, manifest.artifact(backend.artifact), backend.engine, backend.table)
+    padder = Padder.of(manifest, manifest.artifact(backend.artifact), backend.engine, backend.table)
+    if padder is not None:
+        padder.is_limited = version.config.max_batch_size is not None
+    return padder
 
 
 def _slots(version: ModelVersion, backend: BackendState, max_rows: int, full_ms: float, routers: int) -> int:

@@ -203,7 +203,7 @@ class Coalescer:
                 continue
             fits = not group or (
                 item.place.shape == group[0].place.shape
-                and rows + item.rows <= self.max_rows
+                and (item.place.edge or rows + item.rows <= self.max_rows)
                 and size + item.size <= self._max_bytes
             )
             if not fits:
