@@ -67,14 +67,14 @@ def test_what_padding_changes_nothing_of_may_be_padded(name: str) -> None:
 
     found, why = proven(sequences.HARMLESS[name], counted)
     assert found is not None, why
-    assert found.edges == (8, 16, 24, 32, 40, 48, 56, 64)
+    assert found.edges == edges(1, 64)
     assert [(each.name, each.value, each.mark) for each in found.inputs] == [
         ("input_ids", 0, None),
         ("attention_mask", 0, 1),
     ]
     ndim = sequences.HARMLESS[name](rows())["y"].shape
     assert len(found.outputs) == sum(extent == 16 for extent in ndim[1:])
-    assert calls < 60
+    assert calls < 70
 
 
 @pytest.mark.parametrize("name", sequences.HARMFUL)
@@ -138,6 +138,27 @@ def test_a_model_without_a_mask_is_padded_if_it_is_asked_for() -> None:
         assert (found is not None) == is_right
 
 
+@pytest.mark.parametrize("hides", [-1e9, -40.0])
+def test_a_mask_that_hides_only_what_is_as_small_as_in_the_samples_is_found(hides: float) -> None:
+    """Features in the place of words: nobody says how large they are."""
+
+    def run(inputs: Inputs) -> Inputs:
+        mask = inputs["attention_mask"].astype(np.float64)
+        return {"y": sequences.mean(sequences.attention(inputs["x"].astype(np.float64), mask, hides), mask)}
+
+    places = (("x", 1), ("attention_mask", 1))
+    inputs = (TensorSpec("x", np.dtype(np.float32), (None, None, sequences.WIDTH)), SIGNATURE.inputs[1])
+    signature = Signature(inputs, SIGNATURE.outputs, free=(FreeDim("s", places, (1, 64)),))
+    x = np.random.default_rng(1).standard_normal((12, 16, sequences.WIDTH), np.float32)
+    samples = {"x": x, "attention_mask": rows()["attention_mask"]}
+    axis = AXIS.model_copy(update={"dims": places})
+    asked = paddings(signature, (axis,), samples, None)
+    for loud in (False, True):
+        proof = Proof(signature, (axis,), samples, run, Rounding(Path("none"), 1), 8, {}, loud)
+        found, why = proof.of(asked, run, LIMITS["fp32"], {})
+        assert (found is not None) == (hides == -1e9 or not loud), why
+
+
 def test_what_is_asked_for_has_to_be_there() -> None:
     assert Recipe.of(source="m.onnx", name="m", store="s", pad="input_ids=0, attention_mask=-1e4").pad == {
         "input_ids": 0,
@@ -165,11 +186,11 @@ def test_an_engine_that_is_not_right_for_padded_values_is_not_padded() -> None:
 
 
 def test_edges_are_close_where_lengths_are_short() -> None:
-    assert edges(1, 20) == (8, 16, 20)
+    assert edges(1, 14) == (4, 8, 12, 14)
     found = edges(8, 512)
-    assert found[:3] == (16, 24, 32)
-    assert found[-2:] == (480, 512)
-    assert len(found) < 34
+    assert found[:3] == (12, 16, 20)
+    assert found[-2:] == (496, 512)
+    assert len(found) < 65
 
 
 def network(kind: str) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ _MASK = "mask"
 #: Nothing is padded beyond this extent.
 _LONGEST = 1024
 #: Every power of two has so many edges up to the next one, none nearer than this to the one before.
-_STEPS, _LEAST_STEP = 8, 8
+_STEPS, _LEAST_STEP = 16, 4
 
 
 def paddings(
@@ -48,7 +48,7 @@ def paddings(
 
 
 def edges(low: int, high: int) -> tuple[int, ...]:
-    """The lengths that rows are padded to: multiples of 8, of 16 from 128 on, of 32 from 256 on, and the largest."""
+    """The lengths that rows are padded to: multiples of 4, of 8 from 128 on, of 16 from 256 on, and the largest."""
     found = []
     edge = 0
     while edge < high:

@@ -36,6 +36,8 @@ _BESIDE = 3
 _GROWTH = 1.5
 #: Rows of each length: so many kinds of masks there are.
 _KINDS = 6
+#: How much larger than the samples floats are in one kind of rows: a mask may hide only what is small.
+_LOUDER, _LOUD_ONE = 8.0, 3
 #: Rows of a padded call.
 _ROWS = 8
 SEED = 0
@@ -49,8 +51,8 @@ class Harmful(Exception):
 class Proof:
     """What is asked: rows made of `samples`, as `signature` and `axes` let them in.
 
-    `right` is the reference, `rounding` knows what rounding decides in it. A call may have `max_rows` rows, none longer
-    than `longest`.
+    `right` is the reference, `rounding` knows what rounding decides in it. A call may have `max_rows` rows, where a
+    dimension has no range none longer than it was `reached`. With `loud`, floats larger than the samples' are tried.
     """
 
     signature: Signature
@@ -60,6 +62,7 @@ class Proof:
     rounding: Rounding
     max_rows: int
     reached: dict[str, int]
+    loud: bool = False
 
     def of(
         self, paddings: Sequence[Padding], infer: Run, limits: Limits, bounds: InputBounds
@@ -82,7 +85,7 @@ class Proof:
         edges = tuple(edge for edge in padding.edges if edge <= longest)
         if not edges or self.max_rows < 2:
             raise Harmful("no two lengths are let in")
-        rows = _Rows(self.signature, self.axes, axis, self.samples, padding.inputs)
+        rows = _Rows(self, axis, padding.inputs)
         asked = [_Asked(self.right, LIMITS["fp32"], self.rounding), _Asked(infer, limits, self.rounding)]
         tried = [edges[at] for at in sorted({*np.linspace(0, len(edges) - 1, _EDGES).round().astype(int).tolist()})]
         low = max(axis.min, 1) if axis.min < axis.max else 1
@@ -97,6 +100,8 @@ class Proof:
                 outputs = asked[0].followers()
             padder = Padder(padding.model_copy(update={"outputs": outputs, "edges": (edge,)}))
             members = [each for each in made if asked[0].has(each) and asked[1].has(each)]
+            if all(length == edge for length, _, _ in members):
+                break
             for group in _groups(members, min(_ROWS, self.max_rows), edge):
                 request = padder.joined([row for _, _, row in group], edge)
                 if fault := Values(request).beyond(bounds):
@@ -195,15 +200,14 @@ class _Asked:
 class _Rows:
     """Rows of any length, made of samples and of all that requests may hold."""
 
-    def __init__(
-        self, signature: Signature, axes: Sequence[Axis], axis: Axis, samples: Tensors, padded: Sequence[PaddedInput]
-    ) -> None:
-        self._axes = axes
+    def __init__(self, proof: Proof, axis: Axis, padded: Sequence[PaddedInput]) -> None:
+        self._axes = proof.axes
         self._axis = axis
-        self._samples = samples
+        self._samples = proof.samples
         self._padded = padded
-        self._domains = {spec.name: spec.domain for spec in signature.inputs if spec.domain is not None}
-        self._count = min(len(array) for array in samples.values())
+        self._loud = proof.loud
+        self._domains = {spec.name: spec.domain for spec in proof.signature.inputs if spec.domain is not None}
+        self._count = min(len(array) for array in proof.samples.values())
         self._known: dict[int, list[dict[str, np.ndarray]]] = {}
 
     def of(self, length: int) -> list[dict[str, np.ndarray]]:
@@ -226,6 +230,13 @@ class _Rows:
                 # Nothing that counts: such a row is never padded.
                 values = self._samples[each.name]
                 row[each.name] = np.full_like(array, values[values != each.value].flat[0])
+        if self._loud and kind == _LOUD_ONE:
+            told = {each.name for each in self._padded if each.tells}
+            row |= {
+                name: array * array.dtype.type(_LOUDER)
+                for name, array in row.items()
+                if array.dtype.kind == "f" and name not in told
+            }
         return row
 
     def _any(self, name: str, array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -257,11 +268,12 @@ def _mask(kind: int, each: PaddedInput, own: np.ndarray, generator: np.random.Ge
 
 def _members(rows: _Rows, low: int, before: int, edge: int, few: bool) -> list[_Member]:
     """What is padded to `edge`, the last one `before` being another: of the shortest length every kind."""
-    counts = {low: _KINDS, edge // 2: 3, before: 1, edge - 1: 2, edge: 1}
+    counts = [(low, _KINDS), (low + (edge - low) // 3, 2), (edge // 2, 3), (before, 1), (edge - 1, 2), (edge, 1)]
     if few:
-        counts = {low: 2, edge // 2: 1, edge - 1: 1}
+        counts = [(low, 2), (edge // 2, 1), (edge - 1, 1)]
+    most = {length: max(count for other, count in counts if other == length) for length, _ in counts}
     found: list[_Member] = []
-    for length, count in counts.items():
+    for length, count in most.items():
         if low <= length <= edge:
             kinds = [(edge + at) % _KINDS for at in range(count)]
             found += [(length, kind, rows.of(length)[kind]) for kind in kinds]

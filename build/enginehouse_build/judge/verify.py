@@ -133,7 +133,8 @@ def verify(
                 differences.append(f"{kind} answers {described(found)} only: {'; '.join(faults)}")
             passed[kind] = engine.precision
             signature, axes = bundle.manifest.request_signature(), bundle.manifest.axes
-            proof = Proof(signature, axes, samples, right, rounding, bundle.manifest.max_batch, reached.extents)
+            is_exact, most = artifact.precision == "fp32", bundle.manifest.max_batch
+            proof = Proof(signature, axes, samples, right, rounding, most, reached.extents, loud=is_exact)
             padded, harm = proof.of(reference.paddings, engine.infer, limits, found)
             if padded is not None:
                 padding[kind] = padded
