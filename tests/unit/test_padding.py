@@ -65,10 +65,12 @@ async def test_nothing_is_padded_where_that_takes_longer(monkeypatch: pytest.Mon
     assert sorted(engine.calls) == [(1, 30), (2, 8), (2, 128)]
 
 
-async def test_without_a_table_little_is_padded(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+async def test_without_times_to_rely_on_little_is_padded(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     asked = [request(length) for length in (20, 30, 120)]
-    check(asked, await send(loaded(monkeypatch, engine, None), asked))
-    assert sorted(engine.calls) == [(1, 120), (2, 32)]
+    for times in (None, DEAR_CALLS.model_copy(update={"verdict": "INVALID"})):
+        engine.calls.clear()
+        check(asked, await send(loaded(monkeypatch, engine, times), asked))
+        assert sorted(engine.calls) == [(1, 120), (2, 32)]
 
 
 async def test_what_the_proof_does_not_cover_is_computed_with_its_like_only(

@@ -23,7 +23,7 @@ from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.signature_record import PaddedInput, Padding
 from enginehouse.contract.tensors import Tensors
 
-#: Where times were never measured a call costs as much as so many more positions, and each row what it is long.
+#: Where times are not known a call costs as much as so many more positions, and each row what it is long.
 CALL = 32
 
 #: Milliseconds, or what goes with them, of a call with so many rows of such a length.
@@ -67,8 +67,9 @@ class Padder:
             return None
         place = padding.inputs[0].name, padding.inputs[0].dim
         axis = next((axis for axis in manifest.axes if place in axis.dims), None)
-        has_sizes = table is not None and table.sizes and axis is manifest.axes[0]
-        cost = table.predict_ms if table and has_sizes else None
+        # Times that did not settle may have two rows cost less than one, and the shortest padded to the longest.
+        is_known = table is not None and table.sizes and table.verdict == "VALID" and axis is manifest.axes[0]
+        cost = table.predict_ms if table and is_known else None
         return cls(padding, cost, manifest.max_batch, axis.opt if axis else 1)
 
     def most_rows(self, rows: int, length: int = 1) -> int:
