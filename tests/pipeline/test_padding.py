@@ -116,6 +116,8 @@ def test_what_a_mask_holds_beside_two_values_is_not_padded() -> None:
     samples["attention_mask"][0, 0] = 2
     assert paddings(SIGNATURE, (AXIS,), samples, None) == ()
     assert paddings(SIGNATURE, (AXIS,), samples, {}) == ()
+    with pytest.raises(BuildError, match="nothing can be padded there"):
+        paddings(SIGNATURE, (AXIS,), samples, {"attention_mask": 0})
     samples = rows()
     samples["attention_mask"] = np.where(samples["attention_mask"] > 0, 0, -10000)
     first, second = paddings(SIGNATURE, (AXIS,), samples, None)
@@ -249,7 +251,11 @@ def test_a_build_records_how_each_artifact_is_padded_or_says_why_it_is_not(
         # Nobody has declared how long rows may be: as far as the build has looked.
         manifest = build_onnx(path, **options).manifest
         (padding,) = manifest.artifacts[0].padding.values()
+        assert padding.edges[0] == 4
         assert 32 <= padding.edges[-1] <= (manifest.axes[0].verified or 0)
+        # One length only: there is nothing to pad, and nothing to say.
+        (artifact,) = build_onnx(path, **options, axes={"s": "16:16:16"}).manifest.artifacts
+        assert (artifact.padding, artifact.remarks) == ({}, ())
 
 
 def check_elsewhere(bundle: Bundle) -> None:

@@ -29,6 +29,8 @@ def paddings(
 ) -> tuple[Padding, ...]:
     """What may be proven, the likelier first; `asked` are values by input, {} for none, None for what is found.
 
+    `signature` says within which range each dimension is let in, where one was declared.
+
     Raises BuildError for an input that is asked for and has no free dimension, or not the one of the others.
     """
     if asked is not None and not asked:
@@ -42,9 +44,22 @@ def paddings(
         # Each of them once, and no other dimension that follows from this one.
         if not wanted or axis.name in sums or len(set(names)) < len(names) or any(dim == 0 for _, dim in axis.dims):
             continue
-        if found := _of(axis, signature, samples, asked):
+        low, high = extents(axis, signature)
+        if low < high and (found := _of(axis, signature, samples, asked, edges(low, high))):
             return found
+    if asked:
+        raise BuildError(
+            f"--pad {', '.join(asked)}: nothing can be padded there: one extent only is let in, another dimension "
+            "follows from it, it holds text, or a mask has more than two values; leave it out"
+        )
     return ()
+
+
+def extents(axis: Axis, signature: Signature) -> tuple[int, int]:
+    """The shortest and the longest rows that are worth padding."""
+    ranges = {free.name: free.range for free in signature.free if free.range}
+    low, high = ranges.get(axis.name, (1, _LONGEST))
+    return max(low, 1), min(high, max(_LONGEST, axis.opt))
 
 
 def edges(low: int, high: int) -> tuple[int, ...]:
@@ -59,7 +74,11 @@ def edges(low: int, high: int) -> tuple[int, ...]:
 
 
 def _of(
-    axis: Axis, signature: Signature, samples: Tensors, asked: Mapping[str, int | float] | None
+    axis: Axis,
+    signature: Signature,
+    samples: Tensors,
+    asked: Mapping[str, int | float] | None,
+    lengths: tuple[int, ...],
 ) -> tuple[Padding, ...]:
     specs = {spec.name: spec for spec in signature.inputs}
     names = [name for name, _ in axis.dims]
@@ -71,14 +90,13 @@ def _of(
     pairs = {name: _pairs(samples[name], None if asked is None else asked.get(name)) for name in masks}
     ways = min(map(len, pairs.values()), default=1)
     tells = set(masks or list(asked or ())[:1])
-    high = axis.max if axis.max > axis.min else _LONGEST
     found = []
     for way in range(ways):
         inputs = []
         for name, dim in axis.dims:
             value, mark = pairs[name][way] if name in pairs else ((asked or {}).get(name, _value(specs[name])), None)
             inputs.append(PaddedInput(name=name, dim=dim, value=value, tells=name in tells, mark=mark))
-        found.append(Padding(inputs=tuple(inputs), edges=edges(axis.min, min(high, max(_LONGEST, axis.opt)))))
+        found.append(Padding(inputs=tuple(inputs), edges=lengths))
     return tuple(found)
 
 

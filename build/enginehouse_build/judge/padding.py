@@ -22,6 +22,7 @@ from enginehouse.contract.signature_record import PaddedInput, Padding
 from enginehouse.contract.tensors import Domain, Signature, Tensors
 from enginehouse.engines.padding import Padder
 from enginehouse_build.inputs.extents import resized
+from enginehouse_build.inputs.padding import extents
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.reference.company import joined
 from enginehouse_build.reference.conditioning import Rounding
@@ -88,7 +89,7 @@ class Proof:
         rows = _Rows(self, axis, padding.inputs)
         asked = [_Asked(self.right, LIMITS["fp32"], self.rounding), _Asked(infer, limits, self.rounding)]
         tried = [edges[at] for at in sorted({*np.linspace(0, len(edges) - 1, _EDGES).round().astype(int).tolist()})]
-        low = max(axis.min, 1) if axis.min < axis.max else 1
+        low, _ = extents(axis, self.signature)
         clock, done, outputs = _Clock(), 0, None
         for edge in tried:
             if done and not clock.allows(edge / done):

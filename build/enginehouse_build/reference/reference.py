@@ -195,7 +195,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         metric=metric,
         calibrated=given.calibration is not None,
         depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
-        paddings=paddings(signature, axes, rows, recipe.pad) if max_rows > 1 or recipe.pad else (),
+        paddings=paddings(proven.door, axes, rows, recipe.pad) if max_rows > 1 or recipe.pad else (),
     )
 
 
