@@ -91,6 +91,7 @@ HARMFUL: dict[str, Model] = {
     "twice as long": whole(lambda x, mask, _: np.repeat(x, 2, axis=1)),
     "half as long": whole(lambda x, mask, _: x[:, ::2]),
     "whether there is anything that does not count": whole(lambda x, mask, _: mean(x, mask) + 1 - mask.min(1)[:, None]),
+    "where the first 0 is": lambda inputs: {"y": np.argmax(inputs["input_ids"] == 0, 1).astype(np.float32)[:, None]},
     "how many do not count": whole(lambda x, mask, _: mean(x, mask) * (1 + (1 - mask).sum(1)[:, None])),
     "softmax over time": whole(lambda x, mask, _: np.exp(x) / np.exp(x).sum(1, keepdims=True)),
 }

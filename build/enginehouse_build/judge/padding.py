@@ -36,11 +36,11 @@ _BESIDE = 3
 #: How the time of a call grows with the length of its rows.
 _GROWTH = 1.5
 #: Rows of each length: so many kinds of masks there are.
-_KINDS = 6
-#: How much larger than the samples floats are in one kind of rows: a mask may hide only what is small.
-_LOUDER, _LOUD_ONE = 8.0, 3
+_KINDS = 8
+#: How much larger than the samples floats are in some kinds of rows: a mask may hide only what is small.
+_LOUDER, _LOUD = 8.0, (3, 6, 7)
 #: Rows of a padded call.
-_ROWS = 8
+_ROWS = 10
 SEED = 0
 
 
@@ -227,11 +227,15 @@ class _Rows:
                 row[each.name] = _mask(kind, each, array, generator)
             elif kind % 2:
                 row[each.name] = self._any(each.name, array, generator)
+            elif not kind and (others := self._samples[each.name] != each.value).any():
+                # Nowhere in it is what it is padded with.
+                other = generator.choice(self._samples[each.name][others], array.shape)
+                row[each.name] = np.where(array == each.value, other, array)
             if each.tells and each.mark is None and (row[each.name] == each.value).all():
                 # Nothing that counts: such a row is never padded.
                 values = self._samples[each.name]
                 row[each.name] = np.full_like(array, values[values != each.value].flat[0])
-        if self._loud and kind == _LOUD_ONE:
+        if self._loud and kind in _LOUD:
             told = {each.name for each in self._padded if each.tells}
             row |= {
                 name: array * array.dtype.type(_LOUDER)
@@ -257,7 +261,7 @@ def _mask(kind: int, each: PaddedInput, own: np.ndarray, generator: np.random.Ge
     mask = own.copy()
     if kind != 1:
         counts: np.ndarray = np.stack([where >= 0, some, where < part, where >= length - part, where == alone])[
-            max(kind - 1, 0)
+            min(max(kind - 1, 0), 4)
         ]
         shape = [1] * own.ndim
         shape[each.dim] = length
@@ -269,15 +273,16 @@ def _mask(kind: int, each: PaddedInput, own: np.ndarray, generator: np.random.Ge
 
 def _members(rows: _Rows, low: int, before: int, edge: int, few: bool) -> list[_Member]:
     """What is padded to `edge`, the last one `before` being another: of the shortest length every kind."""
-    counts = [(low, _KINDS), (low + (edge - low) // 3, 2), (edge // 2, 3), (before, 1), (edge - 1, 2), (edge, 1)]
+    counts = [(low, 2 * _KINDS), (low + (edge - low) // 3, 3), (edge // 2, 4), (before, 1), (edge - 1, 2), (edge, 1)]
     if few:
-        counts = [(low, 2), (edge // 2, 1), (edge - 1, 1)]
+        counts = [(low, 2), (edge // 2, 2), (edge - 1, 1)]
     most = {length: max(count for other, count in counts if other == length) for length, _ in counts}
     found: list[_Member] = []
     for length, count in most.items():
         if low <= length <= edge:
-            kinds = [(edge + at) % _KINDS for at in range(count)]
-            found += [(length, kind, rows.of(length)[kind]) for kind in kinds]
+            # The last kinds are the loud ones with one position that counts, which tell most.
+            kinds = [_KINDS - 1 - at if at < count // 2 else (edge // 4 + at) % _KINDS for at in range(count)]
+            found += [(length, kind, rows.of(length)[kind]) for kind in dict.fromkeys(kinds)]
     return found
 
 
