@@ -30,8 +30,8 @@ def sentences(rows: int, length: int = USUAL, seed: int = SEED) -> dict[str, np.
     return {"input_ids": generator.integers(1, WORDS, (rows, length)) * mask, "attention_mask": mask}
 
 
-def encoder() -> ModelSource:
-    """Four layers of width 256, mean over the tokens, length 1: embedding float32 [rows, 256]."""
+def encoder(longest: int = LONGEST, layers: int = 4, width: int = WIDTH) -> ModelSource:
+    """Layers of that width, mean over the tokens, length 1: embedding float32 [rows, width]."""
     import torch
     from torch import Tensor, nn
     from transformers import BertConfig, BertModel
@@ -43,11 +43,11 @@ def encoder() -> ModelSource:
             super().__init__()
             config = BertConfig(
                 vocab_size=WORDS,
-                hidden_size=WIDTH,
-                num_hidden_layers=4,
+                hidden_size=width,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
-                intermediate_size=4 * WIDTH,
-                max_position_embeddings=LONGEST,
+                intermediate_size=4 * width,
+                max_position_embeddings=longest,
             )
             self.bert = BertModel(config, add_pooling_layer=False)
 
@@ -66,7 +66,7 @@ def encoder() -> ModelSource:
         inputs={name: torch.from_numpy(array[:2]) for name, array in samples.items()},
         outputs=("embedding",),
         axes={"input_ids": {1: "sequence"}, "attention_mask": {1: "sequence"}},
-        ranges={"sequence": (8, USUAL, LONGEST)},
+        ranges={"sequence": (8, USUAL, longest)},
         samples=samples,
         calibration=sentences(64, seed=SEED + 1),
     )

@@ -215,7 +215,7 @@ class _Build:
         limits = recipe.limits_of(artifact.precision)
         files = [file.sha256 for file in artifact.files]
         # What requests may be decides what is asked beyond the samples.
-        may_be = [reference.max_rows, reference.axes, sorted(recipe.axes)]
+        may_be = [reference.max_rows, reference.axes, sorted(recipe.axes), reference.paddings]
         own = [limits.relative_l2, recipe.max_drop, recipe.threads, may_be]
         key = [files, self.content, self.judging, own, provenance.of_machine()]
         try:
@@ -227,7 +227,7 @@ class _Build:
             return artifact.model_copy(update={"status": "failed", "reason": str(error)}), ()
         if judged.status == "ready":
             self.extents.append(judged.extents)
-        told = ("status", "reason", "parity", "effective_precision", "unproven", "inputs_only")
+        told = ("status", "reason", "parity", "effective_precision", "unproven", "inputs_only", "padding")
         update = {name: getattr(judged, name) for name in told} | {"remarks": artifact.remarks + judged.remarks}
         return artifact.model_copy(update=update), judged.kinds
 

@@ -25,8 +25,9 @@ from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import load_engine
 from enginehouse.pools import crashes, engine_calls, splitting
-from enginehouse.pools.batching import LoadedModel, Split
+from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
+from enginehouse.pools.engine_calls import Split
 from enginehouse.pools.splitting import split_of
 from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
 

@@ -83,6 +83,21 @@ def _text(read: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
 
 
+def padded(text: str) -> dict[str, int | float]:
+    """`NAME=VALUE,NAME=VALUE`, or `none`, as the field `pad`. Raises ValueError."""
+    if text.strip() == "none":
+        return {}
+    found: dict[str, int | float] = {}
+    for part in text.split(","):
+        name, _, value = (each.strip() for each in part.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"{part!r} is no padding; write NAME=VALUE,NAME=VALUE or none") from None
+        found[name] = int(number) if number.is_integer() else number
+    return found
+
+
 class Recipe(BaseModel):
     """One build: a source, where its bundle goes, and the matrix of formats x precisions.
 
@@ -91,6 +106,8 @@ class Recipe(BaseModel):
       that is never merged with others.
     - `axes` gives the range of every free dimension besides the batch, by its name in the model; the first one is the
       cost axis, along which latency is measured.
+    - `pad` gives, by input, the value with which its rows may be made longer, so that requests of several lengths share
+      a call where that is proven to change no answer; None is for what the build finds itself, {} for nothing.
     - `samples`, `calibration`: .npz files with one array for each input; `labels`: an .npy file.
     - `metric`: "accuracy" or `module:function`; an artifact may lose `max_drop` of it.
     - `limits`: the relative L2 error that passes, by precision, instead of `enginehouse.contract.parity.LIMITS`.
@@ -111,6 +128,7 @@ class Recipe(BaseModel):
     max_batch: int = Field(default=32, ge=1, le=65536)
     batched: bool = True
     axes: dict[str, AxisRange] = Field(default_factory=dict)
+    pad: Annotated[dict[str, int | float] | None, _text(padded)] = None
     preprocess: Annotated[Preprocess, _text(Preprocess.of)] | None = None
     postprocess: Annotated[Postprocess, _text(postprocess_of)] | None = None
     samples: Path | None = None

@@ -27,6 +27,7 @@ from enginehouse.contract.manifest import (
     Parity,
 )
 from enginehouse.contract.parity import Limits
+from enginehouse.contract.signature_record import Padding
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
@@ -34,6 +35,7 @@ from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
 from enginehouse_build.judge.beyond import Beyond
 from enginehouse_build.judge.longest import narrowed
+from enginehouse_build.judge.padding import Proof
 from enginehouse_build.judge.rounding import exact, whole
 from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.conditioning import Rounding
@@ -56,7 +58,7 @@ class Verified:
 
     `remarks` are what else was noticed, `unproven` the outputs on which nothing was compared,
     `inputs_only` for which values it is right, by engine (see `enginehouse.contract.bounds`), `extents` up to where it
-    is, of free dimensions without a range.
+    is, of free dimensions without a range, `padding` how rows of several lengths share a call of an engine.
     """
 
     status: Literal["ready", "unverified", "failed"]
@@ -68,6 +70,7 @@ class Verified:
     unproven: tuple[str, ...] = ()
     inputs_only: dict[EngineKind, dict[str, InputBound]] = field(default_factory=dict)
     extents: dict[str, int] = field(default_factory=dict)
+    padding: dict[EngineKind, Padding] = field(default_factory=dict)
 
 
 def verify(
@@ -94,6 +97,7 @@ def verify(
     bounds: dict[EngineKind, dict[str, InputBound]] = {}
     differences: list[str] = []
     extents: dict[str, int] = {}
+    padding: dict[EngineKind, Padding] = {}
     rounding = Rounding(source / MODEL, threads)
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
@@ -128,6 +132,14 @@ def verify(
                 bounds[kind] = found
                 differences.append(f"{kind} answers {described(found)} only: {'; '.join(faults)}")
             passed[kind] = engine.precision
+            signature, axes = bundle.manifest.request_signature(), bundle.manifest.axes
+            is_exact, most = artifact.precision == "fp32", bundle.manifest.max_batch
+            proof = Proof(signature, axes, samples, right, rounding, most, reached.extents, loud=is_exact)
+            padded, harm = proof.of(reference.paddings, engine.infer, limits, found)
+            if padded is not None:
+                padding[kind] = padded
+            elif harm:
+                differences.append(f"{kind} computes requests of equal lengths together only: {harm}")
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
             figures_or_none, reason = _explained(error, worst, artifact, source, threads)
             return Verified("failed", figures_or_none, engine.precision, (), reason)
@@ -152,7 +164,7 @@ def verify(
             f"computed in {ran} here, so {artifact.precision} itself is not verified yet: an engine that computes in "
             "it verifies it when it is loaded"
         )
-    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds, extents)
+    return Verified("ready", worst, ran, tuple(passed), None, tuple(remarks), unproven, bounds, extents, padding)
 
 
 def _measured(

@@ -23,13 +23,14 @@ from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import ConfigError, ExportFailed
 from enginehouse.contract.manifest import Axis
-from enginehouse.contract.signature_record import with_free_dims
+from enginehouse.contract.signature_record import Padding, with_free_dims
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
 from enginehouse_build.inputs.given import Given, read_given
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.inputs.opened import OpenedFiles
+from enginehouse_build.inputs.padding import paddings
 from enginehouse_build.inputs.postprocess import Postprocess
 from enginehouse_build.inputs.postprocess import of as postprocess_of
 from enginehouse_build.inputs.preprocess import Preprocess
@@ -78,7 +79,7 @@ class Reference:
     """What is known about the reference besides its files.
 
     `origin` says what gave the answers and to what; `calibrated` whether there are rows for int8; `depends` are the
-    digests of all files that it was made from.
+    digests of all files that it was made from; `paddings` are ways to make rows equally long that are worth proving.
     """
 
     signature: Signature
@@ -91,6 +92,7 @@ class Reference:
     metric: TaskMetric | None
     calibrated: bool
     depends: Mapping[str, str]
+    paddings: tuple[Padding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         metric=metric,
         calibrated=given.calibration is not None,
         depends={str(file): sha256_of(file) for file in depends if not file.is_relative_to(folder.resolve())},
+        paddings=paddings(proven.door, axes, rows, recipe.pad) if max_rows > 1 or recipe.pad else (),
     )
 
 

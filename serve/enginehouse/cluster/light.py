@@ -14,8 +14,8 @@ from types import ModuleType
 #: Ray calls the function of this name when a worker process starts (`worker_process_setup_hook` of runtime
 #: environments, which would be an agent's work and a process that was not started ahead).
 HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "enginehouse.cluster.light.without_pandas"}
-#: The module that imports it, in a `try` that goes on without.
-IMPORTER = "ray.serve._private.utils"
+#: It does so in a `try` that goes on without.
+IMPORTER = "ray.serve"
 
 
 def without_pandas() -> None:
@@ -26,8 +26,7 @@ def without_pandas() -> None:
 
 class _NotForServe(MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if fullname == "pandas" and _importer() == IMPORTER:
-            sys.meta_path.remove(self)
+        if fullname == "pandas" and _importer().startswith(f"{IMPORTER}."):
             raise ModuleNotFoundError("enginehouse leaves pandas out of ray.serve", name=fullname)
 
 

@@ -14,7 +14,7 @@ from enginehouse.contract.latency import LatencyTable
 
 # Part of the manifest, and imported from here.
 from enginehouse.contract.signature_record import Axis as Axis
-from enginehouse.contract.signature_record import Record, with_free_dims
+from enginehouse.contract.signature_record import Padding, Record, with_free_dims
 from enginehouse.contract.signature_record import SignatureRecord as SignatureRecord
 from enginehouse.contract.signature_record import TensorRecord as TensorRecord
 from enginehouse.contract.tensors import DTYPES, Signature, Tensors
@@ -96,7 +96,7 @@ class Parity(Record):
 
 
 #: Fields of an artifact that the release before does not know.
-_LATE_FIELDS = frozenset({"int8_products", "unproven", "inputs_only"})
+_LATE_FIELDS = frozenset({"int8_products", "unproven", "inputs_only", "padding"})
 
 
 class Artifact(Record):
@@ -108,6 +108,7 @@ class Artifact(Record):
     `int8_products` is the kind of CPU that int8 artifacts for CPUs were made for, verified and timed on. `unproven` are
     outputs in which the samples had nothing to compare: empty or one value all over. `inputs_only` are, by engine, the
     values of inputs for which it answers as the reference (see `contract.bounds`): no other request is sent there.
+    `padding` says, by engine, how rows of several lengths may share a call, where that was proven to change no answer.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Artifact(Record):
     int8_products: Int8Products | None = None
     unproven: tuple[str, ...] = ()
     inputs_only: dict[EngineKind, dict[str, InputBound]] = Field(default_factory=dict)
+    padding: dict[EngineKind, Padding] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _without_what_others_refuse(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

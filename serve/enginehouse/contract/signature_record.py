@@ -1,4 +1,4 @@
-"""A signature as the manifest has it: tensors, and the axes along which they may be longer or shorter."""
+"""A signature as the manifest has it: tensors, the axes along which they may be longer or shorter, and be padded."""
 
 from __future__ import annotations
 
@@ -92,6 +92,32 @@ class Axis(Record):
         if self.verified is None:
             fields.pop("verified", None)
         return fields
+
+
+class PaddedInput(Record):
+    """An input whose dimension `dim` may be made longer with elements of `value`.
+
+    One that `tells` says which of its positions count: each of its rows has to have one of another value, and where
+    `mark` is given none but that and `value`.
+    """
+
+    name: str
+    dim: int = Field(ge=1)
+    value: int | float
+    tells: bool = False
+    mark: int | float | None = None
+
+
+class Padding(Record):
+    """How rows of several lengths share a call: all `inputs` are made as long as the smallest of the `edges` that holds
+    the longest, and `outputs`, which are (name, dimension), are cut back to the length of each row.
+
+    Longer rows than the largest edge are not padded.
+    """
+
+    inputs: tuple[PaddedInput, ...] = Field(min_length=1)
+    outputs: tuple[tuple[str, int], ...] = ()
+    edges: tuple[int, ...] = Field(min_length=1)
 
 
 def parts_of(name: str, names: Collection[str]) -> tuple[str, ...]:

@@ -7,18 +7,21 @@ from collections.abc import Callable
 from enginehouse.contract import probes, tensor_file
 from enginehouse.contract.bounds import InputBounds, narrower
 from enginehouse.contract.bundle import Bundle
-from enginehouse.contract.errors import EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
+from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, InferenceFailed, InvalidInput, ParityFailed
 from enginehouse.contract.manifest import ACCELERATOR_OF, Artifact, EngineKind, Manifest, Parity
-from enginehouse.contract.parity import gate, limits_of
+from enginehouse.contract.parity import first_difference, gate, limits_of
 from enginehouse.contract.slices import compare_slices
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines.hardware import int8_products, probe_cpu
+from enginehouse.engines.padding import Padder
 
 #: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
 CHECK_REQUESTS = "check/requests.npz"
 CHECK_ANSWERS = "check/answers.npz"
 #: The same of values that samples rarely have, in the format of `contract.probes`.
 CHECK_PROBES = "check/probes.npz"
+#: Rows of the requests that are padded.
+_FEW = 2
 
 
 def needs_recheck(kind: EngineKind, manifest: Manifest, artifact: Artifact) -> bool:
@@ -73,3 +76,30 @@ def bounds_here(
         return artifact.bounds_on(kind)
     found, _ = probes.found(kind, infer, artifact, probes.read(bundle.verified(carried[0])))
     return narrower(artifact.bounds_on(kind), found)
+
+
+def pads_here(kind: EngineKind, infer: Callable[[Tensors], Tensors], bundle: Bundle, artifact: Artifact) -> bool:
+    """Whether the bundle's check requests are answered as they are when they are padded as `artifact` says.
+
+    For an engine that computes otherwise than the one with which that was proven: a few rows, padded to the next edge
+    and to the last. Raises DigestMismatch.
+    """
+    padding = artifact.padding.get(kind)
+    carried = [file for file in bundle.manifest.files if file.path == CHECK_REQUESTS]
+    if padding is None or not carried:
+        return False
+    padder, limits, asked = Padder(padding), limits_of(artifact.precision, artifact.limit), 0
+    for request in tensor_file.read(bundle.verified(carried[0])):
+        length, edge = padder.length(request), padder.place(request).edge
+        if not edge or max(map(len, request.values())) > _FEW:
+            continue
+        try:
+            own = infer(request)
+            for longer in {edge, padding.edges[-1]} - {length}:
+                padded = padder.cut(infer(padder.joined([request], longer)), length)
+                if first_difference(padded, own, limits.relative_l2, limits.worst_row) is not None:
+                    return False
+                asked += 1
+        except EnginehouseError:
+            return False
+    return asked > 0

@@ -8,22 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 
 import numpy as np
 from ray import serve
 
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import (
-    EnginehouseError,
-    EngineUnavailable,
-    Overloaded,
-)
+from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.engines import Engine
+from enginehouse.engines.padding import Padder, Place
 from enginehouse.pools.cores import Cores
-from enginehouse.pools.engine_calls import STUCK_S, EngineCalls, Lane
+from enginehouse.pools.engine_calls import STUCK_S, EngineCalls, Lane, Split
 from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
 
 #: A call of more rows than this many full batches is queued in slices of that many.
@@ -37,16 +33,6 @@ BEGUN_S = 1.0
 _Run = Callable[[Lane, list[Item]], list[Computed | EnginehouseError]]
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A second engine of a model that computes `count` calls of up to `rows` rows at once, with `cores` cores each."""
-
-    engine: Engine
-    count: int
-    rows: int
-    cores: int
-
-
 class LoadedModel:
     """A warm engine with a batch queue of its own: models never share a batch or wait for another model's.
 
@@ -54,7 +40,7 @@ class LoadedModel:
     `measured` are (rows, milliseconds) timed in this process. An engine that is not `is_shared` has one caller, which
     coalesces its requests itself: its calls skip the batch queue, unless the catalog sets `batch_wait_ms`. Calls take
     `cores`, which all models of the process share (None: no other model counts); with `splits` several calls are
-    computed at once while there is more than one.
+    computed at once while there is more than one. With a `padder` calls of several lengths share an engine call.
     """
 
     def __init__(
@@ -69,6 +55,7 @@ class LoadedModel:
         is_shared: bool = True,
         cores: Cores | None = None,
         splits: Split | None = None,
+        padder: Padder | None = None,
     ) -> None:
         self.engine = engine
         self.kind = kind
@@ -76,7 +63,8 @@ class LoadedModel:
         self.measured = list(measured)
         #: What crashes of its engine are recorded under (`crashes.engine_id`).
         self.identity = ""
-        self._engine_calls = EngineCalls(kind, artifact, flag or nullcontext())
+        self._padder = padder
+        self._engine_calls = EngineCalls(kind, artifact, flag or nullcontext(), padder)
         self._is_shared = is_shared
         self._cores = cores or Cores(1)
         self._splits = splits
@@ -84,7 +72,8 @@ class LoadedModel:
         self._best_rows = best_rows
         #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
-        self._waiting_room = WaitingRoom(self._rows_at_once, self._cores, self._lanes)
+        companions = padder.companions if padder else None
+        self._waiting_room = WaitingRoom(self._rows_at_once, self._cores, self._lanes, companions)
         self.last_used = time.monotonic()
         self._pending_rows = 0
         # Calls in flight, isolated ones too.
@@ -109,8 +98,12 @@ class LoadedModel:
     def set_batching(self, config: ModelConfig) -> None:
         """Apply `max_batch_size` and `batch_wait_ms` of the catalog; calls in the queue stay there."""
         self.max_rows = config.max_batch_size or self._best_rows
+        if self._padder is not None:
+            self._padder.is_limited = config.max_batch_size is not None
         # Serve counts calls, not rows; each call has at least one row.
-        self._batched.set_max_batch_size(self.max_rows)
+        self._batched.set_max_batch_size(
+            self.max_rows if self._padder is None else self._padder.most_rows(self.max_rows)
+        )
         self._waiting_room.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3, self._lanes)
         self._waits_for_batches = config.batch_wait_ms > 0
 
@@ -123,6 +116,11 @@ class LoadedModel:
     def lanes(self) -> int:
         """How many calls it computes at once."""
         return self._splits.count if self._splits else 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether calls of several lengths share one."""
+        return self._padder is not None
 
     @property
     def _lanes(self) -> Lanes | None:
@@ -257,15 +255,15 @@ class LoadedModel:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
-            shape = self._shape(requests[0]) if self._is_shared or self._waits_for_batches else ()
-            return await self._queued(Item(requests, rows, now, now + budget_s, shape))
+            place = self._place(requests[0]) if self._is_shared or self._waits_for_batches else Place(())
+            return await self._queued(Item(requests, rows, now, now + budget_s, *place))
         # One slice at a time, so that calls of others are computed in between.
         inputs = stack(requests)
-        shape = self._shape(inputs)
+        place = self._place(inputs)
         answers = []
         for start in range(0, rows, slice_rows):
             part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
-            item = Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s, shape)
+            item = Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s, *place)
             answers.append(await self._queued(item))
         outputs = {name: np.concatenate([part[name] for part, _ in answers]) for name in answers[0][0]}
         timings = [timing for _, timing in answers]
@@ -323,7 +321,9 @@ class LoadedModel:
             return Lane(self.engine, self.max_rows)
         return Lane(splits.engine, lanes.rows, cores / self._cores.count)
 
-    def _shape(self, request: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def _place(self, request: Tensors) -> Place:
         if not self.engine.signature.batched:
-            return ()
-        return tuple((name, array.shape[1:]) for name, array in sorted(request.items()))
+            return Place(())
+        if self._padder is not None:
+            return self._padder.place(request)
+        return Place(tuple((name, array.shape[1:]) for name, array in sorted(request.items())))

@@ -14,6 +14,7 @@ from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, Infe
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
+from enginehouse.engines.padding import Padder
 from enginehouse.pools import isolation
 from enginehouse.pools.waiting_room import Item
 
@@ -28,6 +29,16 @@ NEWEST = 0.1
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A second engine of a model that computes `count` calls of up to `rows` rows at once, with `cores` cores each."""
+
+    engine: Engine
+    count: int
+    rows: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lane:
     """What a call computes with: `engine`, at most `rows` rows at once, and this `share` of the process's cores."""
 
@@ -37,9 +48,14 @@ class Lane:
 
 
 class EngineCalls:
-    """Engine calls of one model. Called from several threads at once when the model has several lanes."""
+    """Engine calls of one model. Called from several threads at once when the model has several lanes.
 
-    def __init__(self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None]) -> None:
+    Items of several lengths are made equally long by `padder`, and their outputs cut back.
+    """
+
+    def __init__(
+        self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None], padder: Padder | None = None
+    ) -> None:
         #: Seconds of computing so far, of all cores.
         self.busy_s = 0.0
         #: Milliseconds that all cores together lately took for a row.
@@ -48,6 +64,7 @@ class EngineCalls:
         self._kind = kind
         self._artifact = artifact
         self._flag = flag
+        self._padder = padder
         # Of each call in progress: when it began, and after how many seconds it counts as stuck.
         self._under_way: dict[object, tuple[float, float]] = {}
 
@@ -109,9 +126,10 @@ class EngineCalls:
         rows = [item.rows for item in items]
         started = time.monotonic()
         try:
-            inputs = stack([request for item in items for request in item.requests])
+            requests = [request for item in items for request in item.requests]
+            inputs = stack(requests) if self._padder is None else self._padder.joined(requests)
             with self._timed(started, lane.share, sum(rows)), self._flag:
-                outputs = _infer_in_pieces(lane, inputs, sum(rows))
+                outputs = _infer_in_pieces(lane.engine, self._most_rows(lane, inputs), inputs, sum(rows))
         except Exception as error:
             if len(items) == 1:
                 if isinstance(error, EnginehouseError):
@@ -122,9 +140,17 @@ class EngineCalls:
         taken = time.monotonic() - started
         self._note(taken * lane.share, sum(rows))
         return [
-            (part, Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
+            (self._cut(part, item), Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
             for item, part in zip(items, split(outputs, rows), strict=True)
         ]
+
+    def _most_rows(self, lane: Lane, inputs: Tensors) -> int:
+        padder = self._padder
+        return lane.rows if padder is None else padder.most_rows(lane.rows, padder.length(inputs))
+
+    def _cut(self, outputs: dict[str, np.ndarray], item: Item) -> dict[str, np.ndarray]:
+        padder = self._padder
+        return outputs if padder is None else padder.cut(outputs, padder.length(item.requests[0]))
 
     @contextmanager
     def _timed(self, started: float, share: float, rows: int) -> Iterator[None]:
@@ -146,11 +172,11 @@ class EngineCalls:
         self.row_ms = self._usual_s / self._usual_rows * 1e3
 
 
-def _infer_in_pieces(lane: Lane, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
-    if rows <= lane.rows:
-        return lane.engine.infer(inputs)
+def _infer_in_pieces(engine: Engine, most: int, inputs: Tensors, rows: int) -> dict[str, np.ndarray]:
+    if rows <= most:
+        return engine.infer(inputs)
     pieces: Sequence[dict[str, np.ndarray]] = [
-        lane.engine.infer({name: array[start : start + lane.rows] for name, array in inputs.items()})
-        for start in range(0, rows, lane.rows)
+        engine.infer({name: array[start : start + most] for name, array in inputs.items()})
+        for start in range(0, rows, most)
     ]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

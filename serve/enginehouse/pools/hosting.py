@@ -180,6 +180,7 @@ class HostedModels:
             measured=loaded.measured,
             inputs_only=dict(loaded.engine.inputs_only),
             lanes=loaded.lanes,
+            pads=loaded.pads,
         )
         return loaded
 

@@ -17,6 +17,8 @@ from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
+from enginehouse.engines.padding import Padder
+from enginehouse.engines.recheck import needs_recheck, pads_here
 from enginehouse.pools import crashes, isolation
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
@@ -123,6 +125,11 @@ class Loader:
                 # No table holds for an engine built here, or for int8 on another CPU kind: routers rank by `measured`.
                 measured = time_calls(engine, manifest) if table is None else []
                 splits = split_of(kind, bundle, artifact, engine, warm, self._cores.count) if self._cores else None
+                # A router's own engine answered fewer with it (benchmarks/README.md, "Requests of every length").
+                padder = None if self._router else Padder.of(manifest, artifact, kind, table)
+                if padder is not None and needs_recheck(kind, manifest, artifact):
+                    is_alike = engine.inputs_only == artifact.bounds_on(kind)
+                    padder = padder if is_alike and pads_here(kind, engine.infer, bundle, artifact) else None
             except BaseException:
                 engine.close()
                 raise
@@ -137,6 +144,7 @@ class Loader:
             is_shared=not self._router,
             cores=self._cores,
             splits=splits,
+            padder=padder,
         )
         loaded.identity = identity
         return loaded

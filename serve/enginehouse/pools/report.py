@@ -14,7 +14,8 @@ class ModelReport(TypedDict):
 
     `engine` (its kind), `artifact` and `precision` are empty unless it is loaded. `measured` are (rows, milliseconds)
     timed by the replica where no latency table of the bundle holds. `inputs_only` are the bounds of the loaded engine,
-    `lanes` how many calls it computes at once; replicas of the release before publish neither.
+    `lanes` how many calls it computes at once, `pads` whether it takes rows that were padded as the artifact says;
+    replicas of the release before publish none of these.
     """
 
     state: ModelState
@@ -25,3 +26,4 @@ class ModelReport(TypedDict):
     measured: list[tuple[int, float]]
     inputs_only: NotRequired[InputBounds]
     lanes: NotRequired[int]
+    pads: NotRequired[bool]

@@ -16,7 +16,7 @@ from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.engines import Engine, load_engine
-from enginehouse.pools.batching import Split
+from enginehouse.pools.engine_calls import Split
 
 logger = logging.getLogger("ray.serve")
 

@@ -8,7 +8,8 @@ the engine computes would therefore be a batch of its own, and so would the next
    except what arrives in the same turn of the event loop as a call that found the engine idle, has its shape and fits
    beside it.
 3. Then the first call is let in, with those after it whose rows have the same shape, up to as many rows as the engine
-   computes at once. Those that wait are divided among the lanes that are free.
+   computes at once. Those that wait are divided among the lanes that are free. Where rows may be padded, those that are
+   nearest in length go first.
 4. They enter the batch queue in one turn of the event loop. Serve takes all that is queued at once: they are one batch.
 5. With `wait_s`, a group that does not fill a batch is let in when its oldest call has waited that long.
 
@@ -23,18 +24,21 @@ import bisect
 import itertools
 import math
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from enginehouse.contract.tensors import Tensors
 from enginehouse.pools.cores import Cores
+
+#: Which of others, by their places, go with the first: it and they are (rows, edge), in at most so many rows together.
+Companions = Callable[[tuple[int, int], Sequence[tuple[int, int]], int], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
     """A call or slice of one: requests with rows of one shape, `rows` in all; times are `time.monotonic()`.
 
-    Items of equal `shape` may share a batch.
+    Items of equal `shape` may share a batch; those that have an `edge` are padded to the longest of theirs.
     """
 
     requests: Sequence[Tensors]
@@ -42,6 +46,7 @@ class Item:
     arrived: float
     deadline: float
     shape: Hashable = ()
+    edge: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -65,13 +70,20 @@ class WaitingRoom:
     `max_rows` rows are let in at once, or one item that has more; with `lanes`, which only a split model has, `rows` of
     them unless the call is alone. `cores` are those of the process: without any this room has one of its own. With an
     idle engine and a `wait_s` of 0 an item passes at once, and so does what arrives in the same turn of the loop and
-    fits beside it.
+    fits beside it. `companions` says who goes with whom among items that have an edge.
     """
 
-    def __init__(self, max_rows: int, cores: Cores | None = None, lanes: Lanes | None = None) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        cores: Cores | None = None,
+        lanes: Lanes | None = None,
+        companions: Companions | None = None,
+    ) -> None:
         self._max_rows = max_rows
         self._cores = cores or Cores(1)
         self._lanes = lanes
+        self._companions = companions
         self._wait_s = 0.0
         # (deadline, number of arrival, item), sorted: at equal deadlines the order of arrival.
         self._waiting: list[tuple[float, int, _Waiting]] = []
@@ -125,12 +137,12 @@ class WaitingRoom:
             if not self._is_free:
                 return False
             # Serve's queue is read in the next turn: until then others may join.
-            self._room = (item.shape, self._take(is_alone=True) - item.rows)
+            self._room = ((item.shape, item.edge), self._take(is_alone=True) - item.rows)
             asyncio.get_running_loop().call_soon(self._forget_room)
             return True
-        if self._room is None or self._room[0] != item.shape or self._room[1] < item.rows:
+        if self._room is None or self._room[0] != (item.shape, item.edge) or self._room[1] < item.rows:
             return False
-        self._room = (item.shape, self._room[1] - item.rows)
+        self._room = (self._room[0], self._room[1] - item.rows)
         return True
 
     def _forget_room(self) -> None:
@@ -224,7 +236,7 @@ class WaitingRoom:
             # It waits no more, so it may be alone in the process.
             self._cores.done(self)
         free = self._cores.free
-        entering = _first(group, self._take(is_alone))
+        entering = self._together(group, self._take(is_alone))
         if self._lanes is not None and not is_alone:
             entering = entering[: math.ceil(len(group) / min(self._lanes.count, max(1, free // self._lanes.cores)))]
         self._entering.update(waiting.item for waiting in entering)
@@ -233,6 +245,15 @@ class WaitingRoom:
         self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
         if not self._waiting:
             self._cores.done(self)
+
+    def _together(self, group: list[_Waiting], max_rows: int) -> list[_Waiting]:
+        """The first of `group`, and those that go with it, in up to `max_rows` rows."""
+        first = group[0].item
+        if self._companions is None or not first.edge:
+            return _first(group, max_rows)
+        others = [(waiting.item.rows, waiting.item.edge) for waiting in group[1:]]
+        chosen = self._companions((first.rows, first.edge), others, max_rows)
+        return [group[0], *(group[1 + at] for at in chosen)]
 
 
 def _expire(admitted: asyncio.Future[None]) -> None:

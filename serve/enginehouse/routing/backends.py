@@ -10,6 +10,7 @@ from typing import Protocol
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.contract.tensors import Computed, Tensors, Timing
+from enginehouse.engines.padding import Padder
 from enginehouse.routing.coalescing import HOLD_S, Coalescer
 from enginehouse.routing.pace import Contention, Contentions, Pace
 from enginehouse.routing.policy import HOP_MS, USUAL, BackendState
@@ -58,6 +59,7 @@ class Backend:
         self.state = state
         self.seen_at = 0.0
         self.queue = Coalescer(self._timed, _most_rows(version, state), MAX_CALL_BYTES)
+        self.queue.padder = _padder(version, state)
         self._call = call(self)
         self._pace = pace
         #: Of the hardware that it runs on.
@@ -88,6 +90,8 @@ class Backend:
         """Take the view's state; returns it with what this router knows, except `queued_rows`."""
         if version is not self.version:
             self.queue.max_rows = _most_rows(version, state)
+        if version is not self.version or state.pads != self.state.pads:
+            self.queue.padder = _padder(version, state)
         self.version = version
         self.seen_at = now
         rows, pace = self.queue.max_rows, self._pace.of(state.pool, now, self.contention.at(now))
@@ -138,12 +142,15 @@ class Backend:
         self._failures = 0
         # Large requests are computed in slices, whose times are not those of one call.
         if rows <= answer[1].batch_rows:
-            self._note(requests[0], answer[1])
+            self._note(requests[0], rows, answer[1])
         return answer
 
-    def _note(self, request: Tensors, timing: Timing) -> None:
+    def _note(self, request: Tensors, rows: int, timing: Timing) -> None:
         table = self.state.table
         if table is None or timing.compute_ms <= 0:
+            return
+        if self.state.pads and rows < timing.batch_rows:
+            # The others of its call were longer, and nobody tells how much.
             return
         now, pool, rows = time.monotonic(), self.state.pool, timing.batch_rows
         ratio = timing.compute_ms / table.predict_ms(rows, self.version.manifest.size_of(request))
@@ -248,6 +255,17 @@ def _most_rows(version: ModelVersion, backend: BackendState) -> int:
     if not version.signature.batched:
         return 1
     return version.config.max_batch_size or version.manifest.efficient_rows(backend.engine, backend.artifact)
+
+
+def _padder(version: ModelVersion, backend: BackendState) -> Padder | None:
+    """What pads requests of several lengths, where the engines take that."""
+    if not backend.pads:
+        return None
+    manifest = version.manifest
+    padder = Padder.of(manifest, manifest.artifact(backend.artifact), backend.engine, backend.table)
+    if padder is not None:
+        padder.is_limited = version.config.max_batch_size is not None
+    return padder
 
 
 def _slots(version: ModelVersion, backend: BackendState, max_rows: int, full_ms: float, routers: int) -> int:

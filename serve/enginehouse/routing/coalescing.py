@@ -13,11 +13,12 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError
 from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
+from enginehouse.engines.padding import Padder, Place
 from enginehouse.routing.policy import LAST, USUAL
 
 #: Seconds past its predicted time after which a call frees its slot.
@@ -25,6 +26,9 @@ HOLD_S = 0.25
 
 #: Weight of the newest interval in the drain rate of a queue, and seconds for which that rate is used.
 NEWEST, KNOWN_S = 0.2, 2.0
+
+#: How many requests of other lengths a call is chosen from.
+NEAR = 64
 
 #: One call: the requests of a group, their rows, and seconds to the last deadline of them.
 Call = Callable[[Sequence[Tensors], int, float], Awaitable[Computed]]
@@ -39,7 +43,7 @@ class _Waiting:
     inputs: Tensors
     rows: int
     size: int
-    shapes: tuple[tuple[str, tuple[int, ...], str], ...]
+    place: Place
     arrived: float
     deadline: float
     priority: int
@@ -54,7 +58,7 @@ class Coalescer:
     - A call takes one of `slots` slots and frees it after `hold_s` seconds even if unanswered, so that one that is
       stuck or large delays others no longer.
     - A call carries one request, or several whose rows have the same shape: at most `max_rows` rows and `max_bytes`
-      bytes in all.
+      bytes in all. With a `padder`, rows of several lengths too, those that are nearest to the first in length.
     - A group's call may take until the last deadline in it; each of its requests is heard by its own.
     - A waiting request with under `least_s` seconds left is failed, not sent: no call is answered faster.
     - A call that fails, or may have failed, because of its content is halved and sent again, until the request at fault
@@ -66,6 +70,7 @@ class Coalescer:
         self.hold_s = HOLD_S
         self.least_s = 0.0
         self.max_rows = max_rows
+        self.padder: Padder | None = None
         #: Rows of the requests that wait.
         self.waiting_rows = 0
         self._rows_of = [0] * (LAST + 1)
@@ -109,10 +114,9 @@ class Coalescer:
                 return await self._call([inputs], rows, deadline - now)
             finally:
                 release()
-        # Sorted by name: two requests may list their inputs in different orders.
-        shapes = tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
+        place = self.padder.place(inputs) if self.padder else Place(_shapes(inputs))
         answer: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-        item = _Waiting(inputs, rows, nbytes(inputs), shapes, now, deadline, priority, answer)
+        item = _Waiting(inputs, rows, nbytes(inputs), place, now, deadline, priority, answer)
         # A timer alone: `asyncio.timeout` also makes a context and a cancellation, for every request that waits.
         timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), _expire, item, deadline - now)
         heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
@@ -164,7 +168,8 @@ class Coalescer:
                 return
             self._note_leaving(sum(item.rows for item in group))
             # In an empty context: Serve would otherwise attribute the call to whichever request runs here.
-            task = asyncio.create_task(self._send(group, self._slot()), context=contextvars.Context())
+            sending = self._send(group, self.padder, self._slot())
+            task = asyncio.create_task(sending, context=contextvars.Context())
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
 
@@ -181,10 +186,12 @@ class Coalescer:
     def _next_group(self) -> list[_Waiting]:
         """The next request to be sent and, in order, those that fit beside it; drops cancelled, fails late ones."""
         group: list[_Waiting] = []
+        # Of the lengths that it may have beside it.
+        near: list[tuple[int, float, int, _Waiting]] = []
         others: list[tuple[int, float, int, _Waiting]] = []
         rows = size = 0
         earliest = time.monotonic() + self.least_s
-        while self._waiting and rows < self.max_rows:
+        while self._waiting and rows < self.max_rows and len(near) < NEAR:
             entry = heapq.heappop(self._waiting)
             item = entry[-1]
             if item.answer.done():
@@ -195,46 +202,78 @@ class Coalescer:
                 item.answer.set_exception(DeadlineExceeded("too little time was left when its turn came"))
                 continue
             fits = not group or (
-                item.shapes == group[0].shapes
-                and rows + item.rows <= self.max_rows
+                item.place.shape == group[0].place.shape
+                and (item.place.edge or rows + item.rows <= self.max_rows)
                 and size + item.size <= self._max_bytes
             )
-            if fits:
-                group.append(item)
-                self._leave(item)
-                rows, size = rows + item.rows, size + item.size
-            else:
+            if not fits:
                 others.append(entry)
-        for entry in others:
+            elif group and item.place.edge:
+                near.append(entry)
+            else:
+                group.append(item)
+                rows, size = rows + item.rows, size + item.size
+        for entry in self._companions(group[0], near) if near else ():
+            group.append(entry[-1])
+            near.remove(entry)
+        for item in group:
+            self._leave(item)
+        for entry in (*others, *near):
             heapq.heappush(self._waiting, entry)
         return group
 
-    async def _send(self, group: list[_Waiting], release: Callable[[], None]) -> None:
+    def _companions(
+        self, first: _Waiting, others: list[tuple[int, float, int, _Waiting]]
+    ) -> list[tuple[int, float, int, _Waiting]]:
+        """Those of `others` that are sent with `first`, nearest in length; of a later priority only what has room."""
+        if self.padder is None:
+            return []
+        chosen: list[tuple[int, float, int, _Waiting]] = []
+        rows, edge, size = first.rows, first.place.edge, first.size / first.place.edge
+        for _, turn in itertools.groupby(others, key=lambda entry: entry[0]):
+            entries = list(turn)
+            known = [(entry[-1].rows, entry[-1].place.edge) for entry in entries]
+            for at in self.padder.companions((rows, edge), known, self.max_rows):
+                item = entries[at][-1]
+                longest, more = max(edge, item.place.edge), item.size / item.place.edge
+                if (size + more) * longest > self._max_bytes:
+                    return chosen
+                chosen.append(entries[at])
+                rows, edge, size = rows + item.rows, longest, size + more
+        return chosen
+
+    async def _send(self, group: list[_Waiting], padder: Padder | None, release: Callable[[], None]) -> None:
         try:
-            await self._answer(group)
+            await self._answer(group, padder)
         finally:
             for item in group:
                 # Pending only if this task was cancelled, because the process ends.
                 item.answer.cancel()
             release()
 
-    async def _answer(self, group: list[_Waiting]) -> None:
+    async def _answer(self, group: list[_Waiting], padder: Padder | None) -> None:
         # Of a group that is sent again in halves some may be out of time by now.
         group[:] = [item for item in group if not item.answer.done()]
         if not group:
             return
         rows = [item.rows for item in group]
-        requests = [item.inputs for item in group]
+        requests: Sequence[Tensors] = [item.inputs for item in group]
         sent = time.monotonic()
+        if padder is not None and len({padder.length(request) for request in requests}) > 1:
+            requests = [padder.joined(requests)]
+        else:
+            padder = None
         try:
             outputs, timing = await self._call(requests, sum(rows), max(item.deadline for item in group) - sent)
             parts = split(outputs, rows)
+            if padder is not None:
+                parts = [padder.cut(part, padder.length(item.inputs)) for item, part in zip(group, parts, strict=True)]
         except EnginehouseError as error:
             if len(group) == 1 or not error.fault.is_of_content:
                 _fail(group, error)
                 return
-            await self._answer(group[: len(group) // 2])
-            await self._answer(group[len(group) // 2 :])
+            await self._answer(group[: len(group) // 2], padder)
+            await self._answer(group[len(group) // 2 :], padder)
         except Exception as error:
             _fail(group, error)
         else:
@@ -243,6 +282,11 @@ class Coalescer:
                     waited_ms = (sent - item.arrived) * 1e3
                     queue_ms = timing.queue_ms + waited_ms
                     item.answer.set_result((part, Timing(queue_ms, timing.compute_ms, timing.batch_rows)))
+
+
+def _shapes(inputs: Tensors) -> Hashable:
+    # Sorted by name: two requests may list their inputs in different orders.
+    return tuple(sorted((name, array.shape[1:], array.dtype.kind) for name, array in inputs.items()))
 
 
 def _expire(item: _Waiting, budget_s: float) -> None:

@@ -43,6 +43,7 @@ class BackendState(NamedTuple):
     - `fails`: why its last calls failed; such a backend is tried last.
     - `inputs_only`: the values of inputs for which its artifact is right.
     - `lanes`: how many calls a replica computes at once.
+    - `pads`: whether rows of several lengths may share a call, padded as the artifact says.
     - `queued_rows`: rows that wait in this router, to be sent `batch_rows` at a time. They lately drained at `drain_ms`
       ms per row (0: there was no queue).
     """
@@ -64,6 +65,7 @@ class BackendState(NamedTuple):
     drain_ms: float = 0.0
     inputs_only: InputBounds = {}
     lanes: int = 1
+    pads: bool = False
     queued_rows: int = 0
 
     def queued(self, rows: int) -> BackendState:

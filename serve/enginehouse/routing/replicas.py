@@ -149,6 +149,7 @@ def backend_state(
         wait_ms=wait_ms,
         inputs_only=functools.reduce(narrower, [_bounds(manifest, report) for report in warm]),
         lanes=min(report.get("lanes", 1) for report in warm),
+        pads=all(report.get("pads", False) for report in warm),
     )
 
 

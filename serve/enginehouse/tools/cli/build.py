@@ -37,6 +37,9 @@ def build(
     axis: Annotated[
         list[str] | None, typer.Option(help="NAME=MIN:OPT:MAX, the range of a free dimension; may be repeated.")
     ] = None,
+    pad: Annotated[
+        str | None, typer.Option(help="NAME=VALUE,... that make rows longer, or none (default: inputs beside a mask).")
+    ] = None,
     preprocess: Annotated[str | None, typer.Option(help="imagenet, or resize=256,crop=224,mean=...,std=...")] = None,
     postprocess: Annotated[str | None, typer.Option(help="softmax, topk:5 or nms:iou=0.5,score=0.05,max=100")] = None,
     samples: Annotated[Path | None, typer.Option(help="FILE.npz of real inputs, one array for each.")] = None,
@@ -80,6 +83,7 @@ def build(
         "max_batch": max_batch,
         "batched": False if no_batch else None,
         "axes": _pairs("--axis", axis),
+        "pad": pad,
         "preprocess": preprocess,
         "postprocess": postprocess,
         "samples": samples,

@@ -16,6 +16,7 @@ from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ConfigError, ModelNotFound
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Manifest, Parity
 from enginehouse.contract.numerics import left_out
+from enginehouse.contract.signature_record import Padding
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature
 from enginehouse.tools.cli.console import out
@@ -101,6 +102,11 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
                 for kind, bounds in artifact.inputs_only.items()
             ]
         ),
+        "padded": "\n".join(
+            f"{artifact.name} on {kind}: {_padded(padding)}"
+            for artifact in manifest.artifacts
+            for kind, padding in artifact.padding.items()
+        ),
         "numerics": manifest.numerics,
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
@@ -132,6 +138,12 @@ def _axis(axis: Axis, signature: Signature) -> str:
         text = f"{axis.name}: {axis.min} to {axis.max}, usually {axis.opt}"
     inputs = ", ".join(dict.fromkeys(name for name, _ in axis.dims))
     return f"{text}, the same in {inputs}" if len(axis.dims) > 1 else text
+
+
+def _padded(padding: Padding) -> str:
+    """With what rows of several lengths are made equally long, and up to which length."""
+    values = ", ".join(f"{each.name} with {each.value:g}" for each in padding.inputs)
+    return f"rows of up to {padding.edges[-1]} share calls, {values}"
 
 
 def _find(text: str) -> Manifest:
