@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxscript.optimizer
 import torch
 from onnxscript import opset20 as op
 
@@ -20,6 +19,7 @@ from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.signature_record import parts_of
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
+from enginehouse_build.graph.tidy import tidy
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
 from enginehouse_build.reference.branches import ROWS, Branch, branches_of
@@ -56,6 +56,7 @@ def export(
                 input_names=[f"{_PLACEHOLDER}{name}" for name in model.inputs],
                 output_names=[f"{_PLACEHOLDER}{name}" for name in model.outputs],
                 verbose=False,
+                optimize=False,
                 custom_translation_table=_TRANSLATIONS,
             )
             if program is None:
@@ -63,8 +64,9 @@ def export(
             if program.exported_program is not None:
                 refuse_unservable(program.exported_program, batched)
             # Passing the file to `export` itself writes weights to a second file even for small models.
+            tidy(program.model)
             program.save(path, external_data=False)
-            proto = onnxscript.optimizer.optimize(onnx.load(path))
+            proto = onnx.load(path)
     except ExportFailed:
         raise
     except Exception as error:
