@@ -16,8 +16,8 @@ from onnxscript.rewriter.rules import common as rules
 
 #: As often as one round may leave something for the next.
 _ROUNDS = 4
-#: The optimizer's own rules in its order, but for those that compare constants with a tolerance (`x + 0`, `x * 1`), that
-#: make one clip of two whose ranges need not overlap, and that leave out a cast and with it what it rounds.
+#: The optimizer's own rules in its order, but for those that compare constants with a tolerance (`x + 0`, `x * 1`),
+#: that make one clip of two whose ranges need not overlap, and that leave out a cast and with it what it rounds.
 _EXACT: tuple[Any, ...] = (
     rules.one_reshape_matmul_reshape_rule,
     rules.two_reshapes_matmul_reshape_rule,
