@@ -30,6 +30,8 @@ from enginehouse_build.reference.onnx import PROOF_ROWS, finish, reason
 OPSET = 20
 #: The exporter does not see that a name it is given is already that of a tensor inside ("embedding", say).
 _PLACEHOLDER = "enginehouse/"
+#: What the exporter calls the dimension of rows.
+_BATCH = "batch"
 
 
 def export(
@@ -126,6 +128,10 @@ def _free_dimensions(
     if unknown := sorted(axes.keys() - model.inputs.keys()):
         raise ExportFailed(f"axes name the input {unknown[0]!r}; the inputs are {', '.join(model.inputs)}")
     names = {name for dims in axes.values() for name in dims.values()}
+    if max_batch is not None and _BATCH in names:
+        raise ExportFailed(
+            f"an axis is called {_BATCH!r}, as dimension 0 of each input is; name it otherwise in ModelSource(axes=...)"
+        )
     # torch finds out by itself what a sum of others is.
     dims: dict[str, Any] = {name: torch.export.Dim.AUTO for name in names if parts_of(name, names)}
     if odd := sorted(name for name in names - dims.keys() if not name.isidentifier()):
@@ -136,7 +142,7 @@ def _free_dimensions(
         raise ExportFailed(f"axis {missing[0]!r} has no range; give ModelSource(ranges=...) or --axis NAME=MIN:OPT:MAX")
     for name in names - dims.keys():
         dims[name] = torch.export.Dim(name, min=ranges[name].min, max=ranges[name].max)
-    batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch is not None else {}
+    batch = {0: torch.export.Dim(_BATCH, min=1, max=max_batch)} if max_batch is not None else {}
     return tuple(batch | {dim: dims[axis] for dim, axis in axes.get(name, {}).items()} for name in model.inputs)
 
 

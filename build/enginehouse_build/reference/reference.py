@@ -40,13 +40,13 @@ from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
 from enginehouse_build.reference.branches import Branch
 from enginehouse_build.reference.conditioning import Rounding
-from enginehouse_build.reference.domains import without_refused
+from enginehouse_build.reference.domains import with_refusals, without_refused
 from enginehouse_build.reference.likeness import Asked, Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
 from enginehouse_build.reference.scores import prove_scores
-from enginehouse_build.reference.strangers import Door
+from enginehouse_build.reference.strangers import SMALL_SIZE, Door
 from enginehouse_build.reference.wrapping import Run, wrap
 
 MODEL = "model.onnx"
@@ -271,6 +271,9 @@ def _proven(
     else:
         rows = sampling.checked(given.samples, door, given.samples_from)
     signature = without_refused(signature, run, rows)
+    if core.branches is not None:
+        sizes = Door.of(onnx_format.load(path), signature.inputs).sizes
+        signature = with_refusals(signature, run, rows, axes, SMALL_SIZE if sizes else 2**63)
     door = with_free_dims(signature, axes, core.ranges)
     exported = plain_session(path, recipe.threads)
     max_rows = recipe.max_rows if signature.batched else 1
