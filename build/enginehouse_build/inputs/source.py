@@ -27,8 +27,8 @@ class ModelSource:
 
     - `inputs`: example tensors: a mapping from input name to tensor, or tensors in the order of `forward`'s arguments,
       which then name them.
-    - `outputs`: names of the outputs (default `output`, or `output_0`, `output_1`, ...; `result` where an input is called
-      so; a module that returns a mapping names its own).
+    - `outputs`: names of the outputs (default `output`, or `output_0`, `output_1`, ...; `result` where an input has
+      that name; a module that returns a mapping names its own).
     - `axes`: names of free dimensions besides the batch, by input and dimension: `{"input_ids": {1: "sequence"}}`.
       Dimensions of one name always have the same extent. `ranges` gives `(min, opt, max)` for each name.
     - `samples`: numpy arrays by input name that artifacts are compared on: rows along dim 0, or one whole request for

@@ -136,6 +136,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     """
     # torch takes seconds to import, and only this step needs it.
     from enginehouse_build.inputs.source import TorchModel, load_source
+    from enginehouse_build.reference.module_faults import of_fast_path
 
     opened = OpenedFiles()
     source = load_source(recipe.source)
@@ -153,7 +154,9 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     try:
         proven = _proven(core, model, recipe, given, before, after)
     except ExportFailed as error:
-        if not core.converted or isinstance(source, TorchModel):
+        if isinstance(source, TorchModel):
+            raise ExportFailed(f"{error}{of_fast_path(source, given.samples)}") from error
+        if not core.converted:
             raise
         # What the conversion made of the file is not what it was: then it is served as it is.
         core = _from_file(source, recipe, model, as_it_is=reason(error))
