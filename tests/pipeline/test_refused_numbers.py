@@ -76,6 +76,17 @@ def test_a_range_that_follows_from_a_free_extent_is_none() -> None:
     assert [spec.domain for spec in found.inputs] == [None, None]
 
 
+def test_a_range_that_follows_from_another_input_is_none() -> None:
+    samples = {"ids": np.zeros((3, 6), np.int64), "x": np.ones((3, 1), np.int64)}
+    inputs = {key: torch.from_numpy(each) for key, each in samples.items()}
+    model = TorchModel(ModelSource(Of(lambda ids, x: F.embedding(ids + 10 * x, TABLE)), inputs))
+    signature = Signature(
+        tuple(TensorSpec(key, each.dtype, (None, each.shape[1])) for key, each in samples.items()), ()
+    )
+    found = with_refusals(signature, model, samples, (), 2**63)
+    assert found.inputs[0].domain is None
+
+
 _FACTORY = """
 import torch
 from torch import nn

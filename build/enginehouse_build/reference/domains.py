@@ -93,16 +93,32 @@ def with_refusals(
     the place of one. A domain it is where both ends are refused as out of range, the same in several rows and places,
     and at the ends of all `axes`. No number beyond `most` is asked, of either sign: it may become a size.
     """
+    if all(spec.domain is not None or spec.dtype.kind not in "iu" for spec in signature.inputs):
+        return signature
     until = time.monotonic() + _SECONDS
-    picked = (slice(0, 1), slice(-1, None)) if signature.batched else (slice(None),)
+    count = min((len(array) for array in samples.values()), default=0) if signature.batched else 0
+    picked = (
+        [slice(at, at + 1) for at in sorted({0, count // 3, 2 * count // 3, count - 1})] if count else [slice(None)]
+    )
     requests = [{name: array[rows] for name, array in samples.items()} for rows in picked]
     requests += [resized(requests[0], axis, size, axes) for axis in independent(axes) for size in {axis.min, axis.max}]
+
+    def taken(request: Tensors) -> bool:
+        try:
+            source(request)
+        except Exception:
+            # A module may raise anything.
+            return False
+        return True
 
     def asked(spec: TensorSpec) -> TensorSpec:
         if spec.domain is not None or spec.dtype.kind not in "iu" or not all(r[spec.name].size for r in requests):
             return spec
+        # What is added to a number may be another input.
+        others = {name: np.zeros_like(array) for name, array in requests[0].items() if array.dtype.kind in "iub"}
+        beside = [{**requests[0], **others, spec.name: requests[0][spec.name]}] if len(others) > 1 else []
         try:
-            return replace(spec, domain=_taken(source, requests, spec.name, most, until))
+            return replace(spec, domain=_taken(source, [*requests, *filter(taken, beside)], spec.name, most, until))
         except TimeoutError:
             return spec
 
