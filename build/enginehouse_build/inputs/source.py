@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +15,9 @@ from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.inputs.functions import check_there, load_function
 
+#: Where torch keeps layers whose weights are packed for its own kernels.
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+
 ExampleInputs: TypeAlias = Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor
 
 
@@ -24,8 +27,8 @@ class ModelSource:
 
     - `inputs`: example tensors: a mapping from input name to tensor, or tensors in the order of `forward`'s arguments,
       which then name them.
-    - `outputs`: names of the outputs (default `output`, or `output_0`, `output_1`, ...; a module that returns a mapping
-      names its own).
+    - `outputs`: names of the outputs (default `output`, or `output_0`, `output_1`, ...; `result` where an input has
+      that name; a module that returns a mapping names its own).
     - `axes`: names of free dimensions besides the batch, by input and dimension: `{"input_ids": {1: "sequence"}}`.
       Dimensions of one name always have the same extent. `ranges` gives `(min, opt, max)` for each name.
     - `samples`: numpy arrays by input name that artifacts are compared on: rows along dim 0, or one whole request for
@@ -59,17 +62,24 @@ class TorchModel:
     def __init__(self, source: ModelSource) -> None:
         """Raises ExportFailed for inputs that do not fit `forward`, and when the module fails on its own example."""
         self.source = source
-        self.module = source.module.eval()
-        self.inputs = _named_inputs(source)
+        self.module = _exportable(source.module).eval()
+        self.inputs = _named_inputs(source.inputs, self.module)
         self._wanted = tuple(source.outputs) if source.outputs is not None else None
         try:
-            self.outputs = tuple(self._call(list(self.inputs.values())))
+            outputs = self._call(list(self.inputs.values()))
         except ExportFailed:
             raise
         except Exception as error:
             raise ExportFailed(
                 f"the module fails on its example inputs ({', '.join(self.inputs)}): {type(error).__name__}: {error}"
             ) from error
+        self.outputs = tuple(outputs)
+        for what, found in (("input", self.inputs), ("output", outputs)):
+            _check_tensors(what, found)
+        if both := sorted(self.inputs.keys() & outputs.keys()):
+            raise ExportFailed(
+                f"an input and an output are both called {both[0]!r}; name the outputs with ModelSource(outputs=[...])"
+            )
 
     def __call__(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """The torch answer to numpy inputs, by output name: what every artifact is compared with."""
@@ -79,7 +89,7 @@ class TorchModel:
 
     def _call(self, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
-            return _named_outputs(self.module(*tensors), self._wanted)
+            return _named_outputs(self.module(*tensors), self._wanted, self.inputs.keys())
 
 
 def load_source(text: str) -> TorchModel | Path:
@@ -108,10 +118,43 @@ def _made_by(text: str, factory: Callable[[], object]) -> ModelSource:
     )
 
 
-def _named_inputs(source: ModelSource) -> dict[str, torch.Tensor]:
+def _exportable(module: torch.nn.Module) -> torch.nn.Module:
+    """`module`, out of what spreads it over devices. Raises ExportFailed for what is compiled or quantized already."""
+    while isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        module = module.module
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ExportFailed(
+            "the module is TorchScript (torch.jit.script, trace or load), which torch does not export; return the "
+            "nn.Module that it was made from, its weights set with load_state_dict(scripted.state_dict())"
+        )
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith(_QUANTIZED) and hasattr(part, "_packed_params"):
+            raise ExportFailed(
+                f"{name or 'the module'} ({type(part).__name__}) is quantized by torch already, which torch does not "
+                "export; return the module as it was before: enginehouse quantizes it with --precisions int8"
+            )
+    return module
+
+
+def _check_tensors(what: str, found: Mapping[str, torch.Tensor]) -> None:
+    """Raises ExportFailed for tensors that no request can carry."""
+    for name, tensor in found.items():
+        if tensor.dtype == torch.bfloat16:
+            raise ExportFailed(
+                f"{what} {name!r} is bfloat16, which ONNX Runtime neither takes nor gives in a request; return "
+                "module.float() with float32 inputs (--precisions bf16 makes an engine of it that computes in bfloat16)"
+            )
+        if tensor.is_complex():
+            raise ExportFailed(
+                f"{what} {name!r} is complex, and requests carry real numbers; wrap the module in one that "
+                "has torch.view_as_real of it"
+            )
+
+
+def _named_inputs(inputs: ExampleInputs, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     by_keyword = [
         parameter.name
-        for parameter in inspect.signature(source.module.forward).parameters.values()
+        for parameter in inspect.signature(module.forward).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
     ]
     if by_keyword:
@@ -121,10 +164,9 @@ def _named_inputs(source: ModelSource) -> dict[str, torch.Tensor]:
         )
     arguments = [
         parameter.name
-        for parameter in inspect.signature(source.module.forward).parameters.values()
+        for parameter in inspect.signature(module.forward).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    inputs = source.inputs
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
     if not isinstance(inputs, Mapping):
@@ -144,13 +186,14 @@ def _named_inputs(source: ModelSource) -> dict[str, torch.Tensor]:
     return dict(inputs)
 
 
-def _named_outputs(result: object, wanted: tuple[str, ...] | None) -> dict[str, torch.Tensor]:
+def _named_outputs(result: object, wanted: tuple[str, ...] | None, inputs: Set[str]) -> dict[str, torch.Tensor]:
     if isinstance(result, torch.Tensor):
-        found = {"output": result}
+        found = {"result" if "output" in inputs else "output": result}
     elif isinstance(result, Mapping):
         found = {str(name): value for name, value in result.items()}
     elif isinstance(result, tuple | list):
-        found = {f"output_{index}": value for index, value in enumerate(result)}
+        stem = "output" if inputs.isdisjoint(f"output_{index}" for index in range(len(result))) else "result"
+        found = {f"{stem}_{index}": value for index, value in enumerate(result)}
     else:
         raise ExportFailed(
             f"the module returns {type(result).__name__!r}; return a tensor, a tuple or a mapping of tensors (wrap the "

@@ -6,13 +6,17 @@ the range is part of the signature, and checked before any engine is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
 
+from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Domain, Signature, Tensors, TensorSpec
+from enginehouse_build.inputs.extents import independent, resized
 
 _LOOKUPS = ("Gather", "GatherElements", "GatherND")
 #: What hands on every element of its first input, and nothing else.
@@ -24,6 +28,10 @@ _WHOLE_NUMBERS = (
     *(onnx.TensorProto.INT8, onnx.TensorProto.INT16, *_INDICES),
     *(onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64),
 )
+#: What a module says of a number that is none of its classes or places.
+_OUT_OF_RANGE = re.compile(r"index|indices|class|out of (range|bounds)", re.IGNORECASE)
+#: Seconds that asking a module for what it refuses may take for all inputs, and the places of a row that are asked.
+_SECONDS, _PLACES = 10.0, 6
 
 
 def domains_of(proto: onnx.ModelProto) -> dict[str, Domain]:
@@ -74,6 +82,102 @@ def without_refused(signature: Signature, source: Callable[[Tensors], object], s
         return replace(spec, domain=Domain(0, spec.domain.high))
 
     return replace(signature, inputs=tuple(narrowed(spec) for spec in signature.inputs))
+
+
+def with_refusals(
+    signature: Signature, source: Callable[[Tensors], object], samples: Tensors, axes: Sequence[Axis], most: int
+) -> Signature:
+    """`signature` with domains for inputs of whole numbers of which the module `source` takes a range only.
+
+    No graph shows the classes of a one-hot, or places in another input. The module is asked with ever larger numbers in
+    the place of one. A domain it is where both ends are refused as out of range, the same in several rows and places,
+    and at the ends of all `axes`. No number beyond `most` is asked, of either sign: it may become a size.
+    """
+    if all(spec.domain is not None or spec.dtype.kind not in "iu" for spec in signature.inputs):
+        return signature
+    until = time.monotonic() + _SECONDS
+    count = min((len(array) for array in samples.values()), default=0) if signature.batched else 0
+    picked = (
+        [slice(at, at + 1) for at in sorted({0, count // 3, 2 * count // 3, count - 1})] if count else [slice(None)]
+    )
+    requests = [{name: array[rows] for name, array in samples.items()} for rows in picked]
+    requests += [resized(requests[0], axis, size, axes) for axis in independent(axes) for size in {axis.min, axis.max}]
+
+    def taken(request: Tensors) -> bool:
+        try:
+            source(request)
+        except Exception:
+            # A module may raise anything.
+            return False
+        return True
+
+    def asked(spec: TensorSpec) -> TensorSpec:
+        if spec.domain is not None or spec.dtype.kind not in "iu" or not all(r[spec.name].size for r in requests):
+            return spec
+        # What is added to a number may be another input.
+        others = {name: np.zeros_like(array) for name, array in requests[0].items() if array.dtype.kind in "iub"}
+        beside = [{**requests[0], **others, spec.name: requests[0][spec.name]}] if len(others) > 1 else []
+        try:
+            return replace(spec, domain=_taken(source, [*requests, *filter(taken, beside)], spec.name, most, until))
+        except TimeoutError:
+            return spec
+
+    return replace(signature, inputs=tuple(asked(spec) for spec in signature.inputs))
+
+
+def _taken(
+    source: Callable[[Tensors], object], requests: Sequence[Tensors], name: str, most: int, until: float
+) -> Domain | None:
+    """The range that `source` takes in all `requests`; None where it has none. Raises TimeoutError."""
+
+    def out_of_range(value: int, request: Tensors = requests[0], place: int = 0) -> bool:
+        if time.monotonic() > until:
+            raise TimeoutError
+        changed = np.array(request[name])
+        changed.flat[place] = value
+        try:
+            source({**request, name: changed})
+        except Exception as error:
+            # Whatever else it may be, such as too little memory, says nothing about others.
+            return isinstance(error, IndexError | RuntimeError) and bool(_OUT_OF_RANGE.search(str(error)))
+        return False
+
+    first = requests[0][name]
+    known, most = int(first.flat[0]), min(most, int(np.iinfo(first.dtype).max))
+    signed = first.dtype.kind == "i"
+    if (
+        not -most < known < most
+        or out_of_range(known)
+        or not out_of_range(most)
+        or (signed and not out_of_range(-most))
+    ):
+        return None
+    high = _last(known, 1, out_of_range) + 1
+    low = _last(known, -1, out_of_range) if signed else 0
+    for request in requests:
+        size = request[name].size
+        for place in sorted({int(at) for at in np.linspace(0, size - 1, min(size, _PLACES))}):
+            inside = out_of_range(high - 1, request, place) or out_of_range(low, request, place)
+            if inside or not out_of_range(high, request, place):
+                return None
+            if signed and not out_of_range(low - 1, request, place):
+                return None
+    return Domain(low, high)
+
+
+def _last(known: int, side: int, refused: Callable[[int], bool]) -> int:
+    """The last number from `known` on to one `side` that is not refused, of which there is one."""
+    step = 1
+    while not refused(known + side * step):
+        known += side * step
+        step *= 2
+    while step > 1:
+        half = step // 2
+        if refused(known + side * half):
+            step = half
+        else:
+            known, step = known + side * half, step - half
+    return known
 
 
 def _refuses(source: Callable[[Tensors], object], request: Tensors, name: str, value: int) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxscript.optimizer
 import torch
 from onnxscript import opset20 as op
 
@@ -20,6 +19,7 @@ from enginehouse.contract.errors import ExportFailed
 from enginehouse.contract.signature_record import parts_of
 from enginehouse.contract.tensors import Signature
 from enginehouse_build.graph.compose import rename
+from enginehouse_build.graph.tidy import tidy
 from enginehouse_build.inputs.recipe import AxisRange
 from enginehouse_build.inputs.source import TorchModel
 from enginehouse_build.reference.branches import ROWS, Branch, branches_of
@@ -30,6 +30,8 @@ from enginehouse_build.reference.onnx import PROOF_ROWS, finish, reason
 OPSET = 20
 #: The exporter does not see that a name it is given is already that of a tensor inside ("embedding", say).
 _PLACEHOLDER = "enginehouse/"
+#: What the exporter calls the dimension of rows.
+_BATCH = "batch"
 
 
 def export(
@@ -56,6 +58,7 @@ def export(
                 input_names=[f"{_PLACEHOLDER}{name}" for name in model.inputs],
                 output_names=[f"{_PLACEHOLDER}{name}" for name in model.outputs],
                 verbose=False,
+                optimize=False,
                 custom_translation_table=_TRANSLATIONS,
             )
             if program is None:
@@ -63,8 +66,9 @@ def export(
             if program.exported_program is not None:
                 refuse_unservable(program.exported_program, batched)
             # Passing the file to `export` itself writes weights to a second file even for small models.
+            tidy(program.model)
             program.save(path, external_data=False)
-            proto = onnxscript.optimizer.optimize(onnx.load(path))
+            proto = onnx.load(path)
     except ExportFailed:
         raise
     except Exception as error:
@@ -124,6 +128,10 @@ def _free_dimensions(
     if unknown := sorted(axes.keys() - model.inputs.keys()):
         raise ExportFailed(f"axes name the input {unknown[0]!r}; the inputs are {', '.join(model.inputs)}")
     names = {name for dims in axes.values() for name in dims.values()}
+    if max_batch is not None and _BATCH in names:
+        raise ExportFailed(
+            f"an axis is called {_BATCH!r}, as dimension 0 of each input is; name it otherwise in ModelSource(axes=...)"
+        )
     # torch finds out by itself what a sum of others is.
     dims: dict[str, Any] = {name: torch.export.Dim.AUTO for name in names if parts_of(name, names)}
     if odd := sorted(name for name in names - dims.keys() if not name.isidentifier()):
@@ -134,7 +142,7 @@ def _free_dimensions(
         raise ExportFailed(f"axis {missing[0]!r} has no range; give ModelSource(ranges=...) or --axis NAME=MIN:OPT:MAX")
     for name in names - dims.keys():
         dims[name] = torch.export.Dim(name, min=ranges[name].min, max=ranges[name].max)
-    batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch is not None else {}
+    batch = {0: torch.export.Dim(_BATCH, min=1, max=max_batch)} if max_batch is not None else {}
     return tuple(batch | {dim: dims[axis] for dim, axis in axes.get(name, {}).items()} for name in model.inputs)
 
 

@@ -6,13 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from enginehouse.contract.errors import ExportFailed
+from enginehouse.contract.tensors import Tensors
+from enginehouse_build.inputs.source import TorchModel
 
 #: Arguments by which an operator that can draw random numbers says whether it does.
 _MODES = ("train", "training")
 _CHANCES = ("p", "dropout_p", "dropout")
+#: Rows that are asked of a module with and without the fast path of its attention.
+_ASKED = 64
 _LINE = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 
@@ -44,6 +49,34 @@ def refuse_unservable(program: torch.export.ExportedProgram, batched: bool) -> N
                 "depends on who shares its batch; give running statistics (track_running_stats=True, "
                 "training=self.training), or build with --no-batch"
             )
+
+
+def of_fast_path(model: TorchModel, samples: Tensors | None) -> str:
+    """What the fast path of torch's attention, which is never exported, does to the answers; empty if nothing."""
+    mha = torch.backends.mha
+    parts = (torch.nn.TransformerEncoder, torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
+    if (
+        samples is None
+        or not mha.get_fastpath_enabled()
+        or not any(isinstance(m, parts) for m in model.module.modules())
+    ):
+        return ""
+    rows = {name: array[:_ASKED] for name, array in samples.items()}
+    try:
+        fast = model(rows)
+        mha.set_fastpath_enabled(False)
+        slow = model(rows)
+    except Exception:
+        # A module may raise anything, and this is but an explanation.
+        return ""
+    finally:
+        mha.set_fastpath_enabled(True)
+    if all(np.allclose(fast[name], slow[name], rtol=1e-3, atol=1e-3, equal_nan=True) for name in fast):
+        return ""
+    return (
+        "; the module itself answers otherwise with the fast path of torch's attention, which is not exported and has 0"
+        " for padding: if nothing depends on that, call torch.backends.mha.set_fastpath_enabled(False) in the factory"
+    )
 
 
 def _draws(given: Mapping[str, Any]) -> bool:

@@ -165,6 +165,11 @@ def _spec(what: str, value: onnx.ValueInfoProto, maker: str = "") -> TensorSpec:
         raise ExportFailed(
             f"{what} {value.name!r}{maker} has no known number of dimensions; give it a shape in the ONNX file"
         )
+    if tensor.elem_type == onnx.TensorProto.BFLOAT16:
+        raise ExportFailed(
+            f"{what} {value.name!r}{maker} is bfloat16, which ONNX Runtime neither takes nor gives in a request; cast "
+            f"it in the file, so that the {what} is FLOAT"
+        )
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))

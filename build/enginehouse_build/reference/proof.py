@@ -181,7 +181,7 @@ def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str, wan
         fault = first_difference(got, want, limits.relative_l2, limits.worst_row, by_rounding)
         if fault is not None:
             raise ExportFailed(
-                f"{what} differs from the reference: {fault}; a model must answer each row on its own, always alike"
+                f"{what} answers otherwise than what it was made from, to the very same request: {fault}"
             )
     for name, array in got.items():
         if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():

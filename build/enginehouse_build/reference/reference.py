@@ -41,13 +41,13 @@ from enginehouse_build.reference.adopt.trial import unvaried
 from enginehouse_build.reference.axes import axes_of, ranges_of
 from enginehouse_build.reference.branches import Branch
 from enginehouse_build.reference.conditioning import Rounding
-from enginehouse_build.reference.domains import without_refused
+from enginehouse_build.reference.domains import with_refusals, without_refused
 from enginehouse_build.reference.likeness import Asked, Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
 from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
 from enginehouse_build.reference.scores import prove_scores
-from enginehouse_build.reference.strangers import Door
+from enginehouse_build.reference.strangers import SMALL_SIZE, Door
 from enginehouse_build.reference.wrapping import Run, wrap
 
 MODEL = "model.onnx"
@@ -138,6 +138,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     """
     # torch takes seconds to import, and only this step needs it.
     from enginehouse_build.inputs.source import TorchModel, load_source
+    from enginehouse_build.reference.module_faults import of_fast_path
 
     opened = OpenedFiles()
     source = load_source(recipe.source)
@@ -155,7 +156,9 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     try:
         proven = _proven(core, model, recipe, given, before, after)
     except ExportFailed as error:
-        if not core.converted or isinstance(source, TorchModel):
+        if isinstance(source, TorchModel):
+            raise ExportFailed(f"{error}{of_fast_path(source, given.samples)}") from error
+        if not core.converted:
             raise
         # What the conversion made of the file is not what it was: then it is served as it is.
         core = _from_file(source, recipe, model, as_it_is=reason(error))
@@ -274,6 +277,9 @@ def _proven(
     else:
         rows = sampling.checked(given.samples, door, given.samples_from)
     signature = without_refused(signature, run, rows)
+    if core.branches is not None:
+        sizes = Door.of(onnx_format.load(path), signature.inputs).sizes
+        signature = with_refusals(signature, run, rows, axes, SMALL_SIZE if sizes else 2**63)
     door = with_free_dims(signature, axes, core.ranges)
     exported = plain_session(path, recipe.threads)
     max_rows = recipe.max_rows if signature.batched else 1

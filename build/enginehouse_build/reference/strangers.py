@@ -31,7 +31,7 @@ _COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqua
 #: A domain of so many values is tried as a whole, in so many rows at most.
 _SMALL_DOMAIN, _MOST_ROWS = 1024, 16
 #: What may be a size without being too much, where a table has so many rows or the graph names the number.
-_SMALL_SIZE = 1024
+SMALL_SIZE = 1024
 #: How much fainter than the samples floats may be.
 _FAINT = 1 / 64
 
@@ -169,7 +169,7 @@ def _allowed(dtype: np.dtype, among: np.ndarray, name: str, door: Door) -> tuple
     if door.sizes:
         low, high = _range(dtype, among, door.domains.get(name), sizes=True)
         # What the graph names itself is no size out of the way.
-        least, most = max(least, min(low, -_SMALL_SIZE)), min(most, max(high, _SMALL_SIZE))
+        least, most = max(least, min(low, -SMALL_SIZE)), min(most, max(high, SMALL_SIZE))
     return least, most
 
 
@@ -180,7 +180,7 @@ def _range(dtype: np.dtype, among: np.ndarray, domain: Domain | None, *, sizes: 
     low, high = int(max(limits.min, -limits.max)), int(limits.max)
     if domain is not None:
         low, high = max(low, domain.low), min(high, domain.high - 1)
-    if sizes and dtype.itemsize > 1 and (domain is None or high > _SMALL_SIZE):
+    if sizes and dtype.itemsize > 1 and (domain is None or high > SMALL_SIZE):
         low, high = max(low, min(0, int(among.min()))), min(high, max(1, int(among.max())))
     return low, high
 
