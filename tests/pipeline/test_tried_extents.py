@@ -16,9 +16,9 @@ from enginehouse.contract.errors import InferenceFailed, InvalidInput, ParityFai
 from enginehouse.contract.manifest import Artifact, Axis, Manifest, Precision, SignatureRecord
 from enginehouse.contract.parity import LIMITS
 from enginehouse.contract.tensors import Tensors, TensorSpec
-from enginehouse_build.inputs.extents import between, enlarged, extents_at
+from enginehouse_build.inputs.extents import LONGEST, TIMES, between, enlarged, extents_at
 from enginehouse_build.judge.beyond import Beyond
-from enginehouse_build.judge.extents import LONGEST, TIMES, Extents
+from enginehouse_build.judge.extents import Extents
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import plain_session, signature_of
 

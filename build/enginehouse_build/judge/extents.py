@@ -16,7 +16,7 @@ import psutil
 
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse_build.inputs.extents import between, enlarged, extents_at, independent, near
+from enginehouse_build.inputs.extents import at_most, between, enlarged, extents_at, independent, near
 from enginehouse_build.inputs.last_words import telling
 
 #: Asks for a request: what it is, itself, and the way out if it is answered wrongly. False where nothing was compared.
@@ -28,8 +28,6 @@ BUDGET_S = 2.5
 _CLIMB_S = 1.5
 #: A process that waits for its GPU uses no time of its own: no more seconds by the clock than this many budgets.
 _WAITING = 3
-#: Nothing is asked beyond this extent, or this many times that of the samples where that is more.
-LONGEST, TIMES = 1024, 8
 #: Bytes of a request, and of memory that requests may have taken before longer ones are left out.
 _BYTES, _MEMORY = 16 << 20, 256 << 20
 #: Requests that change several dimensions at once.
@@ -49,7 +47,9 @@ class Extents:
         self._free = independent(axes)
         self._samples = samples
         self._ask = ask
-        self._ranges = {free.name: free.range for free in signature.free if free.range}
+        # What the build has verified so far is an end, and may come nearer.
+        self._ends = {axis.name: axis.verified or math.inf for axis in axes}
+        self._ranges = {free.name: free.range for free in signature.free if free.range and not free.verified}
         self._budget = Budget()
         self._outcomes: dict[tuple[tuple[str, int], ...], bool] = {}
 
@@ -62,7 +62,8 @@ class Extents:
         for axis in self._free:
             low, high = self._ranges.get(axis.name, (1, 2 * axis.opt + 1))
             for size in sorted({*near(axis.opt), low + 1, high - 1}):
-                if max(low, 1) <= size <= high and self._asked({axis.name: size}) and axis.name in reached:
+                is_allowed = max(low, 1) <= size <= min(high, self._ends[axis.name])
+                if is_allowed and self._asked({axis.name: size}) and axis.name in reached:
                     reached[axis.name] = max(reached[axis.name], size)
         self._empty()
         self._climb_all(reached)
@@ -108,7 +109,7 @@ class Extents:
         good, bad, factor = 1.0, math.inf, 2.0
         seen = []
         while True:
-            sizes = {axis.name: min(int(axis.opt * factor), max(LONGEST, TIMES * axis.opt)) for axis in group}
+            sizes = {axis.name: int(min(at_most(axis, factor), self._ends[axis.name])) for axis in group}
             if sizes in seen or not self._is_cheap(sizes, _CLIMB_S):
                 return bad < math.inf
             seen.append(sizes)
@@ -238,7 +239,7 @@ class Budget:
 
 def limited(axes: Sequence[Axis], reached: Iterable[Mapping[str, int]]) -> tuple[Axis, ...]:
     """`axes` with the extents up to which each of several artifacts was right, by name in `reached`."""
-    least: dict[str, int] = {}
+    least = {axis.name: axis.verified for axis in axes if axis.verified is not None}
     for each in reached:
         for name, size in each.items():
             least[name] = min(size, least.get(name, size))
