@@ -238,7 +238,8 @@ def _spread(spec: TensorSpec, like: np.ndarray, generator: np.random.Generator) 
     """Of the signs that `like` has: what else it may be is for `probes` to find out, and bounds an artifact only."""
     bits = min(_LARGEST_WHOLE, np.iinfo(spec.dtype).bits - (spec.dtype.kind == "i"))
     values = np.floor(2 ** generator.uniform(0, bits, like.shape)).astype(np.int64)
-    values = np.minimum(values, np.iinfo(spec.dtype).max)
+    # The largest of uint64 is none of int64.
+    values = np.minimum(values, min(np.iinfo(spec.dtype).max, 1 << _LARGEST_WHOLE))
     if like.size and like.min() < 0:
         values *= generator.choice((1, -1) if like.max() > 0 else (-1,), like.shape)
     return values.astype(like.dtype)
