@@ -37,7 +37,7 @@ from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.adopt.trial import unvaried
-from enginehouse_build.reference.axes import axes_of, ranges_of
+from enginehouse_build.reference.axes import axes_of, ranges_of, with_free_outputs
 from enginehouse_build.reference.branches import Branch
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.crowds.wide import Apart, prove_wide
@@ -293,6 +293,7 @@ def _proven(
         likeness.prove(core.branches)
     requests = sampling.requests(rows, signature, apart.rows, axes)
     answers = [asked(run, request) for request in requests]
+    signature = with_free_outputs(signature, exported, rows, axes, answers)
     if rewritten is not None:
         beyond = [*company_requests(rows)] if signature.batched else []
         prove_rewritten(wrapped(rewritten), run, requests, answers, beyond)
