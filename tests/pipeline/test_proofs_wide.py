@@ -118,6 +118,27 @@ def test_an_extent_ends_where_the_model_takes_no_larger_one() -> None:
     assert prove_wide(with_a_table, ROWS, [FREE], {}, MOST) == Apart(MOST, {"t": 100})
 
 
+def test_two_extents_end_together_or_each_by_itself() -> None:
+    rows = {"x": np.random.default_rng(0).standard_normal((40, 8, 8)).astype(f32)}
+    axes = [Axis(name=name, min=8, opt=8, max=8, dims=(("x", dim),)) for dim, name in ((1, "h"), (2, "w"))]
+
+    def limited(request: Tensors) -> Tensors:
+        if np.prod(request["x"].shape[1:]) > 1024:
+            raise ValueError("too large")
+        return {"y": request["x"] * 2}
+
+    def packed(request: Tensors) -> Tensors:
+        x = request["x"]
+        if x.shape[1] > 100:
+            raise ValueError("too large")
+        return {"y": dropped(x.reshape(-1, 1), MOST * 1024).reshape(x.shape)}
+
+    # The model itself refuses what is large in both, so that each may be as large as the other is small.
+    assert prove_wide(limited, rows, axes, {}, MOST) == Apart(MOST, {"h": 128, "w": 128})
+    end = prove_wide(packed, rows, axes, {}, MOST).extents
+    assert 25 <= end["h"] == end["w"] <= 32
+
+
 def test_what_takes_too_long_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(request: Tensors) -> Tensors:
         until = time.process_time() + request["x"][..., 0].size * 1e-5

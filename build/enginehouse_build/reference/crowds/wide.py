@@ -84,13 +84,12 @@ def prove_wide(run: Ask, samples: Tensors, axes: Sequence[Axis], declared: Conta
                 f"calls have up to {rows} rows and not {most}: more of them {_in_words(sizes)} take too long or too "
                 f"much memory here to be proven apart; {_ways(sizes)} with a smaller MAX allows more"
             ]
-    extents: dict[str, int] = {}
     without = [axis for axis in free if axis not in ranged]
-    beside = largest[0] if len(largest) == 1 else {}
-    for group in [without] if len(without) < 2 or proof.takes(_at(without, 2)) else [[axis] for axis in without]:
-        if group and (found := _proven_end(proof, group, beside, rows)):
-            extents |= found[0]
-            remarks += found[1]
+    ends = _ends(proof, without, largest[0] if len(largest) == 1 else {}, rows)
+    extents: dict[str, int] = {}
+    for end in ends:
+        remarks += end.remarks
+        extents |= {name: max(size, extents.get(name, size)) for name, size in end.extents.items()}
     return Apart(rows, extents, tuple(remarks))
 
 
@@ -106,16 +105,32 @@ def _prove_declared(proof: _Proof, sizes: Mapping[str, int], rows: int) -> None:
         raise ExportFailed(f"{error}; {hint} {_ways(sizes)} with a smaller MAX") from error
 
 
-def _proven_end(
-    proof: _Proof, group: Sequence[Axis], beside: Mapping[str, int], rows: int
-) -> tuple[dict[str, int], list[str]] | None:
-    """Up to where `rows` of the extents of a `group` are apart, and what there is to say; None where nothing is free.
+class _End(NamedTuple):
+    """Where the extents of some dimensions end and what there is to say; whether the model refuses larger ones."""
+
+    extents: dict[str, int]
+    remarks: list[str]
+    is_its_own: bool
+
+
+def _ends(proof: _Proof, axes: Sequence[Axis], beside: Mapping[str, int], rows: int) -> list[_End]:
+    """Of all `axes` together, and of each where the model takes no more of them together."""
+    together = []
+    if len(axes) > 1 and proof.takes({**beside, **_at(axes, 2)}):
+        together = [_proven_end(proof, axes, beside, rows)]
+        if not together[0].is_its_own:
+            return together
+    return together + [_proven_end(proof, [axis], beside, rows) for axis in axes]
+
+
+def _proven_end(proof: _Proof, group: Sequence[Axis], beside: Mapping[str, int], rows: int) -> _End:
+    """Up to where `rows` of the extents of a `group` are apart.
 
     The first that is asked is the largest that the model takes at all, as far as that is looked for.
     """
-    right, wrong = 1.0, proof.farthest(group, beside)
+    right, (farthest, is_refused) = 1.0, proof.farthest(group, beside)
     fault: tuple[dict[str, int], ExportFailed] | None = None
-    factor = wrong
+    wrong = factor = farthest
     for _ in range(_STEPS):
         sizes = _at(group, factor)
         if sizes == _at(group, right) or (fault is not None and not proof.has_time):
@@ -139,11 +154,12 @@ def _proven_end(
         factor = math.sqrt(right * wrong)
     end = _at(group, right)
     if fault is None:
-        return end, []
-    return end, [
+        return _End(end, [], is_refused and right == farthest)
+    remark = (
         f"requests end {_in_words(end)}: with {rows} rows {_in_words(fault[0])} {fault[1]}; fewer rows of larger "
         f"extents: --max-batch ROWS {_ways(end)}"
-    ]
+    )
+    return _End(end, [remark], is_its_own=False)
 
 
 @dataclass(slots=True)
@@ -169,10 +185,13 @@ class _Proof:
             self._taken[key] = answer_of(self.run, [enlarged(self.samples, sizes, self.axes, 1)]) is not None
         return self._taken[key]
 
-    def farthest(self, group: Sequence[Axis], beside: Mapping[str, int]) -> float:
-        """How many times the usual extents of the `group` the model takes in one row, as far as there is time."""
+    def farthest(self, group: Sequence[Axis], beside: Mapping[str, int]) -> tuple[float, bool]:
+        """How many times the usual extents of the `group` the model takes in one row, and whether it refused more.
+
+        As far as there is time.
+        """
         began, good, bad, seen = _clocks(), 1.0, np.inf, [_at(group, 1.0)]
-        factor = 2.0
+        factor, is_refused = 2.0, False
         while (sizes := _at(group, factor)) not in seen:
             started = _clocks()
             seen.append(sizes)
@@ -181,12 +200,12 @@ class _Proof:
             elif self.takes({**beside, **sizes}):
                 good = factor
             else:
-                bad = factor
+                bad, is_refused = factor, True
             # Twice as long takes up to four times as long.
             if _since(began) + 4 * _since(started) > _CLIMB_S:
                 break
             factor = 2 * good if bad == np.inf else float(good + bad) / 2
-        return good
+        return good, is_refused
 
     def affordable(self, sizes: Mapping[str, int], most: int) -> int:
         """How many rows of these extents can be asked for at once, up to `most`."""
@@ -282,13 +301,11 @@ class _Proof:
                 )
 
     def _bytes(self, sizes: Mapping[str, int], rows: int) -> int:
-        one = enlarged({name: array[:1] for name, array in self.samples.items()}, {}, self.axes, 1)
         extents = extents_at(self.samples, sizes, self.axes)
         places = {place: extents[axis.name] for axis in self.axes for place in axis.dims}
         return rows * sum(
-            array.itemsize
-            * int(np.prod([places.get((name, dim), size) for dim, size in enumerate(array.shape) if dim], dtype=float))
-            for name, array in one.items()
+            array.itemsize * math.prod(places.get((name, dim), size) for dim, size in enumerate(array.shape) if dim)
+            for name, array in self.samples.items()
         )
 
 
