@@ -26,6 +26,8 @@ Ask = Callable[[str, Tensors, str], bool]
 #: is known up to about twice the extent of its samples.
 BUDGET_S = 2.5
 _CLIMB_S = 1.5
+#: Seconds that a full batch of the largest extents may be expected to take.
+_CROWD_S = 2.0
 #: A process that waits for its GPU uses no time of its own: no more seconds by the clock than this many budgets.
 _WAITING = 3
 #: Bytes of a request, and of memory that requests may have taken before longer ones are left out.
@@ -82,6 +84,17 @@ class Extents:
         """Made of the samples, at the extents `sizes`, of several rows: in one a sum is right by chance."""
         rows = max(min(self._most_rows, _BYTES // max(self._bytes(sizes), 1)), 1)
         return enlarged(self._samples, sizes, self._axes, rows if self._signature.batched else None)
+
+    def crowd(self, reached: Mapping[str, int], rows: int) -> tuple[str, dict[str, np.ndarray]] | None:
+        """A request of `rows` at the largest extents that may be and what it is; None where that takes too long."""
+        sizes = {
+            axis.name: self._ranges[axis.name][1] if axis.name in self._ranges else reached[axis.name]
+            for axis in self._free
+        }
+        size = self._bytes(sizes) * rows
+        if not sizes or size > _BYTES or not self._budget.allows(size, self._budget.spent + _CROWD_S):
+            return None
+        return f"{rows} rows {in_words(sizes)}", enlarged(self._samples, sizes, self._axes, rows)
 
     def _empty(self) -> None:
         """Extents of 0, each between others: what was not written may be right by accident, old memory is not."""
@@ -222,6 +235,11 @@ class Budget:
         if size > max(self._seen, default=size) and psutil.Process().memory_info().rss - self._memory > _MEMORY:
             return False
         return self._spent + self._expected(size) <= seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._spent
 
     def _expected(self, size: int) -> float:
         if larger := [taken for seen, taken in self._seen.items() if seen >= size]:

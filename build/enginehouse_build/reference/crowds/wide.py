@@ -261,10 +261,8 @@ class _Proof:
         for what, front, _ in companies(each[0], self.samples):
             if answer_of(self.run, [front]) is None:
                 continue
-            batch = [front] * rows
             places = {rows - 1 - step: at for step, at in enumerate(alone)}
-            for place, at in places.items():
-                batch[place] = each[at]
+            batch = [each[places[place]] if place in places else front for place in range(rows)]
             yield what, batch, {place: alone[at] for place, at in places.items()}
 
     def _different(self, sizes: Mapping[str, int], rows: int) -> Tensors:
@@ -303,10 +301,11 @@ class _Proof:
     def _bytes(self, sizes: Mapping[str, int], rows: int) -> int:
         extents = extents_at(self.samples, sizes, self.axes)
         places = {place: extents[axis.name] for axis in self.axes for place in axis.dims}
-        return rows * sum(
-            array.itemsize * math.prod(places.get((name, dim), size) for dim, size in enumerate(array.shape) if dim)
-            for name, array in self.samples.items()
-        )
+        total = 0
+        for name, array in self.samples.items():
+            shape = (places.get((name, dim), size) for dim, size in enumerate(array.shape) if dim)
+            total += array.itemsize * math.prod(shape)
+        return rows * total
 
 
 def _at(group: Sequence[Axis], factor: float) -> dict[str, int]:
