@@ -82,6 +82,15 @@ ALL = [
         unsafe=True,
     ),
     bad(
+        "dftlength",
+        [node("DFT", "a n along")],
+        [TensorSpec("a", F32, (None, 8, 1)), TensorSpec("n", I64, ())],
+        {"a": ones(2, 8, 1), "n": ids(8).reshape(())},
+        {"n": ids(0).reshape(())},
+        unsafe=True,
+        along=ids(1).reshape(()),
+    ),
+    bad(
         "gatherelements",
         [node("GatherElements", "a i", axis=1)],
         [A, free("i", I64)],

@@ -11,13 +11,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
-from enginehouse.contract.errors import DigestMismatch, EngineUnavailable
+from enginehouse.contract.errors import DigestMismatch, EngineUnavailable, InvalidInput
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
-from enginehouse.contract.manifest import Artifact, EngineKind, File, Int8Products, Manifest, SignatureRecord, Status
+from enginehouse.contract.manifest import (
+    Artifact,
+    Axis,
+    EngineKind,
+    File,
+    Int8Products,
+    Manifest,
+    SignatureRecord,
+    Status,
+)
 from enginehouse.contract.tensors import Signature, TensorSpec
-from enginehouse.engines import load_engine, time_calls
+from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products, probe_cpu
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS, needs_recheck, recheck
+from enginehouse.engines.recheck import CHECK_ANSWERS, needs_recheck, recheck
+from enginehouse.engines.usual import CHECK_REQUESTS, UsualRequests
 
 pytest.importorskip("onnxruntime")
 
@@ -177,7 +187,63 @@ def test_the_limit_that_the_user_set_goes_along(tmp_path: Path) -> None:
 def test_an_engine_without_a_table_is_timed_where_it_runs(tmp_path: Path) -> None:
     bundle = unverified(tmp_path)
     engine = load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
-    measured = time_calls(engine, bundle.manifest)
+    measured = time_calls(engine, bundle)
     engine.close()
     assert [rows for rows, _ in measured] == [1, 8]
     assert all(0 < milliseconds < 1000 for _, milliseconds in measured)
+
+
+def dividing(folder: Path, *, carries: bool) -> Bundle:
+    """A bundle of y = a // b, whose check requests have no zeros."""
+    whole = np.dtype(np.int64)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "t"]) for name in ("a", "b", "y")]
+    graph = helper.make_graph([helper.make_node("Div", ["a", "b"], ["y"])], "division", tensors[:2], tensors[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
+    (folder / "check").mkdir()
+    requests = [{name: RNG.integers(1, 9, (rows, 3)) for name in "ab"} for rows in (1, 2)]
+    longer = {name: RNG.integers(1, 9, (2, 60)) for name in "ab"}
+    tensor_file.write(folder / CHECK_REQUESTS, [*requests, longer])
+    specs = [TensorSpec(name, whole, (None, None)) for name in "aby"]
+    manifest = Manifest(
+        name="division",
+        version="1",
+        created="2026-01-01T00:00:00Z",
+        source="here",
+        signature=SignatureRecord.of(Signature(tuple(specs[:2]), tuple(specs[2:]))),
+        max_batch=8,
+        axes=(Axis(name="t", min=1, opt=4, max=9, dims=(("a", 1), ("b", 1))),),
+        artifacts=(
+            Artifact(
+                name="onnx-fp32", format="onnx", precision="fp32", status="ready", files=(record(folder, "m.onnx"),)
+            ),
+        ),
+        files=(record(folder, CHECK_REQUESTS),) if carries else (),
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return Bundle.open(folder)
+
+
+def test_a_model_is_warmed_up_and_timed_with_what_it_is_known_to_take(tmp_path: Path) -> None:
+    bundle = dividing(tmp_path, carries=True)
+    usual = UsualRequests(bundle)
+    known = tensor_file.read(tmp_path / CHECK_REQUESTS)[1]
+
+    for rows in (1, 2, 8):
+        request = usual.of(rows)
+        bundle.manifest.request_signature().check(request)
+        assert {array.shape for array in request.values()} == {(rows, 4)}
+        np.testing.assert_array_equal(request["a"], known["a"][np.arange(rows) % 2][:, [0, 1, 2, 0]])
+
+    engine = load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+    assert [rows for rows, _ in time_calls(engine, bundle)] == [1, 8]
+    assert best_batch(engine, bundle, 4) in (1, 2, 4)
+
+
+def test_a_request_that_is_refused_is_no_fault_of_the_engine(tmp_path: Path) -> None:
+    bundle = dividing(tmp_path, carries=False)
+    assert not UsualRequests(bundle).of(1)["b"].any()
+
+    engine = load_engine("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], threads=1)
+
+    with pytest.raises(InvalidInput, match="division by zero"):
+        engine.infer(UsualRequests(bundle).of(1))

@@ -22,7 +22,8 @@ from enginehouse.contract.manifest import Artifact, Manifest, SignatureRecord
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature, TensorSpec
 from enginehouse.engines.hardware import engine_versions, probe_gpus
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES
+from enginehouse.engines.usual import CHECK_REQUESTS
 
 #: What `enginehouse build --on-cluster` does with the cluster; the first argument names the step.
 PROGRAM = """

@@ -21,7 +21,8 @@ from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.manifest import FORMAT_OF, EngineKind
 from enginehouse.engines import load_engine
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS
+from enginehouse.engines.usual import CHECK_REQUESTS
 
 
 def build(source: str, samples: str, store: str) -> None:

@@ -16,9 +16,9 @@ from enginehouse.contract.errors import InferenceFailed, InvalidInput, ParityFai
 from enginehouse.contract.manifest import Artifact, Axis, Manifest, Precision, SignatureRecord
 from enginehouse.contract.parity import LIMITS
 from enginehouse.contract.tensors import Tensors, TensorSpec
-from enginehouse_build.inputs.extents import between, enlarged, extents_at
+from enginehouse_build.inputs.extents import LONGEST, TIMES, between, enlarged, extents_at
 from enginehouse_build.judge.beyond import Beyond
-from enginehouse_build.judge.extents import LONGEST, TIMES, Extents
+from enginehouse_build.judge.extents import Extents
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import plain_session, signature_of
 
@@ -250,6 +250,32 @@ def test_a_real_engine_is_refused_where_it_is_wrong_and_known_to_be_right_elsewh
         assert all(size >= 512 for size in beyond.check().extents.values())
         return
     with pytest.raises(ParityFailed, match="otherwise than the reference at "):
+        beyond.check()
+
+
+@pytest.mark.parametrize(("declared", "most"), [({}, LONGEST), ({"t": (1, 8, 64)}, 64)])
+@pytest.mark.parametrize("rows", [7, 8])
+def test_an_artifact_is_asked_for_full_batches_of_the_largest_extents(
+    declared: Declared, most: int, rows: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    proto = model([node("Relu", ["x"], ["y"])], {"x": (f32, ["n", "t", 4])}, {"y": (f32, ["n", "t", 4])}, {})
+    save(path, proto)
+    manifest = manifest_of({"t": 8}, declared, SignatureRecord.of(signature_of(proto, True)))
+    right = plain_session(path, 1)
+
+    def with_a_buffer(request: Tensors) -> dict[str, np.ndarray]:
+        tokens = np.array(right(request)["y"]).reshape(-1, 4)
+        tokens[rows * most :] = 1
+        return {"y": tokens.reshape(request["x"].shape)}
+
+    artifact = Artifact(name="made", format="openvino", precision="fp32", status="ready")
+    samples = {"x": weights(8, 8, 4)}
+    beyond = Beyond(artifact, manifest, with_a_buffer, right, path, samples, LIMITS["fp32"], Rounding(path, 1))
+    if rows == manifest.max_batch:
+        beyond.check()
+        return
+    with pytest.raises(ParityFailed, match=rf"otherwise than alone: in a batch of 8 rows at t = {most}"):
         beyond.check()
 
 

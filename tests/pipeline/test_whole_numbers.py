@@ -11,6 +11,7 @@ import pytest
 
 from enginehouse.contract import probes
 from enginehouse.contract.bounds import Region, Values
+from enginehouse.contract.tensors import TensorSpec
 from enginehouse_build.judge.beyond import _spread
 from enginehouse_build.reference.onnx import signature_of
 
@@ -138,3 +139,12 @@ def test_numbers_of_all_sizes_are_of_the_signs_that_samples_have() -> None:
         numbers = _spread(spec, within(np.int16, low, high, 64, 0), np.random.default_rng(0))
         assert {*np.sign(numbers).ravel().tolist()} == signs
         assert np.abs(numbers.astype(int)).max() > 2**13
+
+
+@pytest.mark.parametrize("dtype", [*np.typecodes["AllInteger"]])
+def test_numbers_of_all_sizes_fit_every_type(dtype: str) -> None:
+    spec = TensorSpec("x", np.dtype(dtype), (None, 8))
+    numbers = _spread(spec, np.arange(1, 65, dtype=dtype).reshape(8, 8), np.random.default_rng(0))
+    most = min(int(np.iinfo(dtype).max), 1 << 24)
+    assert numbers.dtype == np.dtype(dtype)
+    assert int(numbers.min()) >= 1 and most // 4 <= int(numbers.max()) <= most

@@ -23,6 +23,8 @@ _TILE = 32
 #: How far apart the rows are that follow one another along the first dimension, the second ...
 _STEP = 6
 SEED = 0
+#: Nothing that nobody declared is asked for beyond this extent, or this many times that of the samples if that is more.
+LONGEST, TIMES = 1024, 8
 
 
 def sizes(axis: Axis) -> tuple[int, ...]:
@@ -34,6 +36,11 @@ def sizes(axis: Axis) -> tuple[int, ...]:
 def near(extent: int) -> list[int]:
     """Extents that nobody declared: one more and a half (odd where `extent` is even), and about twice as much."""
     return sorted({extent + 1, max(extent // 2, 1), 2 * extent + 1} - {extent})
+
+
+def at_most(axis: Axis, factor: float) -> int:
+    """`factor` times the usual extent of an axis that nobody declared, as far as such extents are looked at."""
+    return min(int(axis.opt * factor), max(LONGEST, TIMES * axis.opt))
 
 
 def between(low: int, high: int, usual: int) -> list[int]:

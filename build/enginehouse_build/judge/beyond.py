@@ -90,6 +90,8 @@ class Beyond:
             self._company(Door.of(proto, self._signature.inputs))
         extents = Extents(self._signature, self.manifest.axes, self.manifest.max_batch, self.samples, self._same_extent)
         reached, whole, is_sizing = extents.check(), whole_inputs(self._signature, self.samples), bool(sizing(proto))
+        if self._signature.batched and self.manifest.max_batch > 1:
+            self._crowd(extents.crowd(reached, self.manifest.max_batch))
         longest = extents.longest
         request = extents.request(longest) if longest and not is_sizing else None
         if self.artifact.precision != "int8":
@@ -155,6 +157,28 @@ class Beyond:
                     f"{self.artifact.name} answers a row that shares its batch otherwise than alone: {what}, {fault}; "
                     "requests of strangers share a batch"
                 )
+
+    def _crowd(self, asked: tuple[str, Tensors] | None) -> None:
+        """Some rows of a full batch alone, then in it: the artifact against itself, as with company."""
+        if asked is None:
+            return
+        what, request = asked
+        count = self.manifest.max_batch
+        places = sorted({0, count // 2, count - 1})
+        rows = [take(request, place, 1) for place in places]
+        if not all(map(self._takes, rows)):
+            return
+        try:
+            alone, got = [self.infer(row) for row in rows], self.infer(request)
+        except EnginehouseError:
+            return
+        within = {name: array[places] for name, array in got.items()}
+        fault = self.rounding.difference(within, joined(alone), joined(rows), self._loose)
+        if fault is not None:
+            raise ParityFailed(
+                f"{self.artifact.name} answers a row that shares its batch otherwise than alone: in a batch of {what}, "
+                f"{fault}; requests of strangers share a batch"
+            )
 
     def _groups(
         self, rows: Sequence[Tensors], door: Door
@@ -238,7 +262,8 @@ def _spread(spec: TensorSpec, like: np.ndarray, generator: np.random.Generator) 
     """Of the signs that `like` has: what else it may be is for `probes` to find out, and bounds an artifact only."""
     bits = min(_LARGEST_WHOLE, np.iinfo(spec.dtype).bits - (spec.dtype.kind == "i"))
     values = np.floor(2 ** generator.uniform(0, bits, like.shape)).astype(np.int64)
-    values = np.minimum(values, np.iinfo(spec.dtype).max)
+    # The largest of uint64 is none of int64.
+    values = np.minimum(values, min(np.iinfo(spec.dtype).max, 1 << _LARGEST_WHOLE))
     if like.size and like.min() < 0:
         values *= generator.choice((1, -1) if like.max() > 0 else (-1,), like.shape)
     return values.astype(like.dtype)

@@ -16,7 +16,7 @@ import psutil
 
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse_build.inputs.extents import between, enlarged, extents_at, independent, near
+from enginehouse_build.inputs.extents import at_most, between, enlarged, extents_at, independent, near
 from enginehouse_build.inputs.last_words import telling
 
 #: Asks for a request: what it is, itself, and the way out if it is answered wrongly. False where nothing was compared.
@@ -26,10 +26,10 @@ Ask = Callable[[str, Tensors, str], bool]
 #: is known up to about twice the extent of its samples.
 BUDGET_S = 2.5
 _CLIMB_S = 1.5
+#: Seconds that a full batch of the largest extents may be expected to take.
+_CROWD_S = 2.0
 #: A process that waits for its GPU uses no time of its own: no more seconds by the clock than this many budgets.
 _WAITING = 3
-#: Nothing is asked beyond this extent, or this many times that of the samples where that is more.
-LONGEST, TIMES = 1024, 8
 #: Bytes of a request, and of memory that requests may have taken before longer ones are left out.
 _BYTES, _MEMORY = 16 << 20, 256 << 20
 #: Requests that change several dimensions at once.
@@ -49,7 +49,9 @@ class Extents:
         self._free = independent(axes)
         self._samples = samples
         self._ask = ask
-        self._ranges = {free.name: free.range for free in signature.free if free.range}
+        # What the build has verified so far is an end, and may come nearer.
+        self._ends = {axis.name: axis.verified or math.inf for axis in axes}
+        self._ranges = {free.name: free.range for free in signature.free if free.range and not free.verified}
         self._budget = Budget()
         self._outcomes: dict[tuple[tuple[str, int], ...], bool] = {}
 
@@ -62,7 +64,8 @@ class Extents:
         for axis in self._free:
             low, high = self._ranges.get(axis.name, (1, 2 * axis.opt + 1))
             for size in sorted({*near(axis.opt), low + 1, high - 1}):
-                if max(low, 1) <= size <= high and self._asked({axis.name: size}) and axis.name in reached:
+                is_allowed = max(low, 1) <= size <= min(high, self._ends[axis.name])
+                if is_allowed and self._asked({axis.name: size}) and axis.name in reached:
                     reached[axis.name] = max(reached[axis.name], size)
         self._empty()
         self._climb_all(reached)
@@ -81,6 +84,17 @@ class Extents:
         """Made of the samples, at the extents `sizes`, of several rows: in one a sum is right by chance."""
         rows = max(min(self._most_rows, _BYTES // max(self._bytes(sizes), 1)), 1)
         return enlarged(self._samples, sizes, self._axes, rows if self._signature.batched else None)
+
+    def crowd(self, reached: Mapping[str, int], rows: int) -> tuple[str, dict[str, np.ndarray]] | None:
+        """A request of `rows` at the largest extents that may be and what it is; None where that takes too long."""
+        sizes = {
+            axis.name: self._ranges[axis.name][1] if axis.name in self._ranges else reached[axis.name]
+            for axis in self._free
+        }
+        size = self._bytes(sizes) * rows
+        if not sizes or size > _BYTES or not self._budget.allows(size, self._budget.spent + _CROWD_S):
+            return None
+        return f"{rows} rows {in_words(sizes)}", enlarged(self._samples, sizes, self._axes, rows)
 
     def _empty(self) -> None:
         """Extents of 0, each between others: what was not written may be right by accident, old memory is not."""
@@ -108,7 +122,7 @@ class Extents:
         good, bad, factor = 1.0, math.inf, 2.0
         seen = []
         while True:
-            sizes = {axis.name: min(int(axis.opt * factor), max(LONGEST, TIMES * axis.opt)) for axis in group}
+            sizes = {axis.name: int(min(at_most(axis, factor), self._ends[axis.name])) for axis in group}
             if sizes in seen or not self._is_cheap(sizes, _CLIMB_S):
                 return bad < math.inf
             seen.append(sizes)
@@ -222,6 +236,11 @@ class Budget:
             return False
         return self._spent + self._expected(size) <= seconds
 
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._spent
+
     def _expected(self, size: int) -> float:
         if larger := [taken for seen, taken in self._seen.items() if seen >= size]:
             return min(larger)
@@ -238,7 +257,7 @@ class Budget:
 
 def limited(axes: Sequence[Axis], reached: Iterable[Mapping[str, int]]) -> tuple[Axis, ...]:
     """`axes` with the extents up to which each of several artifacts was right, by name in `reached`."""
-    least: dict[str, int] = {}
+    least = {axis.name: axis.verified for axis in axes if axis.verified is not None}
     for each in reached:
         for name, size in each.items():
             least[name] = min(size, least.get(name, size))

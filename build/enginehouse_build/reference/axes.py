@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,8 +13,11 @@ from pydantic import ValidationError
 from enginehouse.contract.errors import BuildError
 from enginehouse.contract.manifest import Axis
 from enginehouse.contract.signature_record import parts_of
-from enginehouse.contract.tensors import Signature
+from enginehouse.contract.tensors import Signature, Tensors
+from enginehouse_build.inputs.extents import independent, near, resized
 from enginehouse_build.inputs.recipe import AxisRange
+from enginehouse_build.inputs.samples import take
+from enginehouse_build.reference.onnx import Run
 
 
 def ranges_of(declared: Mapping[str, tuple[int, int, int]], options: Mapping[str, AxisRange]) -> dict[str, AxisRange]:
@@ -112,3 +117,28 @@ def _extent(samples: Mapping[str, np.ndarray], dims: Sequence[tuple[str, int]]) 
     name, dim = dims[0]
     array = samples.get(name)
     return None if array is None or array.ndim <= dim else int(array.shape[dim])
+
+
+def with_free_outputs(
+    signature: Signature, run: Run, rows: Tensors, axes: Sequence[Axis], answers: Sequence[Tensors]
+) -> Signature:
+    """`signature` with those dimensions of outputs free that differ among `answers`, or near the samples' extents.
+
+    An exporter may write down the extent of its example, where what is made of a free dimension is as long as that.
+    """
+    few = take(rows, 0, 1) if signature.batched else rows
+    seen = list(answers)
+    for axis in independent(axes):
+        for size in near(axis.opt) if axis.min == axis.max else ():
+            # What nobody declared the model need not take.
+            with suppress(Exception):
+                seen.append(run(resized(few, axis, size, axes)))
+    outputs = []
+    for spec in signature.outputs:
+        shapes = [answer[spec.name].shape for answer in seen if answer[spec.name].ndim == len(spec.shape)]
+        shape = tuple(
+            extent if (signature.batched and not dim) or len({shape[dim] for shape in shapes}) < 2 else None
+            for dim, extent in enumerate(spec.shape)
+        )
+        outputs.append(replace(spec, shape=shape))
+    return replace(signature, outputs=tuple(outputs))

@@ -89,14 +89,14 @@ def prove_group(run: Ask, real: Sequence[Member], made: Sequence[Member]) -> Non
         places.setdefault(id(row), []).append(at)
     for where in places.values():
         what, row, answer = members[where[0]]
-        fault = _by_company(run, row, answer, where, len(members), got)
+        fault = by_company(run, row, answer, where, len(members), got)
         if fault is None:
             continue
         beside = f"others in a batch of {len(members)} rows"
         # The least company that shows it says most.
         for other, stranger in {other: stranger for other, stranger, _ in made}.items():
             pair = answer_of(run, [row, stranger])
-            if pair is not None and (found := _by_company(run, row, answer, [0], 2, pair)):
+            if pair is not None and (found := by_company(run, row, answer, [0], 2, pair)):
                 beside, fault = f"a row with {other}", found
                 break
         raise ExportFailed(
@@ -104,7 +104,7 @@ def prove_group(run: Ask, real: Sequence[Member], made: Sequence[Member]) -> Non
         )
 
 
-def _by_company(run: Ask, row: Tensors, answer: Tensors, places: Sequence[int], count: int, got: Tensors) -> str | None:
+def by_company(run: Ask, row: Tensors, answer: Tensors, places: Sequence[int], count: int, got: Tensors) -> str | None:
     """How `row`, at `places` among `count`, is answered otherwise than alone, unless copies of it are so too."""
     limit = LIMITS["fp32"].relative_l2
     within = {name: array[places] for name, array in got.items()}

@@ -6,6 +6,7 @@ What rounding decides is no fault: a difference that moving the reference's own 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -98,17 +99,17 @@ class Rounding:
 def explain(model: Path, request: Tensors, answer: Tensors, precision: Precision, threads: int) -> str:
     """What in the fp32 model itself makes `precision` answer differently; empty when nothing was found.
 
-    Looks at how far the reference moves when every weight and float input moves by 2^-20 of itself, and at magnitudes
-    beyond fp16.
+    Looks at whether it is quantized, at how far it moves when every weight and float input moves by 2^-20 of itself,
+    and at magnitudes beyond fp16.
     """
-    found = []
+    found = [quantized] if (quantized := _quantized(model)) else []
     try:
         shift = compare(shaken(model, threads, _PROBE)(request), answer).relative_l2
         changed = "all of its finite values" if shift > 1 else f"its answer by {shift:.1e}"
     except ParityFailed:
         shift, changed = np.inf, "finite answers into infinite ones"
     except EnginehouseError:
-        return ""
+        return "; ".join(found)
     if shift > _MAGNIFIED * _PROBE:
         found.append(
             f"the model is ill-conditioned: moving its weights and inputs by {_PROBE:.0e} of themselves changes "
@@ -118,6 +119,24 @@ def explain(model: Path, request: Tensors, answer: Tensors, precision: Precision
     if precision == "fp16" and largest > _FP16_MAX:
         found.append(f"its answers reach {largest:.1e}, and fp16 ends at {_FP16_MAX:.0f}")
     return "; ".join(found)
+
+
+def _quantized(path: Path) -> str:
+    """What it means that the model is quantized already; empty where it is not."""
+    model = onnx.load(path, load_external_data=False)
+    steps = Counter(node.op_type for graph in graphs(model) for node in graph.node if _is_step(node.op_type))
+    if not steps:
+        return ""
+    counted = ", ".join(f"{op} {count}" for op, count in steps.items())
+    return (
+        f"the source is quantized already ({counted}): engines compute it in whole numbers, and what rounding moves "
+        "past the edge of a step comes out a whole step away, so that the limits of a model in floats say little about "
+        "it; if steps are good enough for you, say so with --limit, or give the source in floats and have int8 made"
+    )
+
+
+def _is_step(op_type: str) -> bool:
+    return op_type.startswith("QLinear") or op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 def shaken(model: Path, threads: int, by: float, seed: int = SEED) -> Callable[[Tensors], dict[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,7 +37,7 @@ def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
     _strip_metadata(proto)
     signature = signature_of(proto, batched)
     if batched:
-        check_batch(signature)
+        check_batch(signature, of_no_input(proto))
     onnx.save(proto, path)
     return signature
 
@@ -108,8 +108,28 @@ def reason(error: Exception) -> str:
     return found if len(found) <= 400 else f"{found[:240]} ... {found[-160:]}"
 
 
-def check_batch(signature: Signature) -> None:
+def of_no_input(proto: onnx.ModelProto) -> frozenset[str]:
+    """Names of what is the same for every request: weights, and what is made of nothing else."""
+    known = {tensor.name for tensor in proto.graph.initializer} | {
+        tensor.values.name for tensor in proto.graph.sparse_initializer
+    }
+    for node in proto.graph.node:
+        # A body may take what the node does not list.
+        has_body = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        if not has_body and all(name in known or not name for name in node.input):
+            known.update(node.output)
+    return frozenset(known)
+
+
+def check_batch(signature: Signature, of_no_input: Container[str] = ()) -> None:
     """Raises ExportFailed for the first tensor whose dim 0 is not free."""
+    for spec in signature.outputs:
+        if spec.name in of_no_input:
+            raise ExportFailed(
+                f"output {spec.name!r} is the same for every request: it is an initializer of the file, or made of "
+                "nothing but these, and has no row for each of a batch; take it out of the outputs, or build with "
+                "--no-batch"
+            )
     for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
             if not spec.shape:

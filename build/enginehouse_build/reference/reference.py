@@ -38,9 +38,10 @@ from enginehouse_build.inputs.recipe import AxisRange, Recipe
 from enginehouse_build.reference import preflight
 from enginehouse_build.reference.adopt import adopt
 from enginehouse_build.reference.adopt.trial import unvaried
-from enginehouse_build.reference.axes import axes_of, ranges_of
+from enginehouse_build.reference.axes import axes_of, ranges_of, with_free_outputs
 from enginehouse_build.reference.branches import Branch
 from enginehouse_build.reference.conditioning import Rounding
+from enginehouse_build.reference.crowds.wide import Apart, prove_wide
 from enginehouse_build.reference.domains import with_refusals, without_refused
 from enginehouse_build.reference.likeness import Asked, Likeness
 from enginehouse_build.reference.onnx import one_by_one, plain_session, reason
@@ -129,6 +130,7 @@ class _Proven:
     requests: list[dict[str, np.ndarray]]
     answers: list[Tensors]
     likeness: Likeness
+    apart: Apart
 
 
 def make_reference(folder: Path, recipe: Recipe) -> Reference:
@@ -168,7 +170,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
             # It has to be converted for what is put around it.
             raise error from None
     signature, axes, rows, run = proven.signature, proven.axes, proven.rows, proven.run
-    max_rows = recipe.max_rows if signature.batched else 1
+    max_rows = proven.apart.rows
     answers = proven.answers
     tensor_file.write(folder / REQUESTS, proven.requests)
     tensor_file.write(folder / ANSWERS, answers)
@@ -192,7 +194,11 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         axes=axes,
         max_rows=max_rows,
         origin=f"compared with {core.answered_by} on {given.samples_from}",
-        remarks=(*core.remarks, *_doubts(given.samples is not None, metric, answers, rows, signature)),
+        remarks=(
+            *core.remarks,
+            *proven.apart.remarks,
+            *_doubts(given.samples is not None, metric, answers, rows, signature),
+        ),
         preprocess=proven.pixels.describe() if proven.pixels else "",
         postprocess=after.describe() if after else "",
         metric=metric,
@@ -285,22 +291,26 @@ def _proven(
     max_rows = recipe.max_rows if signature.batched else 1
     likeness = Likeness(exported, run, rows, axes, door, max_rows, Rounding(path, recipe.threads))
     likeness.prove_branches(core.branches or ())
+    apart = Apart(max_rows)
     if signature.batched:
         proto = onnx_format.load(path)
         values = Door.of(proto, signature.inputs)
         prove_dynamic(exported, run, rows, axes, core.ranges, values, recipe.max_rows)
+        apart = prove_wide(exported, rows, axes, core.ranges, max_rows)
         prove_scores(proto, rows, path.parent, recipe.threads, values, recipe.max_rows)
     if core.branches is not None:
         likeness.prove(core.branches)
-    requests = sampling.requests(rows, signature, max_rows, axes)
+    requests = sampling.requests(rows, signature, apart.rows, axes)
     answers = [asked(run, request) for request in requests]
+    signature = with_free_outputs(signature, exported, rows, axes, answers)
     if rewritten is not None:
         beyond = [*company_requests(rows)] if signature.batched else []
         prove_rewritten(wrapped(rewritten), run, requests, answers, beyond)
     if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
         outputs = ", ".join(repr(name) for name in sorted(silent))
         raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
-    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers, likeness)
+    axes = apart.limited(axes)
+    return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers, likeness, apart)
 
 
 def _doubts(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from enginehouse.contract import probes, tensor_file
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES
+from enginehouse.engines.usual import CHECK_REQUESTS
 from enginehouse_build.reference.reference import ANSWERS, PROBES, REQUESTS
 
 #: Paths in the bundle.

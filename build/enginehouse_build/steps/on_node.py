@@ -22,8 +22,9 @@ from enginehouse.contract.manifest import Artifact, File, Parity
 from enginehouse.contract.parity import Limits
 from enginehouse.engines import load_engine
 from enginehouse.engines.hardware import physical_cores
-from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES, CHECK_REQUESTS
+from enginehouse.engines.recheck import CHECK_ANSWERS, CHECK_PROBES
 from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE
+from enginehouse.engines.usual import CHECK_REQUESTS
 from enginehouse_build.convert.tensorrt import ONNX_FILE, convert
 from enginehouse_build.judge import profile
 

@@ -16,6 +16,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,11 +25,12 @@ import numpy as np
 
 from enginehouse.contract.bounds import InputBounds
 from enginehouse.contract.bundle import Bundle
-from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.latency import AS_GOOD
-from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind, Manifest
+from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines.recheck import bounds_here, needs_recheck, recheck
+from enginehouse.engines.usual import UsualRequests
 
 logger = logging.getLogger(__name__)
 
@@ -107,21 +109,22 @@ def load_engine(
         if needs_recheck(kind, manifest, options.artifact):
             recheck(kind, engine.infer, bundle, artifact)
             engine.inputs_only = bounds_here(kind, engine.infer, bundle, artifact)
-        warm_up(engine, manifest, warm_rows)
+        warm_up(engine, bundle, warm_rows)
     except BaseException:
         engine.close()
         raise
     return engine
 
 
-def time_calls(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
+def time_calls(engine: Engine, bundle: Bundle) -> list[tuple[int, float]]:
     """(rows, milliseconds) of a call with one row and with a full batch: the best of three, of a warm engine.
 
     Enough to rank an engine that was made on this node; the build's latency table is the careful one.
     """
     found = []
-    for rows in sorted({1, manifest.max_batch}):
-        inputs = manifest.example(rows)
+    usual = UsualRequests(bundle)
+    for rows in sorted({1, bundle.manifest.max_batch}):
+        inputs = usual.of(rows)
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
@@ -131,16 +134,17 @@ def time_calls(engine: Engine, manifest: Manifest) -> list[tuple[int, float]]:
     return found
 
 
-def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
+def best_batch(engine: Engine, bundle: Bundle, most: int) -> int:
     """The smallest batch up to `most` as good as the best (`AS_GOOD`) on this very engine, by five rounds of each.
 
     The latency table's answer is for its own number of threads: what two threads gain from a batch, one may lose to the
     caches. Sizes take turns, so that whatever else the node does meets all of them.
     """
-    seconds: dict[int, list[float]] = {rows: [] for rows in manifest.batch_buckets(most)}
+    seconds: dict[int, list[float]] = {rows: [] for rows in bundle.manifest.batch_buckets(most)}
+    usual = UsualRequests(bundle)
     for _ in range(5):
         for rows, taken in seconds.items():
-            inputs = manifest.example(rows)
+            inputs = usual.of(rows)
             began = time.perf_counter()
             engine.infer(inputs)
             taken.append(time.perf_counter() - began)
@@ -148,10 +152,15 @@ def best_batch(engine: Engine, manifest: Manifest, most: int) -> int:
     return min(rows for rows, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
 
 
-def warm_up(engine: Engine, manifest: Manifest, most: int | None = None) -> None:
-    """Run every batch size up to `most` once, so that no request pays for lazy allocation or kernel selection."""
-    for rows in manifest.batch_buckets(most):
-        engine.infer(manifest.example(rows))
+def warm_up(engine: Engine, bundle: Bundle, most: int | None = None) -> None:
+    """Run every batch size up to `most` once, so that no request pays for lazy allocation or kernel selection.
+
+    What the engine refuses because of what is in the request is no fault of the engine.
+    """
+    usual = UsualRequests(bundle)
+    for rows in bundle.manifest.batch_buckets(most):
+        with suppress(InvalidInput):
+            engine.infer(usual.of(rows))
 
 
 def _constructor(kind: EngineKind) -> Callable[[EngineOptions], Engine]:

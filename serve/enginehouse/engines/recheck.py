@@ -14,9 +14,9 @@ from enginehouse.contract.slices import compare_slices
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines.hardware import int8_products, probe_cpu
 from enginehouse.engines.padding import Padder
+from enginehouse.engines.usual import CHECK_REQUESTS
 
-#: Where a bundle keeps requests and the reference's answers to them; both in the format of `contract.tensor_file`.
-CHECK_REQUESTS = "check/requests.npz"
+#: Where a bundle keeps the reference's answers to CHECK_REQUESTS, in the format of `contract.tensor_file`.
 CHECK_ANSWERS = "check/answers.npz"
 #: The same of values that samples rarely have, in the format of `contract.probes`.
 CHECK_PROBES = "check/probes.npz"

@@ -19,10 +19,14 @@ from enginehouse.contract.tensors import Signature
 #: Operand -> what it says. Each was observed, with values that ONNX Runtime refuses, to end the process, to corrupt its
 #: memory or to be answered with nonsense: see `unsafe` in tests/conformance.
 _DECIDING: Mapping[str, Mapping[int, str]] = {
+    "DFT": {1: "axes", 2: "length"},
     "Gather": {2: "axis"},
     "GatherND": {1: "places"},
     "NonMaxSuppression": {2: "number of boxes"},
+    "IDFT": {1: "axes", 2: "length"},
+    "IRDFT": {1: "axes", 2: "length"},
     "OneHot": {1: "depth"},
+    "RDFT": {1: "axes", 2: "length"},
     "Range": {2: "step"},
     "ScatterElementsUpdate": {1: "places", 3: "axis"},
     "ScatterUpdate": {1: "places", 2: "axis"},

@@ -121,9 +121,9 @@ class Loader:
             try:
                 table = manifest.latency_of(kind, artifact.name)
                 if table is not None and table.threads != self._threads and ACCELERATOR_OF[kind] == "cpu":
-                    rows = best_batch(engine, manifest, rows)
+                    rows = best_batch(engine, bundle, rows)
                 # No table holds for an engine built here, or for int8 on another CPU kind: routers rank by `measured`.
-                measured = time_calls(engine, manifest) if table is None else []
+                measured = time_calls(engine, bundle) if table is None else []
                 splits = split_of(kind, bundle, artifact, engine, warm, self._cores.count) if self._cores else None
                 # A router's own engine answered fewer with it (benchmarks/README.md, "Requests of every length").
                 padder = None if self._router else Padder.of(manifest, artifact, kind, table)

@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EnginehouseError
-from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
+from enginehouse.contract.manifest import Artifact, EngineKind
+from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
+from enginehouse.engines.usual import UsualRequests
 from enginehouse.pools.engine_calls import Split
 
 logger = logging.getLogger("ray.serve")
@@ -50,7 +52,7 @@ def split_of(
     try:
         # Requests are let in for what the first one is right for.
         is_alike = split.inputs_only == engine.inputs_only
-        best_rows = _best_rows(engine, split, bundle.manifest, rows, count) if is_alike else None
+        best_rows = _best_rows(engine, split, bundle, rows, count) if is_alike else None
     except EnginehouseError as error:
         logger.warning("%s stays whole: %s", artifact.name, error)
         best_rows = None
@@ -63,16 +65,17 @@ def split_of(
     return Split(split, count, best_rows, each)
 
 
-def _best_rows(engine: Engine, split: Engine, manifest: Manifest, rows: int, count: int) -> int | None:
+def _best_rows(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: int) -> int | None:
     """The rows of a call with which `count` calls at once answer most, if that is worth it."""
-    ways: dict[int, Callable[[], float]] = {0: lambda: _rate(engine, manifest, rows, 1)}
+    usual = UsualRequests(bundle)
+    ways: dict[int, Callable[[], float]] = {0: lambda: _rate(engine, usual.of(rows), rows, 1)}
     rates: dict[int, list[float]] = {0: []}
-    for size in manifest.batch_buckets(rows) if engine.signature.batched else [1]:
+    for size in bundle.manifest.batch_buckets(rows) if engine.signature.batched else [1]:
         began = time.perf_counter()
-        split.infer(manifest.example(size))
+        split.infer(usual.of(size))
         if rates.keys() != {0} and time.perf_counter() - began > MOST_S:
             break
-        ways[size] = lambda size=size: _rate(split, manifest, size, count)  # type: ignore[misc]
+        ways[size] = lambda size=size: _rate(split, usual.of(size), size, count)  # type: ignore[misc]
         rates[size] = []
     # In turns, so that whatever else the node does meets all of them.
     for _ in range(ROUNDS):
@@ -84,9 +87,8 @@ def _best_rows(engine: Engine, split: Engine, manifest: Manifest, rows: int, cou
     return best if medians[best] >= GAIN * whole else None
 
 
-def _rate(engine: Engine, manifest: Manifest, rows: int, count: int) -> float:
-    """Rows a second of `count` calls at once, each of `rows` rows."""
-    inputs = manifest.example(rows)
+def _rate(engine: Engine, inputs: Tensors, rows: int, count: int) -> float:
+    """Rows a second of `count` calls at once, each of the `rows` rows of `inputs`."""
 
     def work(until: float) -> int:
         calls = 0

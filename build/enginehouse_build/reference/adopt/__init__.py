@@ -27,6 +27,7 @@ from enginehouse_build.reference.onnx import (
     check_batch,
     finish,
     inputs_of,
+    of_no_input,
     plain_session,
     reason,
     signature_of,
@@ -102,7 +103,7 @@ def adopt(source: Path, path: Path, *, batched: bool, as_it_is: str = "", max_ro
             proto = make_dynamic(proto, signature, original, path.parent, max_rows)
         except ExportFailed as error:
             if not any(spec.shape[:1] == (1,) for spec in signature.inputs):
-                check_batch(signature)
+                check_batch(signature, of_no_input(proto))
             batched = False
             remarks.append(f"served one request at a time, because its batch of 1 cannot be made dynamic: {error}")
         else:

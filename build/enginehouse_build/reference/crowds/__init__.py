@@ -66,7 +66,7 @@ def prove_full(
         try:
             prove(size)
         except ExportFailed as error:
-            right = _right_up_to(prove, size)
+            right = right_up_to(prove, size)
             hint = f"; up to {right} rows at once are right here: --max-batch {right} helps too" if right > 1 else ""
             raise ExportFailed(f"{error}{hint}") from error
         longest = max(longest, time.monotonic() - started)
@@ -94,7 +94,7 @@ def _crowds(
     """Sizes and what to ask for there, the most telling ones first."""
 
     def copies(member: Member) -> Callable[[int], None]:
-        return lambda size: _prove_copies(run, original, member, size)
+        return lambda size: prove_copies(run, original, member, size)
 
     def mixed(own: Sequence[Member], others: Sequence[Member], start: int = 0) -> Callable[[int], None]:
         def prove(size: int) -> None:
@@ -139,7 +139,8 @@ def _key(array: np.ndarray) -> object:
     return tuple(array.ravel()) if array.dtype.hasobject else array.tobytes()
 
 
-def _prove_copies(run: Ask, original: Ask, member: Member, size: int) -> None:
+def prove_copies(run: Ask, original: Ask, member: Member, size: int, why: str = WHY) -> None:
+    """Ask `run` for `size` times the row of `member`. Raises ExportFailed for another answer, with `why`."""
     what, row, answer = member
     try:
         got = run(repeated(row, size))
@@ -148,7 +149,7 @@ def _prove_copies(run: Ask, original: Ask, member: Member, size: int) -> None:
             # The model takes no two of it, and no larger batch says more.
             return
         raise ExportFailed(
-            f"{size} rows that the model answers alone fail together, all of them {what}: {reason(error)}; {WHY}"
+            f"{size} rows that the model answers alone fail together, all of them {what}: {reason(error)}; {why}"
         ) from error
     has_rows(got, size)
     limit, want = LIMITS["fp32"].relative_l2, repeated(answer, size)
@@ -159,7 +160,7 @@ def _prove_copies(run: Ask, original: Ask, member: Member, size: int) -> None:
         if fault := _beyond_rounding(name, got, array, [each[name] for each in close if name in each], size):
             raise ExportFailed(
                 f"a row that shares its batch is answered otherwise than alone: {what}, {size} times in a batch: "
-                f"{fault}; {WHY}"
+                f"{fault}; {why}"
             )
 
 
@@ -182,7 +183,7 @@ def _beyond_rounding(name: str, got: Tensors, want: np.ndarray, close: Sequence[
     return None
 
 
-def _right_up_to(prove: Callable[[int], None], size: int) -> int:
+def right_up_to(prove: Callable[[int], None], size: int) -> int:
     """The largest size, as far as one holds for all below it, where `prove` finds no fault."""
     right, wrong = 1, size
     while wrong - right > 1:
