@@ -11,7 +11,7 @@ Made once, in a process of its own, into a folder that all later steps read:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from enginehouse.contract.signature_record import Padding, with_free_dims
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
+from enginehouse_build.inputs.doubts import doubts
 from enginehouse_build.inputs.given import Given, read_given
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.inputs.opened import OpenedFiles
@@ -58,9 +59,6 @@ PROBES = "probes.npz"
 SAMPLES = "samples.npz"
 LABELS = "labels.npy"
 CALIBRATION = "calibration.npz"
-
-#: Rounding alone makes equal rows differ by less than this share of their magnitude.
-_SAME = 1e-6
 
 if TYPE_CHECKING:
     from enginehouse_build.inputs.source import TorchModel
@@ -197,7 +195,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
         remarks=(
             *core.remarks,
             *proven.apart.remarks,
-            *_doubts(given.samples is not None, metric, answers, rows, signature),
+            *doubts(given.samples is not None, metric, answers, rows, signature),
         ),
         preprocess=proven.pixels.describe() if proven.pixels else "",
         postprocess=after.describe() if after else "",
@@ -311,29 +309,3 @@ def _proven(
         raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
     axes = apart.limited(axes)
     return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers, likeness, apart)
-
-
-def _doubts(
-    is_real: bool, metric: TaskMetric | None, answers: Sequence[Tensors], rows: Tensors, signature: Signature
-) -> tuple[str, ...]:
-    """Remarks for all that makes an agreement with this reference say less than it seems."""
-    remarks = [] if is_real else ["parity is checked on made-up inputs only: give real ones with --samples FILE.npz"]
-    if metric is not None and metric.value <= 0:
-        remarks.append(f"{metric.name} of the reference itself is {metric.value:g}: are these the right labels?")
-    for name, first in answers[0].items():
-        if first.dtype.kind != "f" or not first.size:
-            continue
-        # At other extents the outputs may have other shapes.
-        alike = [answer[name] for answer in answers if answer[name].shape[1:] == first.shape[1:]]
-        values = np.concatenate(alike) if signature.batched else first
-        if not np.isfinite(values).all():
-            share = 1 - np.isfinite(values).mean()
-            remarks.append(f"{share:.0%} of the reference's values of output {name!r} are not finite numbers")
-        elif signature.batched and np.abs(values - values[:1]).max() <= _SAME * np.abs(values).max():
-            count = min(len(array) for array in rows.values())
-            looked_at = "all" if count <= sampling.ROWS_COMPARED else f"{sampling.ROWS_COMPARED} evenly spread of"
-            remarks.append(
-                f"output {name!r} is the same for {looked_at} {count} samples (to {_SAME:.0e}), so parity says little "
-                "about it"
-            )
-    return tuple(remarks)
