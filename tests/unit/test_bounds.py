@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +30,7 @@ regions = st.builds(
     less_than=numbers,
     not_zero=st.lists(axes, max_size=2).map(tuple),
     not_constant=st.lists(axes.filter(bool), max_size=2).map(tuple),
+    not_faint=st.lists(st.tuples(axes, st.integers(-5, 20)), max_size=2).map(tuple),
 )
 bounds = st.one_of(st.just("finite"), st.integers(1, 2**20), regions)
 arrays = st.builds(
@@ -40,15 +42,18 @@ arrays = st.builds(
 
 def is_blank(array: np.ndarray, along: tuple[int, ...], constant: bool) -> bool:
     """The same by the book: each slice by itself, element by element."""
+    return any(
+        values and (len(set(values)) == 1 if constant else set(values) == {0}) for values in slices(array, along)
+    )
+
+
+def slices(array: np.ndarray, along: tuple[int, ...]) -> Iterator[list[Any]]:
     rest = [axis for axis in range(array.ndim) if axis not in along]
     for at in itertools.product(*(range(array.shape[axis]) for axis in rest)):
         index: list[Any] = [slice(None)] * array.ndim
         for axis, place in zip(rest, at, strict=True):
             index[axis] = place
-        values = np.asarray(array[tuple(index)]).ravel().tolist()
-        if values and (len(set(values)) == 1 if constant else set(values) == {0}):
-            return True
-    return False
+        yield np.asarray(array[tuple(index)]).ravel().tolist()
 
 
 @pytest.mark.parametrize("dtype", WHOLE)
@@ -74,6 +79,21 @@ def test_blanks_are_found_in_every_type(dtype: Any, array: np.ndarray, along: tu
     assert bool(Values({"x": array}).beyond(only)) == bool(Values({"x": array}).place(only)) == wanted
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@given(arrays, axes, st.integers(-9, 1), st.sampled_from([0.0, 0.0, np.nan, np.inf, -np.inf]))
+def test_what_is_faint_is_found_in_floats_of_every_type(
+    dtype: Any, array: np.ndarray, along: tuple[int, ...], exponent: int, first: float
+) -> None:
+    array = (np.clip(array, -90, 90) / 64).astype(dtype)
+    array[0, 0, 0] = first
+    only: dict[str, InputBound] = {"x": Region(not_faint=((along, exponent),))}
+    wanted = any(
+        not np.isnan(values).any() and 0 < max(map(abs, values)) < 2.0**exponent
+        for values in slices(array.astype(np.float64), along)
+    )
+    assert bool(Values({"x": array}).beyond(only)) == bool(Values({"x": array}).place(only)) == wanted
+
+
 @given(arrays, bounds, bounds)
 def test_the_bounds_of_two_keep_out_what_either_does(array: np.ndarray, one: InputBound, other: InputBound) -> None:
     values = Values({"x": array.astype(np.int64)})
@@ -92,6 +112,22 @@ def test_what_one_number_says_stays_one() -> None:
     assert narrower(of_parts, {"x": Region(below="finite", not_zero=((1,),))}) == {
         "x": Region(below="finite", not_zero=((1,), (2,)), not_constant=((3,),))
     }
+
+
+def test_of_what_is_faint_the_largest_is_kept_of_the_fewest_axes() -> None:
+    one, other = (Region(not_faint=(each,)) for each in (((1, 2), -9), ((2,), -9)))
+    assert narrower({"x": one}, {"x": other}) == {"x": other}
+    fainter, louder = (Region(not_faint=(((1,), exponent),)) for exponent in (-20, -3))
+    assert narrower({"x": fainter}, {"x": louder}) == {"x": louder}
+    both = {"x": Region(below="finite", not_zero=((1,),), not_faint=(((1,), -3), ((2,), -7)))}
+    assert described(both) == (
+        "finite 'x' nowhere below 2^-3 all along axis 1 and nowhere below 2^-7 but 0 all along axis 2"
+    )
+    quiet = {"x": np.array([[1, 0.01], [0.01, 0.002], [0, 0]], np.float32)}
+    said = "input 'x' has values below 2^-3 all along axis 1"
+    assert Values(quiet).beyond({"x": louder}) == said
+    assert Values(quiet).place({"x": louder}) == f"{said} at [1]"
+    assert Values(quiet).place({"x": Region(not_faint=(((), -8),))}) == "input 'x' has a value below 2^-8 at [1, 1]"
 
 
 def test_regions_and_what_is_beyond_them_are_told_in_words() -> None:

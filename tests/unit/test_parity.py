@@ -32,6 +32,16 @@ def test_worst_output_counts() -> None:
     assert figures.cosine == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("scores", [np.ones((3, 4)), np.full((2, 2), -7.0), np.zeros((1, 9)), np.array([[0.2, 1, 1]])])
+def test_of_scores_that_are_equal_up_to_rounding_any_is_the_first(scores: np.ndarray) -> None:
+    for place in np.flatnonzero(scores[0] == scores[0].max()):
+        got = scores.astype(np.float32)
+        got[:, place] = np.nextafter(got[:, place], np.float32(np.inf))
+        assert compare({"y": got}, {"y": scores}).top1 == (len(scores), len(scores))
+    got[:, 0] = 2
+    assert compare({"y": got}, {"y": scores + np.arange(scores.shape[1]) * 1e-4}).top1 == (0, len(scores))
+
+
 def test_row_of_zeros_is_measured_on_the_scale_of_the_others() -> None:
     want = np.array([[0.0, 0.0], [3.0, 4.0]])
     assert compare({"y": want + np.array([[1e-7, 0], [0, 0]])}, {"y": want}).worst_row < 1e-6

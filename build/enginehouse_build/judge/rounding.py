@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from enginehouse.contract.errors import ParityFailed
-from enginehouse.contract.parity import WHOLE, first_difference
+from enginehouse.contract.parity import WHOLE, Limits, first_difference
+from enginehouse.contract.probes import IsRounding
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.reference.conditioning import EITHER_WAY, SEEDS, Rounding
 
@@ -43,6 +45,32 @@ def exact(
     ]
     if faults:
         raise ParityFailed(f"{artifact} answers other whole numbers or text than the reference: {'; '.join(faults)}")
+
+
+def by_rounding(rounding: Rounding, right: Callable[[Tensors], Tensors], limits: Limits) -> IsRounding:
+    """Whether an answer is off by no more than `rounding` moves the reference's own, which are those of `right`.
+
+    Never where it is torch that answers otherwise than the reference, nor where rounding leaves finite what is not.
+    """
+
+    limits = replace(limits, relative_l2=limits.worst_row)
+
+    def explains(request: Tensors, got: Tensors, want: Tensors) -> bool:
+        if first_difference(right(request), want, limits.worst_row, limits.worst_row) is not None:
+            return False
+        moved = rounding.answers(request)
+        for name, array in _floats(want).items():
+            if name in got and got[name].shape == array.shape:
+                odd = np.isfinite(got[name]) != np.isfinite(array)
+                if any(odd[np.isfinite(other[name]) == np.isfinite(array)].any() for other in moved):
+                    return False
+        return rounding.difference(got, want, request, limits) is None
+
+    return explains
+
+
+def _floats(answer: Tensors) -> dict[str, np.ndarray]:
+    return {name: array for name, array in answer.items() if array.dtype.kind not in WHOLE}
 
 
 def whole(answer: Tensors) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ from enginehouse_build.judge.absence import missing
 from enginehouse_build.judge.beyond import Beyond
 from enginehouse_build.judge.longest import narrowed
 from enginehouse_build.judge.padding import Proof
-from enginehouse_build.judge.rounding import exact, whole
+from enginehouse_build.judge.rounding import by_rounding, exact, whole
 from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import plain_session
@@ -124,7 +124,8 @@ def verify(
             reached = beyond.check()
             for axis, size in reached.extents.items():
                 extents[axis] = min(size, extents.get(axis, size))
-            found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES))
+            explains = by_rounding(rounding, right, limits)
+            found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES), explains)
             if (longest := reached.longest) is not None:
                 found, more = narrowed(kind, engine.infer, artifact, right, longest, samples, reached.whole, found)
                 faults += more

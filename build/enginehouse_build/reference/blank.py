@@ -72,6 +72,16 @@ class _Input:
         return np.where(chosen, np.array(value).astype(self.array.dtype), self.array)
 
 
+def ways(base: Tensors, signature: Signature) -> dict[str, list[Axes]]:
+    """Along which axes something may be next to nothing, by input of floats: rows, parts of them, single values."""
+    inputs = [_Input(spec, base[spec.name], signature.batched) for spec in signature.inputs]
+    return {
+        one.spec.name: list(dict.fromkeys([one.row, (), *one.parts]))
+        for one in inputs
+        if one.array.size and one.array.dtype.kind in "fV"
+    }
+
+
 def requests(base: Tensors, signature: Signature, left_out: Sequence[str]) -> Iterator[Blank]:
     """Of `base` what has blanks in each input but those `left_out`, and in all of them; what is likeliest comes first.
 

@@ -27,8 +27,9 @@ _ROUNDOFF: Mapping[Precision, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf1
 _FP16_MAX = 65504.0
 #: Perturbations of this relative size leave a well-conditioned model's answer within a few times of it.
 _PROBE = 2.0**-20
-#: Inputs that say where and how much, not what: no rounding moves them, and moved ones are refused.
-_FIXED: Mapping[str, tuple[int, ...]] = {"Range": (0, 1, 2), "Resize": (1, 2), "Upsample": (1,)}
+#: Inputs that say where and how much, not what: no rounding moves them, and moved ones are refused. A square of
+#: negative numbers is no number with any other exponent, so that nothing would be steady.
+_FIXED: Mapping[str, tuple[int, ...]] = {"Pow": (1,), "Range": (0, 1, 2), "Resize": (1, 2), "Upsample": (1,)}
 #: A model that magnifies the probe by less than this is not to blame.
 _MAGNIFIED = 100.0
 SEED = 0

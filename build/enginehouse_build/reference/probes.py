@@ -25,6 +25,7 @@ from enginehouse.contract.probes import Probe
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.graph import graphs
 from enginehouse_build.graph.sizes import sizing
+from enginehouse_build.inputs.scales import Scaled, faint, loud, power_above
 from enginehouse_build.reference import blank
 
 #: Exponents of the magnitudes that are tried. Of whole numbers: from where 16-bit floats take neighbours for one
@@ -73,6 +74,7 @@ def make(
     # Numbers of few bits do not make large sizes.
     ids = tuple(name for name in whole if name not in wide) if node else whole
     probes = [answered(run, each) for each in (*_not_finite(base), *_far(base, samples))]
+    probes += _in_time(run, _scaled(loud(samples, _floats(base), signature.batched)))[0]
     if signature.batched and max_rows > 1:
         probes += _strangers(run, samples)
     if node:
@@ -86,7 +88,8 @@ def make(
         return probes
     some = _few_rows(samples, blank.ROWS) if signature.batched else samples
     blanks = (Unanswered(*each) for each in blank.requests(some, signature, wide if node else ()))
-    return [*probes, *_in_time(run, blanks)[0]]
+    fainter = _scaled(faint(samples, blank.ways(some, signature), signature.batched))
+    return [*probes, *_in_time(run, blanks)[0], *_in_time(run, fainter)[0]]
 
 
 class Unanswered(NamedTuple):
@@ -97,6 +100,11 @@ class Unanswered(NamedTuple):
     values: str
     request: Tensors
     inside: bool = False
+    scaled: bool = False
+
+
+def _scaled(requests: Iterable[Scaled]) -> Iterator[Unanswered]:
+    return (Unanswered(*each, scaled=True) for each in requests)
 
 
 def of_whole(base: Tensors, samples: Tensors, names: Sequence[str]) -> Iterator[Unanswered]:
@@ -110,13 +118,13 @@ def of_whole(base: Tensors, samples: Tensors, names: Sequence[str]) -> Iterator[
 def answered(run: Callable[[Tensors], Tensors] | None, asked: Unanswered) -> Probe:
     """The probe with what `run` answers; None asks nobody yet."""
     answer = _tried(run, asked.request) if run is not None else None
-    return Probe(asked.names, asked.within, asked.values, asked.request, answer, inside=asked.inside)
+    return Probe(*asked[:4], answer, inside=asked.inside, scaled=asked.scaled)
 
 
 def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[Unanswered]) -> tuple[list[Probe], bool]:
     """As many as there is time for, and whether these are all.
 
-    Without those that are no evidence: what the reference refuses amid the samples' values.
+    Without those that are no evidence: what the reference refuses amid the samples' values, or times a number.
     """
     found: list[Probe] = []
     began = time.monotonic()
@@ -124,7 +132,7 @@ def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[Unanswered]) -> 
         if time.monotonic() - began > _SECONDS:
             return found, False
         probe = answered(run, each)
-        if probe.answer is not None or not probe.inside:
+        if probe.answer is not None or not (probe.inside or probe.scaled):
             found.append(probe)
     return found, True
 
@@ -315,11 +323,6 @@ def _dotted(array: np.ndarray, values: np.ndarray, step: int) -> np.ndarray:
 def _largest_of(dtype: np.dtype) -> float:
     # ml_dtypes' bfloat16 has the range of fp32.
     return float(np.finfo(dtype if dtype.kind == "f" else np.float32).max)
-
-
-def power_above(value: float) -> int:
-    """The least power of two that is larger, at least 1."""
-    return 1 << max(0, math.frexp(value)[1])
 
 
 def _few_rows(request: Tensors, least: int = 1) -> Tensors:

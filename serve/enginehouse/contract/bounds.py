@@ -25,7 +25,8 @@ class Region:
 
     `below` is a bound of the plain kind. Whole numbers are `at_least` and `less_than` these. `not_zero` are sets of
     axes: nowhere in the input is everything along such a set 0, with none of them no element is; `not_constant` the
-    same for one value all over, whichever it is.
+    same for one value all over, whichever it is. `not_faint` are such sets with an exponent: nowhere is the largest
+    magnitude along the set less than that power of two, unless it is 0.
     """
 
     below: Literal["finite"] | int | None = None
@@ -33,6 +34,7 @@ class Region:
     less_than: int | None = None
     not_zero: tuple[Axes, ...] = ()
     not_constant: tuple[Axes, ...] = ()
+    not_faint: tuple[tuple[Axes, int], ...] = ()
 
     #: A part that this release does not know it cannot keep either.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -51,6 +53,8 @@ InputBounds: TypeAlias = Mapping[str, InputBound]
 _MAGNITUDE = 0x7FFF
 #: Larger powers of two are shown as such.
 _READABLE = 999
+#: What is all along some axes: 0, one value, or less than two to that power.
+_What: TypeAlias = Literal["zero", "constant"] | int
 
 
 class Values:
@@ -62,7 +66,7 @@ class Values:
         self._inputs = inputs
         self._largest: dict[str, float | int] = {}
         self._extremes: dict[str, tuple[int, int]] = {}
-        self._blank: dict[tuple[str, Axes, bool], bool] = {}
+        self._blank: dict[tuple[str, Axes, _What], bool] = {}
 
     def beyond(self, bounds: InputBounds) -> str:
         """In words, the first value that is beyond `bounds`; "" when there is none. On the path of requests."""
@@ -96,11 +100,11 @@ class Values:
             if not inside.all():
                 where = tuple(np.argwhere(~inside)[0].tolist())
                 return f"input {name!r} has {_named(wide[where].item())} at {list(where)}"
-            for axes, constant in _slices(region):
-                if (found := _blank(array, axes, constant)).any():
+            for axes, what in _slices(region):
+                if (found := _has(array, axes, what)).any():
                     first = np.argwhere(found)[0].tolist()
                     at = [index for axis, index in enumerate(first) if axis not in axes]
-                    return f"input {name!r} has {_called(axes, constant)}" + (f" at {at}" if at else "")
+                    return f"input {name!r} has {_called(axes, what)}" + (f" at {at}" if at else "")
         return ""
 
     def _outside(self, name: str, region: Region) -> str:
@@ -114,12 +118,12 @@ class Values:
                 return _named(extremes[0])
             if region.less_than is not None and extremes[1] >= region.less_than:
                 return _named(extremes[1])
-        for axes, constant in _slices(region):
-            has = self._blank.get((name, axes, constant))
+        for axes, what in _slices(region):
+            has = self._blank.get((name, axes, what))
             if has is None:
-                has = self._blank[name, axes, constant] = bool(_blank(array, axes, constant).any())
+                has = self._blank[name, axes, what] = bool(_has(array, axes, what).any())
             if has:
-                return _called(axes, constant)
+                return _called(axes, what)
         return ""
 
 
@@ -142,7 +146,12 @@ def _described(name: str, bound: InputBound) -> str:
     above = region.less_than if region.below in (None, "finite") else region.below
     if above is not None and above != "finite":
         parts.append(f"below {_power(above)}")
-    parts += [f"nowhere {'one value' if constant else '0'}{along(axes)}" for axes, constant in _slices(region)]
+    faint = dict(region.not_faint)
+    for axes, what in _slices(region):
+        if isinstance(what, int):
+            parts.append(f"nowhere below 2^{what}{'' if axes in region.not_zero else ' but 0'}{along(axes)}")
+        elif what == "constant" or axes not in faint:
+            parts.append(f"nowhere {'one value' if what == 'constant' else '0'}{along(axes)}")
     finite = "finite " if region.below == "finite" else ""
     return f"{finite}{name!r}{' ' if parts else ''}{' and '.join(parts)}"
 
@@ -166,7 +175,7 @@ def _both(one: InputBound | None, other: InputBound | None) -> InputBound:
         for axes in _least({*first.not_zero, *second.not_zero})
         if not any({*other} <= {*axes} for other in constant)
     )
-    both = Region(below, low, high, zero, constant)
+    both = Region(below, low, high, zero, constant, _faintest((*first.not_faint, *second.not_faint)))
     return below if below is not None and both == Region(below) else both
 
 
@@ -175,10 +184,51 @@ def _least(all_axes: set[Axes]) -> tuple[Axes, ...]:
     return tuple(sorted(axes for axes in all_axes if not any({*other} < {*axes} for other in all_axes)))
 
 
-def _slices(region: Region) -> list[tuple[Axes, bool]]:
-    if not region.not_zero and not region.not_constant:
+def _faintest(all_faint: tuple[tuple[Axes, int], ...]) -> tuple[tuple[Axes, int], ...]:
+    """Where all is small along some axes, it is so along a part of them, or 0: those that no other one says already."""
+    largest: dict[Axes, int] = {}
+    for axes, exponent in all_faint:
+        largest[axes] = max(exponent, largest.get(axes, exponent))
+    return tuple(
+        sorted(
+            (axes, exponent)
+            for axes, exponent in largest.items()
+            if not any({*part} < {*axes} and other >= exponent for part, other in largest.items())
+        )
+    )
+
+
+def _slices(region: Region) -> list[tuple[Axes, _What]]:
+    if not region.not_zero and not region.not_constant and not region.not_faint:
         return []
-    return [*((axes, False) for axes in region.not_zero), *((axes, True) for axes in region.not_constant)]
+    return [
+        *((axes, "zero") for axes in region.not_zero),
+        *((axes, "constant") for axes in region.not_constant),
+        *region.not_faint,
+    ]
+
+
+def _has(array: np.ndarray, axes: Axes, what: _What) -> np.ndarray:
+    """Which slices along `axes`, kept with an extent of 1, are such; none of an empty array is."""
+    return _faint(array, axes, what) if isinstance(what, int) else _blank(array, axes, what == "constant")
+
+
+def _faint(array: np.ndarray, axes: Axes, exponent: int) -> np.ndarray:
+    if not array.size:
+        return np.zeros((), bool)
+    limit: Any = 2.0**exponent
+    if array.dtype.kind in "iub":
+        largest = np.abs(array.astype(np.float64)).max(axis=axes, keepdims=True)
+    elif array.dtype.itemsize == 2:
+        # Comparing 16-bit floats as such takes many times as long.
+        largest = (array.view(np.uint16) & _MAGNITUDE).max(axis=axes, keepdims=True)
+        limit = np.array(limit).astype(array.dtype).view(np.uint16)
+    elif axes:
+        largest = np.maximum(array.max(axis=axes, keepdims=True), -array.min(axis=axes, keepdims=True))
+    else:
+        largest = np.abs(array)
+    # NaN is neither.
+    return np.asarray((largest < limit) & (largest > 0))
 
 
 def _blank(array: np.ndarray, axes: Axes, constant: bool) -> np.ndarray:
@@ -201,8 +251,10 @@ def _blank(array: np.ndarray, axes: Axes, constant: bool) -> np.ndarray:
     return np.asarray(same.all(axis=axes, keepdims=True) if axes else same)
 
 
-def _called(axes: Axes, constant: bool) -> str:
-    return ("one value" if constant else "0" if axes else "a 0") + along(axes)
+def _called(axes: Axes, what: _What) -> str:
+    if isinstance(what, int):
+        return f"{'values' if axes else 'a value'} below 2^{what}{along(axes)}"
+    return ("one value" if what == "constant" else "0" if axes else "a 0") + along(axes)
 
 
 def along(axes: Axes) -> str:

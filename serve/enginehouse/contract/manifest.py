@@ -75,7 +75,7 @@ class Parity(Record):
     """How far an artifact is from the fp32 reference, worst case over all checked rows and outputs.
 
     `relative_l2` = |a - r| / |r| over a whole batch; `worst_row` = the same for the worst single row;
-    `top1_agreement` = share of `top1_rows` rows with the same argmax (None for outputs that are not rows x classes);
+    `top1_agreement` = share of `top1_rows` rows with the same argmax, ties apart (None for what is not rows x classes);
     `differing` = share of wrong values in outputs of text and whole numbers, which have no other figures;
     `limit` = the largest relative_l2 the gate lets pass. `metric` is the task metric, where labels were given.
     `explanation` says more when the figures alone would mislead.

@@ -17,6 +17,8 @@ from enginehouse.contract.manifest import Parity, Precision
 from enginehouse.contract.tensors import Tensors
 
 _TINY = 1e-30
+#: Scores are equal that differ by so much of the largest of their row: a few roundings of fp32.
+_TIE = 1e-6
 #: Kinds of dtypes that are right or wrong and nothing between: text, whole numbers, truth values.
 WHOLE = "OSUiub"
 
@@ -321,5 +323,7 @@ def _whole_values(name: str, answer: np.ndarray, reference: np.ndarray) -> Figur
 def _top1(answer: np.ndarray, reference: np.ndarray) -> tuple[int, int] | None:
     if reference.ndim != 2 or reference.shape[-1] < 2 or reference.size == 0:
         return None
-    agree = answer.argmax(axis=-1) == reference.argmax(axis=-1)
+    # Of scores that are equal up to rounding any may be on top.
+    chosen = np.take_along_axis(reference, answer.argmax(axis=-1, keepdims=True), axis=-1)[:, 0]
+    agree = reference.max(axis=-1) - chosen <= _TIE * np.abs(reference).max(axis=-1)
     return int(agree.sum()), int(agree.size)

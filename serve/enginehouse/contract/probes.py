@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import orjson
@@ -22,6 +23,8 @@ from enginehouse.contract.tensors import Tensors
 
 #: Engines of the reference's own library, which refuse what it refuses and compute whole numbers as such.
 _REFERENCE = "onnxruntime-"
+#: Whether what an engine answers to a request differs from the answer wanted by no more than rounding explains.
+IsRounding: TypeAlias = Callable[[Tensors, Tensors, Tensors], bool]
 #: Blank rows and numbers of few bits are nowhere near the samples: what is less exact than fp32 may be off by so many
 #: times what a row may be.
 _UNLIKE_SAMPLES = 2.0
@@ -35,7 +38,8 @@ class Probe:
     for the reason in `values`: then no engine but the reference's own is known to be right beyond `within`. In a probe
     about company the first `beside` rows are the company that has the values, and the answers of the rows after them,
     which are the reference's to each of these alone, are what is compared. `inside`: the samples have smaller and
-    larger values than these, and the gate has judged those.
+    larger values than these, and the gate has judged those. `scaled`: samples times one number, which a model may well
+    answer to no digit of its own: a difference that rounding explains is none.
     """
 
     names: tuple[str, ...]
@@ -45,9 +49,16 @@ class Probe:
     answer: Tensors | None
     beside: int = 0
     inside: bool = False
+    scaled: bool = False
 
-    def fault(self, kind: EngineKind, infer: Callable[[Tensors], Tensors], artifact: Artifact) -> str | None:
-        """In words, how `infer` differs from the reference; None if it does not."""
+    def fault(
+        self,
+        kind: EngineKind,
+        infer: Callable[[Tensors], Tensors],
+        artifact: Artifact,
+        is_rounding: IsRounding | None = None,
+    ) -> str | None:
+        """In words, how `infer` differs from the reference; None if it does not, or by what `is_rounding` explains."""
         if self.request is None:
             return None if kind.startswith(_REFERENCE) else f"nothing larger was tried: {self.values}"
         asked = f"with {self.values} in {' and '.join(map(repr, self.names))}"
@@ -73,6 +84,8 @@ class Probe:
             except EnginehouseError as error:
                 return f"{asked} it answers, and refuses the same without that ({error})"
             difference = first_difference(got, among_own, off, off, share)
+        if difference and self.scaled and is_rounding is not None and is_rounding(self.request, got, want):
+            return None
         return f"{asked} its {difference}" if difference else None
 
     def is_asked(self, artifact: Artifact) -> bool:
@@ -84,7 +97,7 @@ class Probe:
 
     def tells(self, bounds: dict[str, InputBound]) -> bool:
         """Whether a fault would narrow `bounds`, and is not that of values which they keep out already."""
-        if self.request is not None and (self._is_blank or len(self.names) == 1):
+        if self.request is not None and (self._is_blank or self._is_faint or len(self.names) == 1):
             # Several inputs that are large together may be wrong where each by itself is right further on.
             looked_at = bounds if self._is_blank else {name: bounds[name] for name in self.names if name in bounds}
             if Values(self.request).beyond(looked_at):
@@ -101,6 +114,10 @@ class Probe:
     @property
     def _is_blank(self) -> bool:
         return isinstance(self.within, Region) and bool(self.within.not_zero or self.within.not_constant)
+
+    @property
+    def _is_faint(self) -> bool:
+        return isinstance(self.within, Region) and bool(self.within.not_faint)
 
     @property
     def _is_unlike(self) -> bool:
@@ -123,7 +140,11 @@ class Probe:
 
 
 def found(
-    kind: EngineKind, infer: Callable[[Tensors], Tensors], artifact: Artifact, probes: Iterable[Probe]
+    kind: EngineKind,
+    infer: Callable[[Tensors], Tensors],
+    artifact: Artifact,
+    probes: Iterable[Probe],
+    is_rounding: IsRounding | None = None,
 ) -> tuple[dict[str, InputBound], tuple[str, ...]]:
     """The bounds of `artifact` on the engine of `infer`, and the faults that led to them, in words."""
     bounds: dict[str, InputBound] = {}
@@ -131,7 +152,7 @@ def found(
     for probe in probes:
         if not probe.is_asked(artifact) or not probe.tells(bounds):
             continue
-        if fault := probe.fault(kind, infer, artifact):
+        if fault := probe.fault(kind, infer, artifact, is_rounding):
             bounds = narrower(bounds, dict.fromkeys(probe.names, probe.within))
             faults[probe.names, probe.about] = fault
     return bounds, tuple(dict.fromkeys(faults.values()))
@@ -147,6 +168,7 @@ def write(path: Path, probes: Sequence[Probe]) -> None:
             "within": np.array(probe.within if isinstance(probe.within, int) else 0, np.float64),
             **_region(probe.within),
             "is_inside": np.array(probe.inside),
+            "is_scaled": np.array(probe.scaled),
             "values": np.array([probe.values.encode()], dtype=object),
             "is_made": np.array(probe.request is not None),
             "is_answered": np.array(probe.answer is not None),
@@ -169,6 +191,7 @@ def read(path: Path) -> list[Probe]:
                 answer=answer if about["is_answered"] else None,
                 beside=int(about["beside"]) if "beside" in about else 0,
                 inside=bool(about.get("is_inside", False)),
+                scaled=bool(about.get("is_scaled", False)),
             )
             for about, request, answer in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
         ]
@@ -189,6 +212,7 @@ def _within(about: Tensors) -> InputBound:
     parts = orjson.loads(about["region"][0])
     for name in ("not_zero", "not_constant"):
         parts[name] = tuple(map(tuple, parts.get(name, ())))
+    parts["not_faint"] = tuple((tuple(axes), exponent) for axes, exponent in parts.get("not_faint", ()))
     return Region(**parts)
 
 
