@@ -123,7 +123,7 @@ def test_what_differs_on_samples_only_is_kept_as_it_is_and_remarked(tmp_path: Pa
     assert (adopted.converted, adopted.unvaried) == ("opset 10 converted to 17", ("y",))
     remark = made(proto, tmp_path, of_scale("sensor", 12, 0)).remarks[0]
     assert remark.startswith(
-        "not opset 10 converted to 17, because that failed: with 1 rows the exported model differs"
+        "not opset 10 converted to 17, because that failed: with 1 rows the exported model answers otherwise"
     )
 
 
