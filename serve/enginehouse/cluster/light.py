@@ -14,7 +14,7 @@ from types import ModuleType
 #: Ray calls the function of this name when a worker process starts (`worker_process_setup_hook` of runtime
 #: environments, which would be an agent's work and a process that was not started ahead).
 HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "enginehouse.cluster.light.without_pandas"}
-#: It does so in a `try` that goes on without.
+#: The package that goes without: its only import of pandas is in a `try`.
 IMPORTER = "ray.serve"
 
 
