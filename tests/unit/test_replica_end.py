@@ -22,6 +22,7 @@ from tests.unit.connections import Run, connected, pool
 
 from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.transport import frames
+from enginehouse.transport.replica_end import MAX_UNPROVEN
 from enginehouse.transport.router_end import Channel
 
 
@@ -98,6 +99,46 @@ def test_a_connection_that_sends_nothing_is_closed(run: Run, monkeypatch: pytest
             with contextlib.suppress(ConnectionError):
                 assert len(await reader.read()) == 24 + 64
             writer.close()
+
+    run(work())
+
+
+def test_connections_without_proof_are_bounded_and_routers_still_come_in(run: Run) -> None:
+    async def work() -> None:
+        async with pool() as (listener, address):
+            idle = [await asyncio.open_connection(address["host"], address["port"]) for _ in range(MAX_UNPROVEN + 40)]
+            channel = Channel("pool")
+            await channel.open(address)
+            assert len(listener.strangers) <= MAX_UNPROVEN
+            await channel.infer("m@1", [{"x": np.zeros(1)}], 1, 10)
+            for reader, _ in idle[:40]:
+                with contextlib.suppress(ConnectionError):
+                    await asyncio.wait_for(reader.read(), 1)
+            channel.close()
+            for _, writer in idle:
+                writer.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fuzzed_handshakes_leave_no_connection(run: Run, seed: int) -> None:
+    async def work() -> None:
+        rng = np.random.default_rng(seed)
+        async with pool() as (listener, address):
+            for _ in range(50):
+                proof = bytearray(frame(frames.Kind.PROOF, orjson.dumps(["00" * 32, "00" * 16])))
+                for _ in range(int(rng.integers(0, 8))):
+                    proof[int(rng.integers(0, len(proof)))] = int(rng.integers(0, 256))
+                reader, writer = await asyncio.open_connection(address["host"], address["port"])
+                writer.write(bytes(proof[: int(rng.integers(0, len(proof) + 1))]))
+                writer.write_eof()
+                with contextlib.suppress(ConnectionError):
+                    await asyncio.wait_for(reader.read(), 5)
+                writer.close()
+            await asyncio.sleep(0.05)
+            assert not listener.strangers
+            assert not listener.connections
 
     run(work())
 

@@ -54,7 +54,7 @@ MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
 #: Limit of one message before the other end has proven the key.
 MAX_UNPROVEN_BYTES = 256
 #: Version of this format; both ends must have the same.
-VERSION = 2
+VERSION = 3
 #: Up to this many strings are en- or decoded on the event loop (a few ms); more in a thread.
 _INLINE_STRINGS = 10_000
 #: Datatype of tensors whose elements are `str` in Python; those of BYTES are `bytes`.

@@ -17,6 +17,9 @@ from enginehouse.transport.frames import Connection, Kind, Message
 from enginehouse.transport.handshake import KEY_BYTES, ReplicaHandshake, tls
 from enginehouse.transport.router_end import CONNECT_S, PING_S, Address
 
+#: Connections that may be between HELLO and their proof; with one more, the oldest is ended.
+MAX_UNPROVEN = 128
+
 #: Computes requests: model key, requests, their rows together, seconds left until the deadline.
 Infer = Callable[[str, Sequence[Tensors], int, float], Awaitable[Computed]]
 #: As Infer, with nothing else in the engine; calls the last argument, on the event loop, right before it computes.
@@ -49,6 +52,8 @@ class Listener:
         self.is_draining = False
         self.calls: set[asyncio.Task[None]] = set()
         self.connections: set[Accepted] = set()
+        #: Those that have not proven the key yet, oldest first.
+        self.strangers: dict[Accepted, None] = {}
         self.key = secrets.token_bytes(KEY_BYTES)
         self._server: asyncio.Server | None = None
 
@@ -98,7 +103,11 @@ class Accepted(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._listener.connections.add(self)
+        listener = self._listener
+        listener.connections.add(self)
+        listener.strangers[self] = None
+        if len(listener.strangers) > MAX_UNPROVEN:
+            next(iter(listener.strangers)).end("too many connections without proof")
         self._proof_timeout = asyncio.get_running_loop().call_later(CONNECT_S, self.end, "no proof in time")
         self.send(Kind.HELLO, 0, self._handshake.hello())
 
@@ -120,6 +129,7 @@ class Accepted(Connection):
                 raise frames.WireError(f"{message.kind.name} before the proof")
             welcome = self._handshake.welcome(message.content)
             self.is_proven = True
+            self._listener.strangers.pop(self, None)
             self.send(Kind.WELCOME, 0, welcome)
             if self._proof_timeout is not None:
                 self._proof_timeout.cancel()
@@ -135,6 +145,7 @@ class Accepted(Connection):
 
     def lost(self, _: str) -> None:
         self._listener.connections.discard(self)
+        self._listener.strangers.pop(self, None)
         if self._proof_timeout is not None:
             self._proof_timeout.cancel()
         for task in self._calls.values():
