@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,21 @@ def test_with_a_home_everything_is_there(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_sessions_go_where_their_sockets_fit(tmp_path: Path) -> None:
-    assert home.ray_folder({}) is None
-    assert home.ray_folder({"TMPDIR": "/tmp"}) is None
-    assert home.ray_folder({"TMPDIR": "/tmp/made/later"}) is None
-    assert home.ray_folder({"TMPDIR": "/tmp/" + "x" * 130}) == "/tmp/ray"
-    assert home.ray_folder({"RAY_TMPDIR": "/tmp/" + "x" * 130, "TMPDIR": "/tmp"}) == "/tmp/ray"
+    def folder(**environment: str) -> str:
+        return str(home.ray_folder(tmp_path, environment))
+
+    mine = f"/tmp/ray-{os.getuid()}/ray"
+    assert folder() == folder(TMPDIR="/tmp") == mine
+    assert folder(TMPDIR="/tmp/" + "x" * 130) == mine
+    assert folder(TMPDIR="/tmp/" + "x" * 29) == mine
+    assert folder(RAY_TMPDIR="/tmp/" + "x" * 130, TMPDIR="/tmp") == mine
     if os.getuid():
-        assert home.ray_folder({"TMPDIR": "/root/x"}) == "/tmp/ray"
-    assert home.ray_folder({"TMPDIR": "/proc/version/x"}) == "/tmp/ray"
+        assert folder(TMPDIR="/root/x") == mine
+    assert folder(TMPDIR="/proc/version/x") == mine
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as parent:
+        later = Path(parent) / "later"
+        assert folder(TMPDIR=str(later)) == f"{later}/ray-{os.getuid()}/ray"
+        assert folder(TMPDIR=parent) == f"{parent}/ray"
 
 
 def test_a_user_without_a_home_is_told_where_to_put_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

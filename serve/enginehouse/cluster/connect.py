@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from enginehouse.cluster import light, proxies
-from enginehouse.cluster.home import has_token
+from enginehouse.cluster.home import has_token, private_token
 from enginehouse.cluster.ports import answers
 from enginehouse.contract.config import SERVING_ENV
 from enginehouse.contract.errors import ConfigError
@@ -30,9 +30,11 @@ def connected(address: str) -> Iterator[None]:
     check_ray_is_not_imported()
     wanted = SERVING_ENV | NO_OTHER_RAY
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-    if address != "auto" and has_token():
-        # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if has_token():
+        private_token()
+        if address != "auto":
+            # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     host, _, port = address.rpartition(":")
     os.environ.update(proxies.exceptions([*proxies.THIS_MACHINE, *filter(None, [host])]))
     light.without_pandas()

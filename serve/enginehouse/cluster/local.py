@@ -71,6 +71,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
     check_ray_is_not_imported()
     if reason := listen_error(host, port):
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port")
+    home.private_token()
     with own_folder() as folder:
         # Before Ray starts, since its processes inherit them.
         wanted = (
@@ -98,7 +99,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
                     log_to_driver=False,
                     logging_level="ERROR",
                     _node_ip_address=_LOOPBACK,
-                    _temp_dir=home.ray_folder(),
+                    _temp_dir=str(home.ray_folder(folder)),
                 )
             except Exception as error:
                 raise ConfigError(f"a local Ray does not start: {_first_line(error)}") from error

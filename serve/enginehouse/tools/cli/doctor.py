@@ -15,7 +15,7 @@ from rich.text import Text
 from enginehouse.cluster import connect
 from enginehouse.tools.cli.console import out
 from enginehouse.tools.doctor import Finding, judge_cluster, judge_member, judge_node, probe_node
-from enginehouse.tools.doctor.node import Status
+from enginehouse.tools.doctor.finding import Status
 
 _COLOUR: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -29,7 +29,7 @@ def command(
     ] = "",
     json: Annotated[bool, typer.Option(help="Print JSON.")] = False,
 ) -> None:
-    """Show engine libraries, hardware, labels, serving flags, ports and open addresses; exit 1 if something fails."""
+    """Show engine libraries, hardware, labels, flags, ports, open addresses and files; exit 1 if something fails."""
     report = _of_cluster(address) if address else _of_this_machine()
     if json:
         flat = [{"where": where, **asdict(finding)} for where, found in report.items() for finding in found]

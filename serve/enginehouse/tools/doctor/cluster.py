@@ -8,7 +8,8 @@ from typing import Any
 
 from enginehouse.contract.config import ACCELERATOR_LABEL, PoolConfig
 from enginehouse.contract.manifest import ACCELERATOR_OF
-from enginehouse.tools.doctor.node import Finding, judge_node, label_for
+from enginehouse.tools.doctor.finding import Finding
+from enginehouse.tools.doctor.node import judge_node, label_for
 
 #: Seconds that a node may take to answer before its silence is the finding.
 ANSWER_S = 10.0

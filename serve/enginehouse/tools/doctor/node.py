@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-Status: TypeAlias = Literal["ok", "warn", "fail"]
+from enginehouse.tools.doctor.files import judge_files
+from enginehouse.tools.doctor.finding import Finding
 
 _GPU_ENGINES = frozenset({"onnxruntime-gpu", "tensorrt", "tensorrt-rtx"})
 #: Extra of this package -> the distributions it brings.
@@ -18,16 +18,6 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 _SIDE_PORT_SETTING = {8404: "RAY_SERVE_HAPROXY_STATS_PORT", 9101: "RAY_SERVE_HAPROXY_METRICS_PORT"}
 _HAPROXY_FLAG = "RAY_SERVE_ENABLE_HA_PROXY=1"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `remedy` says what to do and is empty when all is well."""
-
-    area: str
-    status: Status
-    text: str
-    remedy: str = ""
 
 
 def judge_node(node: Mapping[str, Any], label: Finding | None = None, runs_engines: bool = True) -> list[Finding]:
@@ -44,6 +34,7 @@ def judge_node(node: Mapping[str, Any], label: Finding | None = None, runs_engin
         _haproxy(node),
         *[_port(port) for port in node["ports"]],
         *_open_addresses(node["listening"]),
+        *judge_files(node.get("files", ())),
     ]
 
 

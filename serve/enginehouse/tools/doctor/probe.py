@@ -22,6 +22,7 @@ import psutil
 
 from enginehouse.contract.config import missing_flags
 from enginehouse.engines import hardware
+from enginehouse.tools.doctor.files import probe_files
 
 #: Serve's HTTP port, and the two that HAProxy takes for its statistics and metrics (Ray Serve 2.60).
 PORTS = (8000, 8404, 9101)
@@ -55,6 +56,7 @@ def probe_node(ports: Sequence[int] = PORTS, raylet: int | None = None) -> dict[
         "gcs": [_gcs(process) for process in directories],
         "ports": [_port(port, listening) for port in ports],
         "listening": listening,
+        "files": probe_files([process for process in processes if _name(process) in ("raylet", "haproxy")]),
     }
 
 
