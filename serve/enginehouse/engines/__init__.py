@@ -30,9 +30,13 @@ from enginehouse.contract.latency import AS_GOOD
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, EngineKind
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.engines.recheck import bounds_here, needs_recheck, recheck
+from enginehouse.engines.silence import keep_silent
 from enginehouse.engines.usual import UsualRequests
 
 logger = logging.getLogger(__name__)
+
+# Whoever imports a library of an engine has imported this package, also the processes of a build.
+keep_silent()
 
 
 class Engine(Protocol):
