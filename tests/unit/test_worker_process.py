@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from tests.planted import plant, those_that_ran
 
 from enginehouse.contract.errors import ConversionFailed
 from enginehouse.engines.worker_process import WorkerDied, WorkerProcess
@@ -74,3 +77,23 @@ def test_with_a_group_all_that_it_started_ends() -> None:
         child = worker.receive()
         assert psutil.pid_exists(child)
     assert is_gone(child)
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = plant(tmp_path)
+    with WorkerProcess(ECHO, log=tmp_path.parent / "log") as worker:
+        worker.send({"x": np.arange(3)})
+        np.testing.assert_array_equal(worker.receive()["x"], np.arange(3))
+    assert those_that_ran(ran) == set()
+
+
+@pytest.mark.parametrize("command", [["--help"], ["inspect", "."], ["doctor", "--json"]])
+def test_nor_by_the_command_that_is_run_as_a_module(tmp_path: Path, command: list[str]) -> None:
+    ran = plant(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "enginehouse", *command],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert those_that_ran(ran) == set()

@@ -46,8 +46,10 @@ def connected(address: str) -> Iterator[None]:
     if host and port.isdecimal() and not answers(host, int(port)):
         # Ray itself takes more than a minute to fail.
         raise ConfigError(f"nothing listens at {address!r}; start a cluster with `enginehouse serve`")
+    from enginehouse.cluster.ray_private import Job
+
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, job_config=Job(), log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"no Ray cluster at {address!r}: {reason}; start one with `enginehouse serve`") from None

@@ -89,6 +89,8 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
         light.without_pandas()
         import ray
 
+        from enginehouse.cluster.ray_private import Job, end_what_a_local_cluster_can_do_without
+
         try:
             try:
                 context = ray.init(
@@ -96,6 +98,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
                     num_cpus=max(_cpus_of(app), os.cpu_count() or 1),
                     labels=hardware.node_labels(),
                     include_dashboard=False,
+                    job_config=Job(),
                     log_to_driver=False,
                     logging_level="ERROR",
                     _node_ip_address=_LOOPBACK,
@@ -104,8 +107,6 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
             except Exception as error:
                 raise ConfigError(f"a local Ray does not start: {_first_line(error)}") from error
             quiet()
-            from enginehouse.cluster.ray_private import end_what_a_local_cluster_can_do_without
-
             end_what_a_local_cluster_can_do_without()
             keeper.remember(child.pid for child in psutil.Process().children(recursive=True))
             yield LocalCluster(str(context.address_info["gcs_address"]), folder, _variable(folder))

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 #: Applications by name, as plain config data.
 Applications = dict[str, dict[str, Any]]
+
+
+class Job(JobConfig):
+    """A job whose workers do not import what lies in the folder that this process was started in, or its script's."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        # Then Ray takes it that they have a folder of their own; otherwise it puts this one before all packages.
+        return True
 
 
 def live_applications() -> Applications:

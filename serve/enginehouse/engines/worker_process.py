@@ -4,7 +4,7 @@
         worker.send(request)
         answer = worker.receive()
 
-There, `python -m package.module` ends in `serve(work)`, and `work(parent)` receives what is sent here and answers.
+There, `python -P -m package.module` ends in `serve(work)`, and `work(parent)` receives what is sent here and answers.
 Messages are whatever can be pickled; an EnginehouseError is raised where it is received.
 """
 
@@ -52,7 +52,8 @@ class WorkerProcess:
         with theirs, contextlib.ExitStack() as stack:
             output = None if log is None else stack.enter_context(log.open("ab"))
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(os.getpid()), str(theirs.fileno()), *arguments],
+                # -P: nothing that lies in the current folder, beside a model say, is imported for being there.
+                [sys.executable, "-P", "-m", module, str(os.getpid()), str(theirs.fileno()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
