@@ -17,7 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 Applications = dict[str, dict[str, Any]]
 
 
-class Job(JobConfig):
+class Job(JobConfig):  # type: ignore[misc]
     """A job whose workers do not import what lies in the folder that this process was started in, or its script's."""
 
     def _runtime_env_has_working_dir(self) -> bool:
