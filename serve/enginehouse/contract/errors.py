@@ -31,13 +31,16 @@
 No other module keeps such a list. What a store, a pool or a configuration cannot do is never the caller's fault.
 
 Errors cross process boundaries on Ray, so each class hands *all* its arguments to ``super().__init__`` (which is
-what pickle replays) and composes its message in ``__str__``. A message names the value at fault and the way out.
+what pickle replays) and composes its message in ``__str__``. A message names the value at fault and the way out;
+credentials of URLs are taken out of the arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+from enginehouse.contract.shown import redacted
 
 #: What may still answer a request that met an error. `nothing`: the request is at fault. `another if sick`: another
 #: backend, if this one fails others too; else the request is at fault. `another`: another backend, but waiting does not
@@ -69,6 +72,10 @@ class EnginehouseError(Exception):
     fault: ClassVar[Fault]
     status: ClassVar[int]
     retryable: ClassVar[bool]
+
+    def __init__(self, *arguments: object) -> None:
+        # Here, so that no message can be composed that tells what its maker did not think of.
+        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in arguments))
 
     def __str__(self) -> str:
         return " ".join(str(argument) for argument in self.args)

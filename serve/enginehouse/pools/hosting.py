@@ -21,6 +21,7 @@ from enginehouse.contract.errors import (
     ModelNotFound,
 )
 from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
+from enginehouse.contract.shown import redacted
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.loading import LOAD_WITHIN_S, Loader
@@ -195,7 +196,7 @@ class HostedModels:
 
     def _report(self, model_key: str, state: ModelState, reason: str = "") -> None:
         self.reports[model_key] = ModelReport(
-            state=state, reason=reason, engine="", artifact="", precision="", measured=[]
+            state=state, reason=redacted(reason), engine="", artifact="", precision="", measured=[]
         )
 
     async def _reconcile(self) -> None:

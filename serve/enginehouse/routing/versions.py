@@ -13,6 +13,7 @@ from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ModelNotFound, NoBackend
 from enginehouse.contract.manifest import Manifest
 from enginehouse.contract.numerics import left_out
+from enginehouse.contract.shown import redacted
 from enginehouse.contract.store import Store
 from enginehouse.routing import replicas
 from enginehouse.routing.view import BackendKind, ModelVersion, View
@@ -134,7 +135,7 @@ class LiveVersions:
         so are its backends.
         """
         return {
-            "store": self._catalog.store,
+            "store": redacted(self._catalog.store),
             "models": [self._model_status(model, answers) for model in self._catalog.models],
             "pools": self._view.pools(),
         }
@@ -219,7 +220,9 @@ class LiveVersions:
             read = self._reads[key]
             if not read.manifest.done():
                 if time.monotonic() - read.began > READ_WITHIN_S:
-                    self._unreadable[model.key] = f"store {catalog.store!r} has not answered for {READ_WITHIN_S:g} s"
+                    self._unreadable[model.key] = redacted(
+                        f"store {catalog.store!r} has not answered for {READ_WITHIN_S:g} s"
+                    )
                 continue
             del self._reads[key]
             try:
@@ -227,7 +230,7 @@ class LiveVersions:
                 coming = ModelVersion(model, manifest, manifest.request_signature())
             except Exception as error:
                 # Whatever a filesystem raises: the model's status says so, the others are not held up.
-                self._unreadable[model.key] = f"{type(error).__name__}: {error}"
+                self._unreadable[model.key] = redacted(f"{type(error).__name__}: {error}")
                 self._retry_at[model.key] = time.monotonic() + RETRY_AFTER_S
                 continue
             self._unreadable.pop(model.key, None)

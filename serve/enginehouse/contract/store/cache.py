@@ -28,6 +28,7 @@ from enginehouse.contract.errors import (
     StoreUnavailable,
 )
 from enginehouse.contract.manifest import File
+from enginehouse.contract.shown import redacted
 
 #: One range request, and how many of them are under way at once: a single connection to S3 does not fill a network.
 _BLOCK = 8 << 20
@@ -134,9 +135,13 @@ def _complete(fs: Any, path: str, file: File, part: BinaryIO) -> None:
             fruitless += 1
             if fruitless == _ATTEMPTS or time.monotonic() - last_progress > _PATIENCE_S:
                 if isinstance(error, FileNotFoundError):
-                    raise ArtifactMissing(url, "the manifest lists this file, but it is not in the store") from error
-                raise StoreUnavailable(f"{url} cannot be fetched: {type(error).__name__}: {error}") from error
-            logger.warning("%s: %d of %d bytes are here; going on after %r", url, came, file.bytes, error)
+                    raise ArtifactMissing(url, "the manifest lists this file, but it is not in the store") from None
+                # Not from the backend's own error: a traceback would quote the URL with its credentials.
+                raise StoreUnavailable(f"{url} cannot be fetched: {type(error).__name__}: {error}") from None
+            logger.warning(
+                "%s: %d of %d bytes are here; going on after %s",
+                *(redacted(url), came, file.bytes, redacted(repr(error))),
+            )
             time.sleep(_PAUSE_S * 2 ** (fruitless - 1))
 
 

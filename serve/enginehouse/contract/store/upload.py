@@ -48,7 +48,7 @@ def upload(fs: Any, folder: Path, target: str) -> None:
         raise
     except Exception as error:
         # fsspec backends raise their own classes.
-        raise BuildError(f"{url} cannot be published: {type(error).__name__}: {error}") from error
+        raise BuildError(f"{url} cannot be published: {type(error).__name__}: {error}") from None
 
 
 class _Upload:

@@ -52,6 +52,8 @@ def look(address: str, model: str, version: str | None) -> Target:
 
         status = Client(is_embedded=False).status()
         app = deploy.live_app()
+        # A status shows no credentials.
+        store = deploy.live_catalog().store
         host, port = deploy.http_address()
         threads = {
             name: asked or nodes.threads_per_engine(cpus, engines) for name, asked, cpus, engines in _engines(app)
@@ -77,7 +79,7 @@ def look(address: str, model: str, version: str | None) -> Target:
     if not backends:
         raise NoBackend(f"{model!r} has no live backend; see `enginehouse status`")
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    return Target(url, model, entry["serving"], status["store"], backends, processes_of(session))
+    return Target(url, model, entry["serving"], store, backends, processes_of(session))
 
 
 def processes_of(session: str) -> list[psutil.Process]:

@@ -16,6 +16,7 @@ from enginehouse.cluster.moves import check_numerics, pinned
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
 from enginehouse.contract.manifest import NumericsRule
+from enginehouse.contract.shown import redacted
 from enginehouse.contract.store import Store
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.status import show
@@ -66,7 +67,11 @@ def serve(
         raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
     app = local.default_app(threads, min_replicas, max_replicas, max_json_bytes)
     if print_config:
-        config = serve_config(app, catalog_of(store, models, resident, numerics), host, port)
+        catalog = catalog_of(store, models, resident, numerics)
+        shown = Catalog(store=redacted(catalog.store), models=catalog.models)
+        if shown.store != catalog.store:
+            say("the credentials in the store's URL are left out: give nodes them in their environment")
+        config = serve_config(app, shown, host, port)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
