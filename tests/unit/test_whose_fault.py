@@ -82,7 +82,12 @@ class Ingress:
 @pytest.mark.parametrize("way", ["routes", "shortcut"])
 @pytest.mark.parametrize("cls", CLASSES)
 async def test_http_answers_every_error_with_its_status_and_counts_it(
-    cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch, cls: type[EnginehouseError], way: str
+    cluster: Cluster,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cls: type[EnginehouseError],
+    way: str,
 ) -> None:
     error = Overloaded("full", 3) if cls is Overloaded else example(cls)
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
@@ -93,9 +98,12 @@ async def test_http_answers_every_error_with_its_status_and_counts_it(
 
         monkeypatch.setattr(asked.plane.router, "infer", fails)
         async with ingress.client(way) as client:
-            answer = await client.post(INFER, json=GOOD)
+            answer = await client.post(INFER, json=GOOD, headers={"x-request-id": "asked-7"})
         assert answer.status_code == cls.fault.http
-        assert answer.json() == {"error": str(error)}
+        inside = f"{cls.__name__}: the reason is in the server's log under request asked-7"
+        assert answer.json() == {"error": inside if cls.fault.http == 500 else str(error)}
+        logged = f"request asked-7 to {INFER}: {cls.__name__}: {error}"
+        assert (logged in caplog.text) == (cls.fault.http == 500)
         assert ("retry-after" in answer.headers) == (cls.retryable and cls.status != 504)
         assert ingress.counted() == {("http", "m", "", cls.__name__): 1}
 

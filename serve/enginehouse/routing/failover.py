@@ -50,6 +50,8 @@ from enginehouse.routing.policy import Choice, Demand
 from enginehouse.routing.view import ModelVersion
 from enginehouse.transport.router_end import ISOLATED
 
+#: How the error of a request begins that takes replicas along: its sender is told as much.
+TWICE_LOST = "two replicas were lost while they computed this request, the second time isolated"
 #: Seconds until the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
 #: Replicas that are lost within so many seconds may have been lost for one reason, such as their node.
@@ -205,9 +207,7 @@ class Failover:
         except ReplicaLost as error:
             now = time.monotonic()
             if error.stage == ISOLATED and now - self._lost_at > ONE_EVENT_S:
-                raise InferenceFailed(
-                    f"two replicas were lost while they computed this request, the second time isolated: {error}"
-                ) from None
+                raise InferenceFailed(f"{TWICE_LOST}: {error}") from None
             self._lost_at, self._lost, self._may_mend = min(self._lost_at, now), error.args, True
             self._demand = self._demand._replace(suspected=True)
             self.failures.append(str(error))

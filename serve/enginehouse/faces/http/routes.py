@@ -7,6 +7,8 @@ import functools
 import importlib.metadata
 import logging
 import math
+import re
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -20,16 +22,20 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from enginehouse.contract.errors import EnginehouseError, Overloaded
+from enginehouse.contract.shown import OneLine, placeless
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
 from enginehouse.faces.http.in_parts import InParts
 from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.routing.data_plane import DataPlane, Turn
+from enginehouse.routing.failover import TWICE_LOST
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
 
 logger = logging.getLogger("ray.serve")
+# Serve logs paths as they were sent, and both of us what stores say.
+logger.addFilter(OneLine())
 
 #: Seconds after the body was read until a request is watched for the disconnect of its client.
 WATCH_AFTER_S = 0.05
@@ -37,6 +43,8 @@ WATCH_AFTER_S = 0.05
 AT_ONCE_BYTES = 1 << 18
 #: Bytes that Python takes for a string beside its text and the place in the array.
 STRING_BYTES = 40
+#: What may be an id of a request, given by its client.
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _ENDING = "not ready: this server is ending"
 
 
@@ -116,7 +124,6 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
             raise
         return
     except Exception as error:
-        logger.exception("%s", scope["path"])
         response = await _any_error(request, error)
     finally:
         watch.stop()
@@ -209,7 +216,7 @@ async def index(_: Request) -> Response:
                 "name": entry["name"],
                 "version": entry["serving"] or entry["wanted"],
                 "state": "READY" if entry["ready"] else "UNAVAILABLE",
-                "reason": entry["reason"] or ("" if entry["ready"] else _why_not(entry)),
+                "reason": placeless(entry["reason"] or ("" if entry["ready"] else _why_not(entry))),
             }
             for entry in _models()
         ]
@@ -230,13 +237,18 @@ def _model_of(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
 
 
-async def _our_error(_: Request, error: Exception) -> Response:
+async def _our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EnginehouseError)
+    if error.status == 500:
+        return _kept_inside(request, error)
     headers = None
     # Who is late need not wait: it is the deadline that was too short.
     if error.retryable and error.status != 504:
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)) if isinstance(error, Overloaded) else 1)}
-    return _json(oip.error_document(error), error.status, headers)
+    document = oip.error_document(error)
+    if error.status > 500:
+        document = {key: placeless(text) for key, text in document.items()}
+    return _json(document, error.status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -253,8 +265,21 @@ async def _disconnected(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _any_error(_: Request, error: Exception) -> Response:
-    return _json({"error": f"internal error: {type(error).__name__}: {error}"}, 500)
+async def _any_error(request: Request, error: Exception) -> Response:
+    return _kept_inside(request, error)
+
+
+def _kept_inside(request: Request, error: Exception) -> Response:
+    """The answer to what only this server's log tells the reason of, where the answer says that it is."""
+    given = request.headers.get("x-request-id", "")
+    number = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
+    # Those of our own errors say what happened; the traceback of another one, where.
+    trace = None if isinstance(error, EnginehouseError) else error
+    logger.error("request %s to %s: %s: %s", number, request.url.path, type(error).__name__, error, exc_info=trace)
+    what = type(error).__name__ if isinstance(error, EnginehouseError) else "internal error"
+    if str(error).startswith(TWICE_LOST):
+        what = f"{what}: {TWICE_LOST}"
+    return _json({"error": f"{what}: the reason is in the server's log under request {number}"}, 500)
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from enginehouse.contract.errors import BuildError, ConfigError
+from enginehouse.contract.shown import redacted
 from enginehouse.tools.cli.console import err, out, say
 from enginehouse.tools.cli.inspect import show
 
@@ -116,9 +117,10 @@ def build(
         raise typer.Exit(130) from None
     err.print()
     show(out, bundle.manifest)
-    where = escape(f"{recipe.store.rstrip('/')}/{bundle.manifest.name}/{bundle.manifest.version}")
+    where = f"{redacted(recipe.store).rstrip('/')}/{bundle.manifest.name}/{bundle.manifest.version}"
     what = "unchanged" if lines.unchanged else "published"
-    say(f"\n{what} [bold]{where}[/] in {time.monotonic() - began:.1f} s; for people: {where}/report.html")
+    took = f" in {time.monotonic() - began:.1f} s; for people: {where}/report.html"
+    say(Text.assemble(f"\n{what} ", (where, "bold"), took))
 
 
 @contextlib.contextmanager
@@ -141,7 +143,7 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._live = Progress(*columns, console=console, transient=True)
         self._task: TaskID | None = None
         self._began = time.monotonic()
@@ -160,15 +162,14 @@ class _Lines:
             self._task = None
         if outcome == "started":
             self._began = time.monotonic()
-            self._task = self._live.add_task(f"{escape(stage)} ...")
+            self._task = self._live.add_task(f"{stage} ...")
             return
         self.unchanged = (stage, outcome) == ("publish", "cached")
         seconds = f"{time.monotonic() - self._began:5.1f} s"
-        self._console.print(f"[{_COLOURS[outcome]}]{outcome:<11}[/] {seconds}  {escape(stage)}", highlight=False)
+        self._console.print(Text.assemble((f"{outcome:<11}", _COLOURS[outcome]), f" {seconds}  {stage}"))
         if detail:
             # The whole of it is printed under the table at the end.
-            line = f"                     [dim]{escape(detail)}[/]"
-            self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
+            self._console.print(Text(f"{' ' * 21}{detail}", "dim"), no_wrap=True, overflow="ellipsis")
 
 
 def _listed(text: str | None) -> tuple[str, ...] | None:

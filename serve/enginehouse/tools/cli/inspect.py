@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from enginehouse.contract.bounds import described
 from enginehouse.contract.bundle import MANIFEST, Bundle
@@ -45,29 +45,32 @@ def show(console: Console, manifest: Manifest) -> None:
     largest = manifest.max_batch
     axis = manifest.axes[0] if manifest.axes else None
     usual = f", {axis.name} {axis.opt}" if axis else ""
-    title = f"{manifest.name} version {manifest.version}"
+    title = Text(f"{manifest.name} version {manifest.version}")
     artifacts = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("artifact", "status", "runs in"):
         artifacts.add_column(column, no_wrap=True)
     for column in ("parity", f"rows 1{usual}", f"rows {largest}{usual}", "size"):
-        artifacts.add_column(column, justify="right", no_wrap=True)
+        artifacts.add_column(Text(column), justify="right", no_wrap=True)
     for artifact in manifest.artifacts:
         one, most = _latency(manifest, artifact, 1), _latency(manifest, artifact, largest)
-        status = f"[{_COLOURS[artifact.status]}]{artifact.status}[/]"
-        effective = artifact.effective_precision or "-"
-        artifacts.add_row(artifact.name, status, effective, _parity(artifact.parity), one, most, _size(artifact))
+        status = Text(artifact.status, _COLOURS[artifact.status])
+        # Text and not markup: names may hold brackets.
+        plain = (artifact.effective_precision or "-", _parity(artifact.parity), one, most, _size(artifact))
+        artifacts.add_row(Text(artifact.name), status, *map(Text, plain))
     console.print(artifacts)
     for chosen in manifest.chosen:
         table_of = manifest.latency_of(chosen.engine, chosen.artifact)
-        doubt = f", [yellow]{_DOUBTS[table_of.verdict]}[/]" if table_of and table_of.verdict in _DOUBTS else ""
-        text = f"best for {chosen.objective} ({chosen.numerics}): [bold]{chosen.artifact}[/] on {chosen.engine}{doubt}"
-        console.print(text, highlight=False)
+        text = Text(f"best for {chosen.objective} ({chosen.numerics}): ")
+        text.append(chosen.artifact, "bold").append(f" on {chosen.engine}")
+        if table_of and table_of.verdict in _DOUBTS:
+            text.append(", ").append(_DOUBTS[table_of.verdict], "yellow")
+        console.print(text)
         for reason in chosen.reasons:
             # Those about tables that decide nothing follow below, once.
             if not any(verdict in reason for verdict in _DOUBTS):
-                console.print(f"  {escape(reason)}", style="dim", highlight=False)
+                console.print(Text(f"  {reason}", "dim"))
     if told := left_out(manifest, manifest.numerics):
-        console.print(f"when served: {escape(told)}", highlight=False)
+        console.print(Text(f"when served: {told}"))
     notes: dict[str, list[str]] = {}
     for artifact in manifest.artifacts:
         for note in (artifact.reason, *artifact.remarks):
@@ -78,9 +81,9 @@ def show(console: Console, manifest: Manifest) -> None:
             each = " (each reason is in the report)" if verdict == "INVALID" else ""
             notes[f"latency is {verdict}{each}: {doubted[0].reason}"] = [table.artifact for table in doubted]
     for remark in manifest.remarks:
-        console.print(escape(remark), style="yellow", highlight=False)
+        console.print(Text(remark, "yellow"))
     for note, names in notes.items():
-        console.print(f"{', '.join(names)}: {escape(note)}", style="dim", highlight=False)
+        console.print(Text(f"{', '.join(names)}: {note}", "dim"))
 
 
 def _show_facts(console: Console, manifest: Manifest) -> None:
@@ -122,7 +125,7 @@ def _show_facts(console: Console, manifest: Manifest) -> None:
     grid = Table.grid(padding=(0, 2))
     for name, text in facts.items():
         if text:
-            grid.add_row(f"[bold]{name}[/]", escape(text))
+            grid.add_row(Text(name, "bold"), Text(text))
     console.print()
     console.print(grid)
 
