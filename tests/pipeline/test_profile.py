@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import platform
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import psutil
 import pytest
 from onnx import helper
 
+from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import MANIFEST, Bundle, sha256_of
 from enginehouse.contract.manifest import Artifact, Axis, EngineKind, File, Manifest, SignatureRecord
 from enginehouse.contract.tensors import Signature, TensorSpec
@@ -302,5 +302,5 @@ def test_large_artifacts_are_alive_alone(bundle: Bundle) -> None:
 
 def test_processes_are_given_no_more_samples_than_the_largest_batch(bundle: Bundle, tmp_path: Path) -> None:
     write_order(tmp_path / "order", bundle, SAMPLES, threads=1)
-    _, samples, _ = pickle.loads((tmp_path / "order").read_bytes())
+    (samples,) = tensor_file.read(tmp_path / "order")
     assert len(samples["x"]) == bundle.manifest.max_batch == 4

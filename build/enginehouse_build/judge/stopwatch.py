@@ -9,14 +9,15 @@ is measured is alone in its process, and only one of these processes works at a 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import orjson
 
+from enginehouse.contract import tensor_file
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import BuildError, EnginehouseError
 from enginehouse.contract.manifest import EngineKind
@@ -53,11 +54,16 @@ class Window(NamedTuple):
     waited: float = 0.0
 
 
+#: The file beside the samples: where the bundle is, and threads.
+_WHAT = "order.json"
+
+
 def write_order(order: Path, bundle: Bundle, samples: Tensors, threads: int) -> None:
     """Write to `order` what all stopwatches of a bundle share; of the samples only what the largest batch needs."""
     if bundle.manifest.signature.batched:
         samples = {name: array[: bundle.manifest.max_batch] for name, array in samples.items()}
-    order.write_bytes(pickle.dumps((bundle.path, dict(samples), threads)))
+    tensor_file.write(order, [samples])
+    order.with_name(_WHAT).write_bytes(orjson.dumps([str(bundle.path), threads]))
 
 
 class Stopwatch:
@@ -102,8 +108,9 @@ class Stopwatch:
 
 def _work(parent: Parent) -> None:
     kind, artifact, order = parent.arguments
-    path, samples, threads = pickle.loads(Path(order).read_bytes())
-    bundle = Bundle.open(path)
+    (samples,) = tensor_file.read(Path(order))
+    path, threads = orjson.loads(Path(order).with_name(_WHAT).read_bytes())
+    bundle = Bundle.open(Path(path))
     engine = load_engine(kind, bundle, bundle.manifest.artifact(artifact), threads=threads)  # type: ignore[arg-type]
     parent.send("loaded")
     while True:

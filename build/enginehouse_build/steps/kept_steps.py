@@ -1,7 +1,7 @@
 """Finished steps of earlier builds, found by the content of everything that went into them.
 
     $ENGINEHOUSE_CACHE/steps/<key>/files/...    what the step made
-                                  /result       what it returned, and the digests of its files (pickled)
+                                  /result.json  what it returned, and the digests of its files
                                   /log          what it said
 
 A step appears all at once or not at all. Entries that were not used for a month are removed.
@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
-import pickle
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,9 @@ import orjson
 from enginehouse.contract.atomic_folder import publish, staged
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import ConfigError
-from enginehouse.contract.store.cache import cache_folder
+from enginehouse.contract.store.cache import cache_folder, private_cache
+from enginehouse.contract.store.private import tightened
+from enginehouse_build.steps import records
 
 KEPT_S = 30 * 24 * 3600.0
 
@@ -80,7 +81,7 @@ class KeptSteps:
     def __init__(self) -> None:
         self._root = cache_folder() / "steps"
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
+            private_cache("steps")
             os.utime(self._root)
         except OSError as error:
             raise ConfigError(
@@ -91,8 +92,9 @@ class KeptSteps:
         """The step with this key; None if it never finished or its files were changed since."""
         entry = self._root / key
         try:
-            result, digests = pickle.loads((entry / "result").read_bytes())
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
+            tightened(entry)
+            result, digests = records.loads((entry / "result.json").read_bytes())
+        except (OSError, ValueError, ConfigError):
             return None
         if digests != _digests(entry / "files"):
             return None
@@ -109,7 +111,7 @@ class KeptSteps:
 
     def put(self, key: str, entry: Path, result: Any) -> Finished:
         """Keep the filled `entry`."""
-        (entry / "result").write_bytes(pickle.dumps((result, _digests(entry / "files"))))
+        (entry / "result.json").write_bytes(records.dumps((result, _digests(entry / "files"))))
         target = self._root / key
         while not publish(entry, target):
             # What is there was made over again, or another build has finished the same step at this moment.

@@ -24,8 +24,9 @@ from pathlib import Path
 import psutil
 
 from enginehouse.contract.bundle import MANIFEST
+from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import Artifact, EngineKind
-from enginehouse.contract.store.cache import cache_folder
+from enginehouse.contract.store.cache import private_cache
 
 logger = logging.getLogger("ray.serve")
 
@@ -128,8 +129,8 @@ def of_this_process() -> Crashes:
     with _lock:
         if not _records:
             try:
-                _records.append(Crashes(cache_folder() / "crashes"))
-            except OSError as error:
+                _records.append(Crashes(private_cache() / "crashes"))
+            except (OSError, ConfigError) as error:
                 logger.warning("crashes are not recorded: %s", error)
                 _records.append(Crashes(Path(tempfile.mkdtemp(prefix="enginehouse-"))))
         return _records[0]

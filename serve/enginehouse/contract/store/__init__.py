@@ -26,7 +26,7 @@ from enginehouse.contract.errors import (
     StoreUnavailable,
 )
 from enginehouse.contract.manifest import File, Manifest
-from enginehouse.contract.store.cache import cache_folder, fetch
+from enginehouse.contract.store.cache import cache_folder, fetch, private_cache
 from enginehouse.contract.store.upload import upload
 
 _WEB = {"http", "https"}
@@ -143,6 +143,8 @@ class Store:
         """
         parent = Path(self._root) if self._local else cache_folder()
         try:
+            if not self._local:
+                private_cache()
             return stage(parent / ".building")
         except OSError as error:
             raise ConfigError(f"{parent} cannot be written: {error.strerror}; choose another --store") from None

@@ -3,7 +3,7 @@
     CACHE/<sha256 of the manifest>/manifest.json, <artifact>/...    what was asked for so far, each file checked
     CACHE/.parts/<sha256 of the file>                               a download under way, or as far as it came
 
-CACHE is `$ENGINEHOUSE_CACHE`, by default `~/.cache/enginehouse`.
+CACHE is `$ENGINEHOUSE_CACHE`, by default `~/.cache/enginehouse`; only its user may enter it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.manifest import File
 from enginehouse.contract.shown import redacted
+from enginehouse.contract.store.private import private_folder
 
 #: One range request, and how many of them are under way at once: a single connection to S3 does not fill a network.
 _BLOCK = 8 << 20
@@ -55,6 +56,15 @@ def cache_folder() -> Path:
         raise ConfigError("there is no home to keep the cache in; set ENGINEHOUSE_CACHE to a folder") from None
 
 
+def private_cache(name: str = "") -> Path:
+    """The cache, or a folder in it, made where it is missing; nobody else may enter. Raises ConfigError, OSError."""
+    try:
+        root = private_folder(cache_folder())
+        return private_folder(root / name) if name else root
+    except ConfigError as error:
+        raise ConfigError(f"{error}; ENGINEHOUSE_CACHE names the folder of the cache") from None
+
+
 def fetch(fs: Any, source: str, manifest: bytes, files: Sequence[File]) -> Path:
     """Bring `files` of the remote bundle at `source` into the cache and return the bundle's folder there.
 
@@ -76,6 +86,7 @@ def fetch(fs: Any, source: str, manifest: bytes, files: Sequence[File]) -> Path:
     # A listing that the backend remembers may be older than the files.
     fs.invalidate_cache()
     try:
+        private_cache()
         parts = root / ".parts"
         parts.mkdir(parents=True, exist_ok=True)
         for file in files:

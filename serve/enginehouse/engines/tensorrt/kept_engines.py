@@ -17,7 +17,7 @@ from pathlib import Path
 
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import ConversionFailed, EnginehouseError, EngineUnavailable
-from enginehouse.contract.store.cache import cache_folder
+from enginehouse.contract.store.cache import private_cache
 from enginehouse.engines import EngineOptions
 from enginehouse.engines.tensorrt.key import (
     EngineKey,
@@ -67,7 +67,8 @@ def engine_file(options: EngineOptions, node: NodeFacts, tell: Callable[[str], N
     reason = mismatch(options.artifact.requires, key)
     if reason is None:
         return EngineFile(_only(options, ".engine"), key, built_here=False)
-    folder = cache_folder() / "engines" / key.digest
+    # Engines are code: none that another user could have put there.
+    folder = private_cache("engines") / key.digest
     one = f"one for {node.compute_capability} with {node.flavour} {node.version}"
     if is_whole(folder):
         when = "earlier"
