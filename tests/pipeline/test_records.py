@@ -28,6 +28,7 @@ from enginehouse_build.reference.reference import Reference
 from enginehouse_build.steps import records
 from enginehouse_build.steps.kept_steps import KeptSteps
 
+BUILD = "enginehouse_build"
 AXIS = Axis(name="sequence", dims=(("ids", 1),), min=1, opt=4, max=8)
 TABLE = LatencyTable(
     engine="onnxruntime-cpu", artifact="onnx-fp32", host="h", threads=1, verdict="VALID",
@@ -92,7 +93,11 @@ def test_what_is_no_data_is_not_kept() -> None:
         *("enginehouse.engines.worker_process:WorkerProcess", "enginehouse_build.steps.kept_steps:KeptSteps"),
         *("enginehouse_build.inputs.functions:load_function", "enginehouse.contract.store:Store"),
         *("enginehouse_build.steps.records:dataclasses.fields", "enginehouse_build.steps.records:importlib"),
-        *("enginehouse_build.steps.records:BaseModel", "enginehouse_build.nowhere:X", "enginehouse_build..os:system"),
+        *(
+            "enginehouse_build.steps.records:BaseModel",
+            f"{BUILD}.nowhere:X",
+            "enginehouse_build..os:system",
+        ),
     ],
 )
 def test_nothing_but_data_is_made(name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.contract.atomic_folder import locked, publish, stage, staged
+from enginehouse.contract.store.atomic_folder import locked, publish, stage, staged
 
 
 def test_of_many_that_publish_at_once_one_wins_and_the_others_leave_nothing(tmp_path: Path) -> None:

@@ -54,11 +54,38 @@ def test_a_manifest_is_the_same_after_writing_and_reading(tmp_path: Path) -> Non
     assert bundle.manifest.signature.signature() == SIGNATURE
 
 
+def _shaped(*shape: int) -> dict[str, object]:
+    tensor = {"name": "x", "datatype": "FP32", "shape": shape}
+    return {"signature": {"inputs": [tensor], "outputs": []}}
+
+
+def _axis(opt: int) -> dict[str, object]:
+    return {"name": "n", "min": 1, "opt": opt, "max": opt, "dims": [["x", 1]]}
+
+
+def test_a_large_one_is_read() -> None:
+    change = _shaped(-1, -1, 64) | {"max_batch": 32, "axes": [_axis(65_536)]}
+    record = json.loads(manifest().model_dump_json()) | change
+    assert Manifest.parse(json.dumps(record), "m").max_batch == 32
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"schema_version": 2}, "schema_version"),
         ({"max_batch": 0}, "max_batch"),
+        ({"max_batch": 1 << 40}, "max_batch"),
+        ({"axes": [{"name": "n", "min": 1, "opt": 1 << 40, "max": 1 << 41, "dims": [["image", 1]]}]}, "axis 'n'"),
+        ({"axes": [{"name": "n", "min": 4, "opt": 2, "max": 8, "dims": [["image", 1]]}]}, "axis 'n' is from 4 to 8"),
+        ({"axes": [{"name": "n", "min": 1, "opt": 2, "max": 8, "dims": [["mask", 1]]}]}, "'mask', which no input"),
+        ({"axes": [{"name": "n", "min": 1, "opt": 2, "max": 8, "dims": [["image", 3]]}]}, "dimension 3"),
+        ({"axes": [{"name": "n", "min": 1, "opt": 2, "max": 8, "dims": [["image", -1]]}]}, "dimension -1"),
+        ({"axes": [{"name": "n", "min": 1, "opt": 2, "max": 8, "dims": [["image", 1]]}] * 5000}, "more than 4096"),
+        (_shaped(-1, 1 << 33), "'x' has the shape"),
+        (_shaped(-1, -2), "'x' has the shape"),
+        (_shaped(*[-1] * 33), "'x' has the shape"),
+        (_shaped(-1, 1 << 20, 1 << 10), "bytes, more than"),
+        (_shaped(-1, -1) | {"axes": [_axis(1 << 27)]}, "a batch of 16 rows of the usual size has 8,589,934,592 bytes"),
         ({"surprise": 1}, "surprise"),
         ({"signature": {"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}], "outputs": []}}, "'FP8'"),
     ],

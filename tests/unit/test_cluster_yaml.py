@@ -79,15 +79,19 @@ def test_every_node_gets_the_serving_flags(node: str, cluster: AutoscalingConfig
     assert len(writers) == 1
     home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     (tmp_path / ".bashrc").touch()
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.touch(0o644)
     for _ in range(2):  # A node that is updated runs its setup again.
         subprocess.run(["bash", "-c", writers[0]], env=home, check=True)
+    assert [path.stat().st_mode & 0o777 for path in (token.parent, token)] == [0o700, 0o600]
     assert (tmp_path / ".bashrc").read_text().count("enginehouse-env") == 1
 
     shown = subprocess.run(
         ["bash", "-c", ". ~/.enginehouse-env; env"], env=home, check=True, capture_output=True, text=True
     ).stdout
     found = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith("RAY_"))
-    assert found == {**SERVING_ENV, "RAY_enable_autoscaler_v2": "1"}
+    assert found == {**SERVING_ENV, "RAY_AUTH_MODE": "token", "RAY_enable_autoscaler_v2": "1"}
 
 
 def test_ray_starts_with_those_flags(document: dict[str, Any]) -> None:
@@ -115,6 +119,8 @@ def test_every_node_installs_extras_that_exist_and_at_most_one_onnx_runtime(clus
 
 def test_what_the_nodes_install_is_there_and_complete(document: dict[str, Any]) -> None:
     mounts = document["file_mounts"]
+    # The token is in the home of whoever starts the cluster.
+    assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
     assert all((ROOT / source).exists() for source in mounts.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]

@@ -26,7 +26,6 @@ NAMES = [
     ("ray.serve.config", "AutoscalingContext.aggregated_metrics"),
     ("ray.serve.config", "AutoscalingContext.total_num_requests"),
     # cluster
-    ("ray._private.services", "find_gcs_addresses"),
     ("ray.job_config", "JobConfig._runtime_env_has_working_dir"),
     ("ray._private.node", "Node.get_session_dir_path"),
     ("ray._private.node", "Node.kill_monitor"),

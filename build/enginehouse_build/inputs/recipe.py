@@ -12,7 +12,7 @@ import psutil
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
-from enginehouse.contract.manifest import Format, NumericsRule, Objective, Precision
+from enginehouse.contract.manifest import MOST_ROWS, Format, NumericsRule, Objective, Precision
 from enginehouse.contract.parity import Limits, limits_of
 from enginehouse.contract.store import Store, check_name
 from enginehouse.engines.hardware import probe_cpu
@@ -125,7 +125,7 @@ class Recipe(BaseModel):
     version: str | None = None
     formats: tuple[Format, ...] = FORMATS
     precisions: tuple[Precision, ...] = DEFAULT_PRECISIONS
-    max_batch: int = Field(default=32, ge=1, le=65536)
+    max_batch: int = Field(default=32, ge=1, le=MOST_ROWS)
     batched: bool = True
     axes: dict[str, AxisRange] = Field(default_factory=dict)
     pad: Annotated[dict[str, int | float] | None, _text(padded)] = None

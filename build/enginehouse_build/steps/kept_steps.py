@@ -23,9 +23,9 @@ from typing import Any
 
 import orjson
 
-from enginehouse.contract.atomic_folder import publish, staged
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.store.atomic_folder import publish, staged
 from enginehouse.contract.store.cache import cache_folder, private_cache
 from enginehouse.contract.store.private import tightened
 from enginehouse_build.steps import records

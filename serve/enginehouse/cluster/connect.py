@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from enginehouse.cluster import light, proxies
 from enginehouse.cluster.home import has_token, private_token
+from enginehouse.cluster.owners import cluster_of_this_user, clusters_of_this_machine
 from enginehouse.cluster.ports import answers
 from enginehouse.contract.config import SERVING_ENV
 from enginehouse.contract.errors import ConfigError
@@ -22,14 +23,18 @@ NO_OTHER_RAY = {"RAY_ENABLE_AUTO_CONNECT": "0"}
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Connect this process to the running cluster at `address` (`auto`: the one on this machine) for the context.
+def connected(address: str) -> Iterator[str]:
+    """Connect this process to the running cluster at `address` for the context, which is told where that is.
 
-    Raises ConfigError when there is none, or several for `auto`, and RuntimeError when Ray was imported already.
+    `auto` is `RAY_ADDRESS`, or the one of this user on this machine. Raises ConfigError when there is none, or several
+    for `auto` or only other users', and RuntimeError when Ray was imported already.
     """
     check_ray_is_not_imported()
     wanted = SERVING_ENV | NO_OTHER_RAY
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    if address == "auto":
+        # Not left to Ray, which takes any user's.
+        address = os.environ.get("RAY_ADDRESS") or cluster_of_this_user(clusters_of_this_machine()) or address
     if has_token():
         private_token()
         if address != "auto":
@@ -41,8 +46,6 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     quiet()
-    if address == "auto" and "RAY_ADDRESS" not in os.environ:
-        _check_only_one()
     if host and port.isdecimal() and not answers(host, int(port)):
         # Ray itself takes more than a minute to fail.
         raise ConfigError(f"nothing listens at {address!r}; start a cluster with `enginehouse serve`")
@@ -54,20 +57,9 @@ def connected(address: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"no Ray cluster at {address!r}: {reason}; start one with `enginehouse serve`") from None
     try:
-        yield
+        yield address
     finally:
         ray.shutdown()
-
-
-def _check_only_one() -> None:
-    """Raise ConfigError when several clusters run here: Ray's `auto` would take the one that was started last."""
-    from enginehouse.cluster.ray_private import clusters_of_this_machine
-
-    addresses = clusters_of_this_machine()
-    if len(addresses) > 1:
-        raise ConfigError(
-            f"{len(addresses)} Ray clusters run on this machine: {', '.join(addresses)}; name one with --address"
-        )
 
 
 def check_ray_is_not_imported() -> None:

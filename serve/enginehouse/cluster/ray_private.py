@@ -1,4 +1,4 @@
-"""Private names of Ray that `cluster` uses: for Serve's live config, and the clusters that run here.
+"""Private names of Ray that `cluster` uses: for Serve's live config, and what a job brings along.
 
 Serve's public REST API has the live config too, but needs the dashboard, which a local cluster does not run.
 """
@@ -54,13 +54,6 @@ def http_port() -> int | None:
     """The port of Serve's HTTP; None while Serve does not run."""
     client = _get_global_client(raise_if_no_controller_running=False)
     return int(client.http_config.port) if client else None
-
-
-def clusters_of_this_machine() -> list[str]:
-    """Addresses of the Ray clusters that run here, sorted."""
-    from ray._private.services import find_gcs_addresses
-
-    return sorted(find_gcs_addresses())
 
 
 def end_what_a_local_cluster_can_do_without() -> None:

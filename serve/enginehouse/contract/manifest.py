@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -31,6 +32,10 @@ EngineKind: TypeAlias = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino
 Accelerator: TypeAlias = Literal["cpu", "gpu"]
 #: How a CPU adds up products of uint8 and int8: `saturating` ones are cut at 16 bits (x86-64 without VNNI or AMX).
 Int8Products: TypeAlias = Literal["exact", "saturating"]
+
+#: What a manifest may ask of whoever loads it: rows of a batch, bytes of the inputs of one (it is made to warm up), and
+#: how many things and dimensions it may name.
+MOST_ROWS, MOST_BYTES, MOST_ENTRIES, MOST_DIMS = 65_536, 4 << 30, 4096, 32
 
 ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
 #: The one format that each kind of engine loads, and the hardware that it needs.
@@ -182,7 +187,7 @@ class Manifest(Record):
     created: str
     source: str
     signature: SignatureRecord
-    max_batch: int = Field(ge=1)
+    max_batch: int = Field(ge=1, le=MOST_ROWS)
     axes: tuple[Axis, ...] = ()
     preprocess: str = ""
     postprocess: str = ""
@@ -211,7 +216,35 @@ class Manifest(Record):
                 raise ManifestInvalid(path, f"tensor {record.name!r} has unknown datatype {record.datatype!r}")
         if manifest.numerics not in get_args(NumericsRule):
             raise ManifestInvalid(path, f"recipe.numerics is {manifest.numerics!r}, not full, int8 or any")
+        if beyond := manifest._beyond():
+            raise ManifestInvalid(path, beyond)
         return manifest
+
+    def _beyond(self) -> str:
+        """What goes beyond what a node can be asked for; "" when nothing does. Whoever loads it makes such requests."""
+        inputs = {record.name: record for record in self.signature.inputs}
+        records = [*self.signature.inputs, *self.signature.outputs]
+        if max(len(records), len(self.artifacts), len(self.axes), len(self.latency)) > MOST_ENTRIES:
+            return f"more than {MOST_ENTRIES} tensors, artifacts, axes or latency tables"
+        for record in records:
+            if len(record.shape) > MOST_DIMS or not all(-1 <= dim < MOST_BYTES for dim in record.shape):
+                return f"tensor {record.name!r} has the shape {record.shape[: MOST_DIMS + 1]}"
+        for axis in self.axes:
+            if not axis.min <= axis.opt <= axis.max < MOST_BYTES:
+                return f"axis {axis.name!r} is from {axis.min} to {axis.max}, usually {axis.opt}"
+            for name, dim in axis.dims:
+                if name not in inputs or not 0 <= dim < len(inputs[name].shape):
+                    return f"axis {axis.name!r} is dimension {dim} of {name!r}, which no input has"
+        extents = {dim: axis.opt for axis in self.axes for dim in axis.dims}
+        bytes_ = 0
+        for record in inputs.values():
+            known = {dim: extent for (name, dim), extent in extents.items() if name == record.name}
+            known = {0: self.max_batch} | known
+            shape = (known.get(place, 1) if dim == -1 else dim for place, dim in enumerate(record.shape))
+            bytes_ += math.prod(shape) * DTYPES[record.datatype].itemsize
+        if bytes_ > MOST_BYTES:
+            return f"a batch of {self.max_batch} rows of the usual size has {bytes_:,} bytes, more than {MOST_BYTES:,}"
+        return ""
 
     def request_signature(self) -> Signature:
         """The signature that requests are checked against: that of the graph, and what `axes` say of its dimensions."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import fsspec
 
-from enginehouse.contract.atomic_folder import publish, stage
 from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import (
     BuildError,
@@ -26,6 +25,7 @@ from enginehouse.contract.errors import (
     StoreUnavailable,
 )
 from enginehouse.contract.manifest import File, Manifest
+from enginehouse.contract.store.atomic_folder import publish, stage
 from enginehouse.contract.store.cache import cache_folder, fetch, private_cache
 from enginehouse.contract.store.upload import upload
 

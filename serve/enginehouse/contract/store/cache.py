@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from enginehouse.contract.atomic_folder import locked
 from enginehouse.contract.bundle import MANIFEST, sha256_of
 from enginehouse.contract.errors import (
     ArtifactMissing,
@@ -29,6 +28,7 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.manifest import File
 from enginehouse.contract.shown import redacted
+from enginehouse.contract.store.atomic_folder import locked
 from enginehouse.contract.store.private import private_folder
 
 #: One range request, and how many of them are under way at once: a single connection to S3 does not fill a network.

@@ -12,9 +12,9 @@ import shutil
 import time
 from pathlib import Path
 
-from enginehouse.contract.atomic_folder import locked, publish, staged
 from enginehouse.contract.bundle import sha256_of
 from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.store.atomic_folder import locked, publish, staged
 from enginehouse.engines.tensorrt.builder import build_engine
 from enginehouse.engines.tensorrt.kept_engines import ENGINE_FILE, KEY_FILE, is_whole
 from enginehouse.engines.tensorrt.key import EngineKey, Profile

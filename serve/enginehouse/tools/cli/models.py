@@ -46,9 +46,10 @@ def add(
     `name` alone is the newest version, or the served one where the command names settings. What cannot be loaded
     leaves in place what was there.
     """
-    with connect.connected(address):
+    with connect.connected(address) as found:
         from enginehouse.cluster import deploy
 
+        say(f"on the cluster at {found}")
         before = deploy.live_catalog()
         old = before.find(name.partition("@")[0])
         named: dict[str, Any] = {
@@ -102,11 +103,11 @@ def _kept(model: ModelConfig, named: dict[str, Any]) -> str:
 @app.command()
 def remove(name: Annotated[str, typer.Argument(help="Model to stop serving.")], address: Address = "auto") -> None:
     """Stop serving a model; its engines are unloaded once they are idle."""
-    with connect.connected(address):
+    with connect.connected(address) as found:
         from enginehouse.cluster import deploy
 
         deploy.remove_model(name)
-    say(f"{name}: removed")
+    say(f"{name}: removed from the cluster at {found}")
 
 
 @app.command("list")

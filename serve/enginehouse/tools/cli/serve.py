@@ -79,9 +79,10 @@ def serve(
     if address != "local":
         if ":" in host:
             raise ConfigError(f"--host {host}: on a cluster Serve listens on addresses of IPv4 only")
-        with connect.connected(address):
+        with connect.connected(address) as found:
             from enginehouse.cluster import deploy
 
+            say(f"on the cluster at {found}")
             live = deploy.deployed_catalog()
             catalog = catalog_of(store, models, resident, numerics, live)
             _deploy(app, catalog, host, port, timeout, started, live=live, force=force)
