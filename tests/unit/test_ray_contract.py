@@ -29,7 +29,7 @@ NAMES = [
     ("ray.job_config", "JobConfig._runtime_env_has_working_dir"),
     ("ray._private.node", "Node.get_session_dir_path"),
     ("ray._private.node", "Node.kill_monitor"),
-    ("ray._private.node", "Node.kill_dashboard"),
+    ("ray._private.services", "start_api_server"),
     ("ray.serve.context", "_get_global_client"),
     ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),
     ("ray.serve._private.client", "ServeControllerClient.deploy_apps"),

@@ -89,25 +89,26 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
         light.without_pandas()
         import ray
 
-        from enginehouse.cluster.ray_private import Job, end_what_a_local_cluster_can_do_without
+        from enginehouse.cluster.ray_private import Job, end_monitor, without_dashboard
 
         try:
             try:
-                context = ray.init(
-                    address="local",
-                    num_cpus=max(_cpus_of(app), os.cpu_count() or 1),
-                    labels=hardware.node_labels(),
-                    include_dashboard=False,
-                    job_config=Job(),
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _node_ip_address=_LOOPBACK,
-                    _temp_dir=str(home.ray_folder(folder)),
-                )
+                with without_dashboard():
+                    context = ray.init(
+                        address="local",
+                        num_cpus=max(_cpus_of(app), os.cpu_count() or 1),
+                        labels=hardware.node_labels(),
+                        include_dashboard=False,
+                        job_config=Job(),
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                        _node_ip_address=_LOOPBACK,
+                        _temp_dir=str(home.ray_folder(folder)),
+                    )
             except Exception as error:
                 raise ConfigError(f"a local Ray does not start: {_first_line(error)}") from error
             quiet()
-            end_what_a_local_cluster_can_do_without()
+            end_monitor()
             keeper.remember(child.pid for child in psutil.Process().children(recursive=True))
             yield LocalCluster(str(context.address_info["gcs_address"]), folder, _variable(folder))
         finally:

@@ -5,10 +5,13 @@ Serve's public REST API has the live config too, but needs the dashboard, which 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.job_config import JobConfig
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -56,14 +59,24 @@ def http_port() -> int | None:
     return int(client.http_config.port) if client else None
 
 
-def end_what_a_local_cluster_can_do_without() -> None:
-    """End two processes of the cluster that this one has started, of 120 MiB.
+@contextlib.contextmanager
+def without_dashboard() -> Iterator[None]:
+    """Have `ray.init` start no dashboard in the context, for a local cluster that asked for none.
 
-    The monitor asks clouds for nodes, and a dashboard that was not asked for sends usage statistics, if anything.
+    One is started all the same, for usage statistics: it takes 70 MiB, and even where those are off it asks the
+    metadata services of three clouds which one this is.
     """
-    node = ray._private.worker._global_node
-    node.kill_monitor(check_alive=False)
-    node.kill_dashboard(check_alive=False)
+    started = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = started
+
+
+def end_monitor() -> None:
+    """End the process of the cluster that this one has started which asks clouds for nodes."""
+    ray._private.worker._global_node.kill_monitor(check_alive=False)
 
 
 def session() -> str:
