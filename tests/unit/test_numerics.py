@@ -95,6 +95,22 @@ async def test_a_client_of_the_release_before_is_sent_nothing_that_it_refuses() 
     assert here.get("m").key == version.key
 
 
+@pytest.mark.parametrize(("rows", "verified"), [(9, 8), (64, 8), (2, 1)])
+def test_more_rows_in_a_batch_than_were_verified_are_refused_or_left_out(
+    tmp_path: Path, rows: int, verified: int
+) -> None:
+    made = bundle(FP32).model_copy(update={"max_batch": verified})
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(made.model_dump_json())
+    model = ModelConfig(name="m", version="1", max_batch_size=rows)
+    with pytest.raises(ConfigError, match=rf"--max-batch-size {rows}: m@1 was verified with up to {verified} rows"):
+        moves.check_settings(str(tmp_path), model)
+    moves.check_settings(str(tmp_path), model.model_copy(update={"max_batch_size": verified}))
+    # A catalog of before may say more.
+    assert made.rows_of_a_call("onnxruntime-cpu", "onnx-fp32", rows) == verified
+
+
 def test_a_model_that_is_served_keeps_the_settings_that_no_option_names(tmp_path: Path) -> None:
     for version in ("1", "2"):
         put(tmp_path, version, FP32, INT8)

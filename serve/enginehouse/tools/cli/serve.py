@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from enginehouse.cluster import connect, local
-from enginehouse.cluster.moves import check_numerics, pinned
+from enginehouse.cluster.moves import check_settings, pinned
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
 from enginehouse.contract.manifest import NumericsRule
@@ -143,8 +143,8 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     named = {key: value for key, value in options.items() if value is not None}
     kept = before.settings() if before else {}
     model = pinned(store, ModelConfig.model_validate(kept | named | {"name": name, "version": version}))
-    if model.numerics:
-        check_numerics(store, model)
+    if model.numerics or model.max_batch_size:
+        check_settings(store, model)
     return model
 
 
