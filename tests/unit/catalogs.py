@@ -82,7 +82,7 @@ def publish(
         created="2026-01-01T00:00:00Z",
         source="tests",
         signature=SignatureRecord(inputs=(TENSOR,), outputs=(TENSOR,)),
-        max_batch=16,
+        max_batch=8,
         artifacts=tuple(
             known.model_copy(update={"inputs_only": {kind: bounds[known.name]}})
             if bounds and known.name in bounds

@@ -13,11 +13,11 @@ from enginehouse.cluster import deploy, moves
 from enginehouse.contract import numerics
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig
-from enginehouse.contract.errors import ConfigError, ManifestInvalid
+from enginehouse.contract.errors import ConfigError, ManifestInvalid, StoreUnavailable
 from enginehouse.contract.manifest import Manifest, NumericsRule
 from enginehouse.routing.remote_versions import RemoteVersions, publish
 from enginehouse.routing.view import ModelVersion
-from enginehouse.tools.cli.serve import catalog_of
+from enginehouse.tools.cli.serve import catalog_of, model_of
 
 FP32, INT8 = artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")
 FAILED = artifact("onnx-int8", "onnx", precision="int8", status="failed")
@@ -160,3 +160,10 @@ def test_a_version_is_compared_with_the_one_that_is_served_unless_that_is_the_sa
         moves.check_signature(served, str(tmp_path), second)
     # Other settings of what is served need no store.
     moves.check_signature(served, str(tmp_path), first.model_copy(update={"max_batch_size": 2}))
+
+
+def test_a_store_that_is_gone_is_an_outage_and_not_an_empty_store(tmp_path: Path) -> None:
+    put(tmp_path / "store", "1", FP32)
+    (tmp_path / "store").rename(tmp_path / "gone")
+    with pytest.raises(StoreUnavailable, match="is not there any more"):
+        model_of(str(tmp_path / "store"), "m", ModelConfig(name="m", version="1"))
