@@ -42,7 +42,7 @@ async def counting(load: Load, seconds: float, **settings: float) -> tuple[Loade
 async def test_what_arrives_while_the_engine_computes_is_its_next_call(
     load: Load, gap_ms: float, engine_ms: float
 ) -> None:
-    model, engine = await counting(load, engine_ms / 1e3, max_batch_size=16)
+    model, engine = await counting(load, engine_ms / 1e3, max_batch_size=8)
     arrived: list[float] = []
 
     async def send_one(number: int) -> None:
@@ -50,8 +50,8 @@ async def test_what_arrives_while_the_engine_computes_is_its_next_call(
         arrived.append(time.monotonic())
         await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
 
-    await asyncio.gather(*(send_one(number) for number in range(12)))
-    assert sum(engine.calls) == 12
+    await asyncio.gather(*(send_one(number) for number in range(9)))
+    assert sum(engine.calls) == 9
     # One call for the first, then one for each stretch of the engine's time in which others came. The time of arrival
     # is measured, since a slow host may deliver late.
     spread_ms = (arrived[-1] - arrived[0]) * 1e3

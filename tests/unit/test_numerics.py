@@ -13,11 +13,11 @@ from enginehouse.cluster import deploy, moves
 from enginehouse.contract import numerics
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig
-from enginehouse.contract.errors import ConfigError, ManifestInvalid
+from enginehouse.contract.errors import ConfigError, ManifestInvalid, StoreUnavailable
 from enginehouse.contract.manifest import Manifest, NumericsRule
 from enginehouse.routing.remote_versions import RemoteVersions, publish
 from enginehouse.routing.view import ModelVersion
-from enginehouse.tools.cli.serve import catalog_of
+from enginehouse.tools.cli.serve import catalog_of, model_of
 
 FP32, INT8 = artifact("onnx-fp32", "onnx"), artifact("openvino-int8", "openvino", precision="int8")
 FAILED = artifact("onnx-int8", "onnx", precision="int8", status="failed")
@@ -95,6 +95,22 @@ async def test_a_client_of_the_release_before_is_sent_nothing_that_it_refuses() 
     assert here.get("m").key == version.key
 
 
+@pytest.mark.parametrize(("rows", "verified"), [(9, 8), (64, 8), (2, 1)])
+def test_more_rows_in_a_batch_than_were_verified_are_refused_or_left_out(
+    tmp_path: Path, rows: int, verified: int
+) -> None:
+    made = bundle(FP32).model_copy(update={"max_batch": verified})
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(made.model_dump_json())
+    model = ModelConfig(name="m", version="1", max_batch_size=rows)
+    with pytest.raises(ConfigError, match=rf"--max-batch-size {rows}: m@1 was verified with up to {verified} rows"):
+        moves.check_settings(str(tmp_path), model)
+    moves.check_settings(str(tmp_path), model.model_copy(update={"max_batch_size": verified}))
+    # A catalog of before may say more.
+    assert made.rows_of_a_call("onnxruntime-cpu", "onnx-fp32", rows) == verified
+
+
 def test_a_model_that_is_served_keeps_the_settings_that_no_option_names(tmp_path: Path) -> None:
     for version in ("1", "2"):
         put(tmp_path, version, FP32, INT8)
@@ -144,3 +160,10 @@ def test_a_version_is_compared_with_the_one_that_is_served_unless_that_is_the_sa
         moves.check_signature(served, str(tmp_path), second)
     # Other settings of what is served need no store.
     moves.check_signature(served, str(tmp_path), first.model_copy(update={"max_batch_size": 2}))
+
+
+def test_a_store_that_is_gone_is_an_outage_and_not_an_empty_store(tmp_path: Path) -> None:
+    put(tmp_path / "store", "1", FP32)
+    (tmp_path / "store").rename(tmp_path / "gone")
+    with pytest.raises(StoreUnavailable, match="is not there any more"):
+        model_of(str(tmp_path / "store"), "m", ModelConfig(name="m", version="1"))

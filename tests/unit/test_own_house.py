@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,24 @@ def test_the_address_may_be_one_of_ipv6(bind: str) -> None:
     assert "    bind :9101" in lines
 
 
+def test_what_haproxy_answers_for_a_lost_router_can_be_tried_again() -> None:
+    of_ray = CONFIGURATION + "defaults\n    errorfile 502 /r/500.http\n    errorfile 503 /r/500.http\n"
+    lines = completed(of_ray, "secret", lost="/ours/503.http").splitlines()
+    assert [line for line in lines if "errorfile" in line] == [
+        "    errorfile 502 /ours/503.http",
+        "    errorfile 503 /ours/503.http",
+    ]
+    head, _, body = haproxy_wrapper.LOST.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert "try again" in json.loads(body)["error"]
+
+
 def test_rays_configuration_has_the_lines_that_are_looked_for() -> None:
     assert "\nfrontend http_frontend\n    bind " in haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    for code in (502, 503, 504):
+        assert f"    errorfile {code} " in haproxy_templates.HAPROXY_CONFIG_TEMPLATE
     assert "    option httpchk GET " in haproxy_templates.HAPROXY_CONFIG_TEMPLATE
     assert "health_path" in inspect.getsource(BackendConfig.build_health_check_config)
     assert (own_house.HEADER, own_house.KEY) == (haproxy_wrapper.HEADER, haproxy_wrapper.KEY)

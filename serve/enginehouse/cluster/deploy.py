@@ -77,12 +77,12 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
     """Start Serve if it is not running, and deploy or replace our application.
 
     `host` and `port` are for Serve's HTTP; they take effect only when it is started here. Raises ConfigError when a
-    model has no artifact of the numerics class that the catalog names, when Serve does not start, or, without `force`,
+    model may not be set as the catalog says (`moves.check_settings`), when Serve does not start, or, without `force`,
     when the clients of a version that is served now could not go on.
     """
     for model in catalog.models:
-        if model.numerics:
-            moves.check_numerics(catalog.store, model)
+        if model.numerics or model.max_batch_size:
+            moves.check_settings(catalog.store, model)
     if not force and (before := deployed_catalog()):
         for model in catalog.models:
             moves.check_signature(before, catalog.store, model)
@@ -111,12 +111,12 @@ def http_address() -> tuple[str, int]:
 def add_model(model: ModelConfig, force: bool = False) -> None:
     """Serve `model`, or change its version or settings; no process restarts.
 
-    Raises ConfigError when nothing is deployed, when no artifact of it may answer, or, without `force`, when the
-    clients of the version that is served now could not go on.
+    Raises ConfigError when nothing is deployed, when it may not be set so (`moves.check_settings`), or, without
+    `force`, when the clients of the version that is served now could not go on.
     """
     before = live_catalog()
     model = moves.pinned(before.store, model)
-    moves.check_numerics(before.store, model)
+    moves.check_settings(before.store, model)
     if not force:
         moves.check_signature(before, before.store, model)
     apply(functools.partial(_change_catalog, functools.partial(_with_model, model, before.find(model.name), force)))

@@ -5,7 +5,8 @@ freed ports of the routers. This one is replaced by `exec`, since Ray looks at t
 each change of the configuration, by haproxy_wrapper.sh, so it imports nothing but what starts in milliseconds.
 
 Before, it adds to the configuration what Ray has no setting for: every request and health check carries the key of the
-cluster, without which its routers answer nobody, and the address may be one of IPv6.
+cluster, without which its routers answer nobody, the address may be one of IPv6, and what HAProxy itself answers where
+a router is lost is an error that can be tried again, as JSON, and not Ray's 500.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from collections.abc import Iterator
 BINARY, SERVER, BIND = "ENGINEHOUSE_HAPROXY", "ENGINEHOUSE_SERVER_PID", "ENGINEHOUSE_BIND"
 KEY, HEADER = "ENGINEHOUSE_HOUSE_KEY", "x-house-key"
 _PR_SET_PDEATHSIG = 1
+_LOST = b'{"error":"the router of this request was lost or is not there; try again"}'
+#: A request is pure: whoever gets this may send it again.
+LOST = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_LOST), _LOST)
+)
 
 
 def main() -> None:
@@ -32,25 +39,35 @@ def main() -> None:
         sys.exit("the server that wanted HAProxy is gone")
     arguments = sys.argv[1:]
     # In place: Ray knows its HAProxy by this path, and writes the file anew before each start.
-    with open(arguments[arguments.index("-f") + 1], "r+", encoding="utf-8") as file:  # noqa: PTH123
-        text = completed(file.read(), os.environ[KEY], os.environ.get(BIND))
+    path = arguments[arguments.index("-f") + 1]
+    lost = os.path.join(os.path.dirname(path), "503.http")  # noqa: PTH118, PTH120
+    with open(lost, "wb") as answer:  # noqa: PTH123
+        answer.write(LOST)
+    with open(path, "r+", encoding="utf-8") as file:  # noqa: PTH123
+        text = completed(file.read(), os.environ[KEY], os.environ.get(BIND), lost)
         file.seek(0)
         file.truncate()
         file.write(text)
     os.execv(os.environ[BINARY], [os.environ[BINARY], *arguments])
 
 
-def completed(text: str, key: str, bind: str | None = None) -> str:
-    """The configuration with the key in requests and health checks, listening at `bind` if that is given."""
-    return text if HEADER in text else "\n".join(_lines(text, key, bind)) + "\n"
+def completed(text: str, key: str, bind: str | None = None, lost: str | None = None) -> str:
+    """The configuration with the key in requests and health checks, listening at `bind` if that is given.
+
+    `lost` is the file of what HAProxy answers for a router that does not.
+    """
+    return text if HEADER in text else "\n".join(_lines(text, key, bind, lost)) + "\n"
 
 
-def _lines(text: str, key: str, bind: str | None) -> Iterator[str]:
+def _lines(text: str, key: str, bind: str | None, lost: str | None) -> Iterator[str]:
     section = ""
     for line in text.splitlines():
         if line and not line[0].isspace():
             section = line.strip()
         word = line.strip()
+        if word.startswith("errorfile ") and lost:
+            yield f"    errorfile {word.split()[1]} {lost}"
+            continue
         is_front = section == "frontend http_frontend" and word.startswith("bind ")
         yield f"    bind {bind}" if is_front and bind else line
         if is_front:

@@ -16,10 +16,18 @@ def pinned(store: str, model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"digest": Store(store).digest(model.name, model.version)})
 
 
-def check_numerics(store: str, model: ModelConfig) -> None:
-    """Raise ConfigError, with what there is, when no artifact of `model`, a bundle of `store`, may answer."""
+def check_settings(store: str, model: ModelConfig) -> None:
+    """Raise ConfigError, with what there is, when no artifact of `model`, a bundle of `store`, may answer as it is set.
+
+    Or when calls would have more rows than its build has verified.
+    """
     manifest = Store(store).manifest(model.name, model.version)
     numerics.check(manifest, numerics.rule_of(model, manifest))
+    if manifest.request_signature().batched and (model.max_batch_size or 0) > manifest.max_batch:
+        raise ConfigError(
+            f"--max-batch-size {model.max_batch_size}: {model.id} was verified with up to {manifest.max_batch} rows in "
+            f"a batch; say at most {manifest.max_batch}, or build it with --max-batch {model.max_batch_size}"
+        )
 
 
 def check_signature(before: Catalog, store: str, model: ModelConfig) -> None:

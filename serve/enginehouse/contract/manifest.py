@@ -284,6 +284,10 @@ class Manifest(Record):
         size = self.axes[0].opt if self.axes else None
         return table.efficient_rows(self.max_batch, size) if table else self.max_batch
 
+    def rows_of_a_call(self, engine: str, artifact: str, wanted: int | None) -> int:
+        """Most rows of an engine call: `wanted` by the catalog, of those that the build has verified; else the best."""
+        return min(wanted, self.max_batch) if wanted else self.efficient_rows(engine, artifact)
+
     def example(self, rows: int, size: int | None = None) -> dict[str, np.ndarray]:
         """Zeros that fit the signature: `rows` rows, the cost axis at `size` and every other axis at its `opt`."""
         extents = {dim: axis.opt for axis in self.axes for dim in axis.dims}

@@ -70,6 +70,8 @@ class LoadedModel:
         self._splits = splits
         self._waits_for_batches = False
         self._best_rows = best_rows
+        # Of more rows in a call nobody has looked whether each stays as it is alone.
+        self._verified_rows = manifest.max_batch
         #: Limit of rows in one engine call.
         self.max_rows = self._best_rows
         companions = padder.companions if padder else None
@@ -97,13 +99,12 @@ class LoadedModel:
 
     def set_batching(self, config: ModelConfig) -> None:
         """Apply `max_batch_size` and `batch_wait_ms` of the catalog; calls in the queue stay there."""
-        self.max_rows = config.max_batch_size or self._best_rows
+        self.max_rows = min(config.max_batch_size or self._best_rows, self._verified_rows)
         if self._padder is not None:
             self._padder.is_limited = config.max_batch_size is not None
         # Serve counts calls, not rows; each call has at least one row.
-        self._batched.set_max_batch_size(
-            self.max_rows if self._padder is None else self._padder.most_rows(self.max_rows)
-        )
+        most = self.max_rows if self._padder is None else self._padder.most_rows(self.max_rows)
+        self._batched.set_max_batch_size(most)
         self._waiting_room.set_limits(self._rows_at_once, config.batch_wait_ms / 1e3, self._lanes)
         self._waits_for_batches = config.batch_wait_ms > 0
 

@@ -116,7 +116,7 @@ class Loader:
         with isolation.of_this_process.loading(time.monotonic() + LOAD_WITHIN_S), flag:
             # Only batches that will be made: warming up larger ones would take most of the start and keep the memory.
             rows = manifest.efficient_rows(kind, artifact.name)
-            warm = config.max_batch_size or rows
+            warm = manifest.rows_of_a_call(kind, artifact.name, config.max_batch_size)
             engine = load_engine(kind, bundle, artifact, threads=self._threads, warm_rows=warm, tell=note)
             try:
                 table = manifest.latency_of(kind, artifact.name)

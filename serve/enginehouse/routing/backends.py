@@ -254,7 +254,7 @@ def _most_rows(version: ModelVersion, backend: BackendState) -> int:
     """Most rows of a coalesced call: `max_batch_size`, else one efficient batch."""
     if not version.signature.batched:
         return 1
-    return version.config.max_batch_size or version.manifest.efficient_rows(backend.engine, backend.artifact)
+    return version.manifest.rows_of_a_call(backend.engine, backend.artifact, version.config.max_batch_size)
 
 
 def _padder(version: ModelVersion, backend: BackendState) -> Padder | None:

@@ -115,6 +115,9 @@ def _number(name: str, header: str | None, parameters: Mapping[str, Any], unit: 
     if isinstance(given, bool):
         raise InvalidInput(f"{name} {str(given).lower()} is not a number")
     try:
+        # Python reads 1_000 as a number.
+        if isinstance(given, str) and "_" in given:
+            raise ValueError
         return float(given) / unit
     except (TypeError, ValueError):
         raise InvalidInput(f"{name} {given!r} is not a number") from None

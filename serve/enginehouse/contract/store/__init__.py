@@ -193,7 +193,7 @@ class Store:
         try:
             return bytes(self._fs.cat_file(path))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            if not self._is_there():
+            if not self.is_there():
                 raise self._outage(error) from None
             raise ManifestInvalid(path, f"{type(error).__name__}: {error}") from None
         except Exception as error:
@@ -206,7 +206,7 @@ class Store:
                 f"`enginehouse models add {model}@{version}` serves what is there now"
             )
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
         """Whether there is anything at the root: there is not where a disk is not mounted or a bucket is gone."""
         try:
             if self._local:

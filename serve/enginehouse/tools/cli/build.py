@@ -18,6 +18,7 @@ from enginehouse.contract.errors import BuildError, ConfigError
 from enginehouse.contract.shown import redacted
 from enginehouse.tools.cli.console import err, out, say
 from enginehouse.tools.cli.inspect import show
+from enginehouse.tools.cli.options import seconds
 
 _COLOURS = {"done": "green", "cached": "cyan", "failed": "red", "unavailable": "yellow"}
 
@@ -62,7 +63,9 @@ def build(
         bool, typer.Option("--quick", help="Measure in seconds, one round of the smallest and the largest batch.")
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: physical cores).")] = None,
-    step_timeout: Annotated[float | None, typer.Option(help="Seconds that a step may take (default 1800).")] = None,
+    step_timeout: Annotated[
+        float | None, typer.Option(callback=seconds, help="Seconds that a step may take (default 1800).")
+    ] = None,
     memory_mib: Annotated[int | None, typer.Option(help="Memory that a step may take (default: 80 %).")] = None,
     on_cluster: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster (or auto) whose GPU node makes the TensorRT engines.")

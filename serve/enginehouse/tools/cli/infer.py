@@ -19,6 +19,7 @@ from enginehouse.contract.errors import InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
 from enginehouse.tools.cli.console import err
+from enginehouse.tools.cli.options import seconds
 from enginehouse.tools.cli.output_file import check_output
 from enginehouse.tools.cli.request_file import is_inline, read_inputs
 
@@ -33,7 +34,7 @@ def infer(
     ],
     url: Annotated[str, typer.Option(help="Where it is served.")] = "http://127.0.0.1:8000",
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30,
+    timeout: Annotated[float, typer.Option(callback=seconds, help="Seconds to wait for the answer.")] = 30,
 ) -> None:
     """Send one request and print the outputs as JSON; who answered goes to stderr."""
     if output is not None:

@@ -11,6 +11,7 @@ from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.contract.manifest import NumericsRule
 from enginehouse.tools.cli.console import out, say
+from enginehouse.tools.cli.options import seconds
 from enginehouse.tools.cli.serve import model_of, moved, wait_until_served
 from enginehouse.tools.cli.status import Address, show
 
@@ -38,7 +39,7 @@ def add(
     force: Annotated[
         bool, typer.Option("--force", help="Also a version that clients of the present one could not go on with.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 120,
+    timeout: Annotated[float, typer.Option(callback=seconds, help="Seconds to wait until it answers.")] = 120,
     address: Address = "auto",
 ) -> None:
     """Serve a model, or move it to another version, which keeps its settings, or change those.
@@ -66,8 +67,8 @@ def add(
         def check() -> None:
             now = deploy.live_catalog().find(model.name)
             if now != model:
-                what = f"replaced by {now.id}" if now else "removed"
-                raise ConfigError(f"{model.id} was {what} by another command meanwhile")
+                what = f"replaced by {_with_settings(now)}" if now else "removed"
+                raise ConfigError(f"{_with_settings(model)} was {what} by another command meanwhile")
 
         # For this model alone: others may be loading, changed or removed by other commands meanwhile.
         document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout, check=check)
@@ -86,6 +87,11 @@ def add(
                 raise NoBackend(f"{old.id} goes on with the settings it had; with the new ones it cannot serve: {why}")
             raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
         show(document)
+
+
+def _with_settings(model: ModelConfig) -> str:
+    told = ", ".join(f"{key} {value}" for key, value in model.settings().items())
+    return f"{model.id} ({told})" if told else model.id
 
 
 def entry_of(name: str, live: ModelConfig | None, only_settings: bool) -> str:

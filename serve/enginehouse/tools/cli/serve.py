@@ -12,12 +12,13 @@ import typer
 import yaml
 
 from enginehouse.cluster import connect, local
-from enginehouse.cluster.moves import check_numerics, pinned
+from enginehouse.cluster.moves import check_settings, pinned
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
-from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend
+from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend, StoreUnavailable
 from enginehouse.contract.manifest import NumericsRule
 from enginehouse.contract.shown import redacted
 from enginehouse.contract.store import Store
+from enginehouse.tools.cli import options
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.status import show
 
@@ -54,9 +55,14 @@ def serve(
     force: Annotated[
         bool, typer.Option("--force", help="Also versions that clients of those served now could not go on with.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until every model answers.")] = 180,
+    timeout: Annotated[
+        float, typer.Option(callback=options.seconds, help="Seconds to wait until every model answers.")
+    ] = 180,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that requests under way have left when a local server is ended.")
+        float,
+        typer.Option(
+            callback=options.grace, help="Seconds that requests under way have left when a local server ends."
+        ),
     ] = 30,
     print_config: Annotated[bool, typer.Option(help="Print the Serve config file for `serve deploy`, and stop.")] = (
         False
@@ -141,6 +147,8 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     name, _, version = entry.partition("@")
     versions = Store(store).versions(name)
     if not versions:
+        if before is not None and not Store(store).is_there():
+            raise StoreUnavailable(f"store {store!r}, which is served, is not there any more")
         have = ", ".join(Store(store).models())
         raise ConfigError((not have and _inside(store)) or f"{store} has no model {name!r}; it has {have or 'nothing'}")
     if version and version not in versions:
@@ -149,8 +157,8 @@ def model_of(store: str, entry: str, before: ModelConfig | None = None, **option
     named = {key: value for key, value in options.items() if value is not None}
     kept = before.settings() if before else {}
     model = pinned(store, ModelConfig.model_validate(kept | named | {"name": name, "version": version}))
-    if model.numerics:
-        check_numerics(store, model)
+    if model.numerics or model.max_batch_size:
+        check_settings(store, model)
     return model
 
 
