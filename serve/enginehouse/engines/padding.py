@@ -244,16 +244,20 @@ def _kinds(padded: PaddedInput, counts: np.ndarray) -> set[MaskKind]:
     """Of which kinds rows are, of which those positions count that `counts` says."""
     others = tuple(axis for axis in range(1, counts.ndim) if axis != padded.dim)
     places = np.asarray(counts.any(axis=others)) if others else counts
-    # Where one counts and the one after it does not, and the other way round.
-    ends = (places[:, :-1] & ~places[:, 1:]).any(axis=1)
-    begins = (places[:, 1:] & ~places[:, :-1]).any(axis=1)
+    # Where one counts and the one before it does not.
+    rises = places[:, 1:] > places[:, :-1]
     found: set[MaskKind] = set()
-    if not begins.all():
+    if not rises.any():
         found.add("start")
-    if (begins & ~ends).any():
-        found.add("end")
-    if (begins & ends).any():
-        found.add("holes")
+    else:
+        begins = rises.any(axis=1)
+        ends = (places[:, :-1] > places[:, 1:]).any(axis=1)
+        if not begins.all():
+            found.add("start")
+        if (begins & ~ends).any():
+            found.add("end")
+        if (begins & ends).any():
+            found.add("holes")
     if others and not (counts == np.expand_dims(places, others)).all():
         # Not one answer for a position: nowhere is that called contiguous.
         found.add("holes")
