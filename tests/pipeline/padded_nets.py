@@ -80,7 +80,7 @@ class Net:
             if name == "mask":
                 row[name] = _mask(generator, length)
             elif name in self.domains:
-                ids = generator.integers(0, self.domains[name].high, array.shape)
+                ids = generator.integers(*self._drawn(name, generator), array.shape)
                 row[name] = np.where(generator.random(array.shape) < generator.choice([0, 0.3, 0.9]), 0, ids)
             elif generator.random() < 0.7:
                 row[name] = _otherwise(generator, array)
@@ -88,6 +88,10 @@ class Net:
 
     def _items(self) -> list[tuple[str, np.ndarray]]:
         return list(self.samples.items())
+
+    def _drawn(self, name: str, generator: np.random.Generator) -> tuple[int, int]:
+        """All of the domain, or what usual ids are of it."""
+        return self.domains[name].low if generator.random() < 0.2 else 0, self.domains[name].high
 
     @property
     def _places(self) -> tuple[tuple[str, int], ...]:
@@ -181,7 +185,7 @@ def first_pad() -> Net:
 
     mask = _prefixes(np.random.default_rng(1))
     ids = np.random.default_rng(3).integers(1, len(TABLE), (COUNT, USUAL)) * mask
-    return Net(run, {"ids": ids, "mask": mask}, {"ids": Domain(0, len(TABLE))})
+    return Net(run, {"ids": ids, "mask": mask}, {"ids": Domain(-len(TABLE), len(TABLE))})
 
 
 def features(seed: int = 4, above_0: bool = False) -> np.ndarray:

@@ -107,7 +107,7 @@ class Asked:
 
             fault = None if singly else different(places)
             if singly or fault:
-                alone = {at: said for at in places if (said := different([at]))}
+                alone = {at: other for at in places if (other := different([at]))}
                 found |= {
                     at: f"a row of {length}, padded to {edge}, is answered otherwise than alone: {text}"
                     for at, text in (alone or (dict.fromkeys(places, fault) if fault else {})).items()

@@ -23,6 +23,8 @@ from enginehouse_build.judge.padded_trials import IN_TURN, Trials, within
 
 #: Values at an end that are left out one after the other, before nothing is padded.
 _LEFT_OUT = 4
+#: Of the samples so large a part has to be among what is left.
+_NEARLY_ALL = 0.9
 #: By which powers of two values of both signs are fainter.
 _FAINT = (8, 24)
 #: How often the samples' own ends are halved until they are right everywhere in a row, and how often then once more.
@@ -115,15 +117,19 @@ class Widening:
         return False
 
     def _leave_out(self, name: str, value: Number | None) -> None:
+        """Keep only what is above `value`, or below it, if nearly all of the samples are; else Harmful is raised."""
         low, high = self._ends.get(name, (0, 0))
-        beside = self.samples[name][self.samples[name] != value] if value is not None else np.empty(0)
-        whole = beside.dtype.kind in "iu"
-        if value is None or low == high or value not in (low, high):
+        array = self.samples[name]
+        if value is None or array.dtype.kind == "b":
             raise Harmful(self._why)
-        if value == low:
-            self._ends[name] = (low + 1 if whole else float(beside.min()), high)
+        above, below = array[(array > value) & (array <= high)], array[(array < value) & (array >= low)]
+        whole, most = array.dtype.kind in "iu", _NEARLY_ALL * (above.size + below.size)
+        if above.size and above.size >= most:
+            self._ends[name] = (int(value) + 1 if whole else float(above.min()), high)
+        elif below.size and below.size >= most:
+            self._ends[name] = (low, int(value) - 1 if whole else float(below.max()))
         else:
-            self._ends[name] = (low, high - 1 if whole else float(beside.max()))
+            raise Harmful(self._why)
 
     def _at_places(self, places: Sequence[str]) -> list[tuple[dict[str, np.ndarray], tuple[str, Number | None]]]:
         """Rows with a telling value at one of `places`, first of those that are padded with; which it is of."""
