@@ -70,7 +70,7 @@ def _mask(kind: int, each: PaddedInput, own: np.ndarray, generator: np.random.Ge
     assert each.mark is not None
     length = own.shape[each.dim]
     where = np.arange(length)
-    part, alone = (int(number) for number in generator.integers((1, 0), (length + 1, length)))
+    part, alone = (int(number) for number in generator.integers((1, 0), (max(length, 2), length)))
     some = generator.random(length) < 0.5
     mask = own.copy()
     if kind != 1:

@@ -30,7 +30,7 @@ _FAINT = (8, 24)
 #: How often the samples' own ends are halved until they are right everywhere in a row, and how often then once more.
 _INWARDS, _NEARER = 8, 3
 #: Pairs of rows in which all inputs are out at once, and rows that are padded to the longest edge.
-_CORNERS, _LAST = 8, 16
+_CORNERS, _LAST, _LAST_IF_SLOW = 8, 16, 4
 
 Ends = dict[str, tuple[Number, Number]]
 
@@ -82,7 +82,8 @@ class Widening:
         """Whether rows at the ends are answered as they are when they are padded to `edge` too."""
         made = [row for row, _ in self._at_places(("first", "all"))]
         made += [row for row, _ in self._climbing(0, proven=True)]
-        chosen = [made[at] for at in np.linspace(0, len(made) - 1, _LAST).astype(int)] if len(made) > _LAST else made
+        most = min(len(made), _LAST if self.has_time() else _LAST_IF_SLOW)
+        chosen = [made[at] for at in np.linspace(0, len(made) - 1, most).astype(int)]
         return not self.trials.failing(chosen, forgives=True, edge=edge)
 
     def _anew(self, reach: Reach) -> Reach:
