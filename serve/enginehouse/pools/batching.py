@@ -322,11 +322,9 @@ class LoadedModel:
         return Lane(splits.engine, lanes.rows, cores / self._cores.count)
 
     def _place(self, requests: Sequence[Tensors]) -> Place:
-        """Where requests of one shape, which a router has sent together, belong."""
-        request = requests[0]
+        # Of requests of one shape, which a router sent together, one that may not be padded keeps the others from it.
         if not self.engine.signature.batched:
             return Place(())
         if self._padder is not None:
-            # One that may not be padded keeps the others from it: they are computed together.
             return min(map(self._padder.place, requests), key=lambda place: place.edge)
-        return Place(tuple((name, array.shape[1:]) for name, array in sorted(request.items())))
+        return Place(tuple((name, array.shape[1:]) for name, array in sorted(requests[0].items())))
