@@ -74,7 +74,9 @@ def test_what_padding_changes_nothing_of_may_be_padded(name: str) -> None:
     ]
     ndim = sequences.HARMLESS[name](rows())["y"].shape
     assert len(found.outputs) == sum(extent == 16 for extent in ndim[1:])
-    assert calls < 70
+    assert found.within == {"input_ids": (0, sequences.WORDS - 1)}
+    assert found.masks == ("start", "end", "holes")
+    assert calls < 110
 
 
 @pytest.mark.parametrize("name", sequences.HARMFUL)
@@ -154,10 +156,15 @@ def test_a_mask_that_hides_only_what_is_as_small_as_in_the_samples_is_found(hide
     samples = {"x": x, "attention_mask": rows()["attention_mask"]}
     axis = AXIS.model_copy(update={"dims": places})
     asked = paddings(signature, (axis,), samples, None)
-    for loud in (False, True):
-        proof = Proof(signature, (axis,), samples, run, Rounding(Path("none"), 1), 8, {}, loud)
-        found, why = proof.of(asked, run, LIMITS["fp32"], {})
-        assert (found is not None) == (hides == 1e9 or not loud), why
+    proof = Proof(signature, (axis,), samples, run, Rounding(Path("none"), 1), 8, {})
+    found, why = proof.of(asked, run, LIMITS["fp32"], {})
+    assert found is not None, why
+    assert found.within is not None
+    low, high = found.within["x"]
+    assert low <= 0 <= high
+    # As large as what hides it at most.
+    assert -low <= hides
+    assert -low > 1e5 or hides == 10
 
 
 def test_what_is_asked_for_has_to_be_there() -> None:

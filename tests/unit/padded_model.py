@@ -31,6 +31,8 @@ PADDING = Padding(
     ),
     outputs=(("y", 1),),
     edges=(8, 16, 24, 32, 64, 128),
+    masks=("start", "end", "holes"),
+    within={"input_ids": (0, sequences.WORDS)},
 )
 ROWS = 8
 GENERATOR = np.random.default_rng(2)

@@ -134,8 +134,8 @@ def verify(
                 differences.append(f"{kind} answers {described(found)} only: {'; '.join(faults)}")
             passed[kind] = engine.precision
             signature, axes = bundle.manifest.request_signature(), bundle.manifest.axes
-            is_exact, most = artifact.precision == "fp32", bundle.manifest.max_batch
-            proof = Proof(signature, axes, samples, right, rounding, most, reached.extents, loud=is_exact)
+            most = bundle.manifest.max_batch
+            proof = Proof(signature, axes, samples, right, rounding, most, reached.extents)
             padded, harm = proof.of(reference.paddings, engine.infer, limits, found)
             if padded is not None:
                 padding[kind] = padded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -94,6 +94,11 @@ class Axis(Record):
         return fields
 
 
+#: Where in a row the positions are that count: from the first one on without a gap (`start`), up to the last one
+#: without a gap (`end`), or in any other places (`holes`).
+MaskKind: TypeAlias = Literal["start", "end", "holes"]
+
+
 class PaddedInput(Record):
     """An input whose dimension `dim` may be made longer with elements of `value`.
 
@@ -112,12 +117,16 @@ class Padding(Record):
     """How rows of several lengths share a call: all `inputs` are made as long as the smallest of the `edges` that holds
     the longest, and `outputs`, which are (name, dimension), are cut back to the length of each row.
 
-    Longer rows than the largest edge are not padded.
+    Longer rows than the largest edge are not padded, nor are those of other kinds than `masks`, nor those of which an
+    input has a value that is not `within` its lowest and highest one: they were not proven. Bundles of before these
+    were recorded have no `within`, and nothing of them is padded.
     """
 
     inputs: tuple[PaddedInput, ...] = Field(min_length=1)
     outputs: tuple[tuple[str, int], ...] = ()
     edges: tuple[int, ...] = Field(min_length=1)
+    masks: tuple[MaskKind, ...] = ()
+    within: dict[str, tuple[int, int] | tuple[float, float]] | None = None
 
 
 def parts_of(name: str, names: Collection[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 1. Only what the build has proven is padded (`contract.signature_record.Padding`): nothing here decides that.
 2. A request is as long as its padded inputs are. One that the proof does not cover, because its mask has other values,
-   marks nothing in some row or is too long, has no *edge* and shares calls with requests of its very shape only.
+   marks nothing in some row or is of a kind that was not proven, because some input has larger or smaller values than
+   were, or because it is too long, has no *edge* and shares calls with requests of its very shape only.
 3. Requests of one edge share a call as those of one shape do. One of another edge joins them if the padded call is
    predicted to take less time than the two calls would.
 4. How many rows make a good call was measured for rows of the usual length. Of shorter ones a call may have more: as
@@ -14,17 +15,20 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
-from enginehouse.contract.signature_record import PaddedInput, Padding
+from enginehouse.contract.signature_record import MaskKind, PaddedInput, Padding
 from enginehouse.contract.tensors import Tensors
 
 #: Where times are not known a call costs as much as so many more positions, and each row what it is long.
 CALL = 32
+
+#: Of these it does not matter which one a mask is of.
+_ALL_MASKS: tuple[MaskKind, ...] = get_args(MaskKind)
 
 #: Milliseconds, or what goes with them, of a call with so many rows of such a length.
 Cost = Callable[[int, int], float]
@@ -56,6 +60,7 @@ class Padder:
         self._first = padding.inputs[0]
         self._cost = cost or _by_positions
         self._known: dict[tuple[int, int], float] = {}
+        self._masks = frozenset(padding.masks)
 
     @classmethod
     def of(
@@ -63,7 +68,7 @@ class Padder:
     ) -> Padder | None:
         """That of an artifact on an engine of this kind; None where nothing is proven, or nothing is shared."""
         padding = artifact.padding.get(kind)
-        if padding is None or not manifest.signature.batched:
+        if padding is None or padding.within is None or not manifest.signature.batched:
             return None
         place = padding.inputs[0].name, padding.inputs[0].dim
         axis = next((axis for axis in manifest.axes if place in axis.dims), None)
@@ -80,12 +85,39 @@ class Padder:
 
     def place(self, request: Tensors) -> Place:
         """Where a request, which has passed the door, belongs."""
-        length = self.length(request)
         edges = self.padding.edges
-        at = bisect_left(edges, length)
-        if at == len(edges) or not all(_is_covered(each, request[each.name]) for each in self.padding.inputs):
+        at = bisect_left(edges, self.length(request))
+        if at == len(edges) or not self.covers(request):
             return Place(_shape(request, {}))
         return Place(_shape(request, self._dims), edges[at])
+
+    def covers(self, request: Tensors) -> bool:
+        """Whether a request has only masks and values with which padding was proven to change nothing."""
+        within = self.padding.within
+        if within is None or not all(_is_within(request[name], *ends) for name, ends in within.items()):
+            return False
+        return all(self._is_told(each, request[each.name]) for each in self.padding.inputs if each.tells)
+
+    def _is_told(self, padded: PaddedInput, array: np.ndarray) -> bool:
+        """Whether each row marks something, with a mask of a kind that was proven."""
+        if padded.mark is None:
+            counts = array != padded.value
+        else:
+            counts = array == padded.mark
+            if not (counts | (array == padded.value)).all():
+                return False
+        if not counts.reshape(len(counts), -1).any(axis=1).all():
+            return False
+        return len(self._masks) == len(_ALL_MASKS) or self._masks.issuperset(_kinds(padded, counts))
+
+    def kinds(self, request: Tensors) -> set[MaskKind]:
+        """Of which kinds the masks in the rows of `request` are."""
+        found: set[MaskKind] = set()
+        for each in self.padding.inputs:
+            if each.tells:
+                array = request[each.name]
+                found |= _kinds(each, array != each.value if each.mark is None else array == each.mark)
+        return found
 
     def length(self, request: Tensors) -> int:
         """How long the rows of a request are."""
@@ -197,12 +229,36 @@ def _shape(request: Tensors, dims: dict[str, int]) -> Hashable:
     return tuple(found)
 
 
-def _is_covered(padded: PaddedInput, array: np.ndarray) -> bool:
-    """Whether an input has only what the proof was made with, as far as it tells which positions count."""
-    if not padded.tells:
-        return True
-    rows = array.reshape(len(array), -1)
-    if padded.mark is None:
-        return bool((rows != padded.value).any(axis=1).all())
-    marked = rows == padded.mark
-    return bool(marked.any(axis=1).all() and (marked | (rows == padded.value)).all())
+def _is_within(array: np.ndarray, low: float, high: float) -> bool:
+    """Whether all is from `low` to `high`; NaN is not."""
+    if not array.size:
+        return False
+    if array.dtype.kind not in "iub" and array.dtype.itemsize == 2:
+        # Reducing 16-bit floats as such takes many times as long.
+        array = array.astype(np.float32)
+    lowest, highest = np.minimum.reduce(array, axis=None), np.maximum.reduce(array, axis=None)
+    return bool(lowest >= low and highest <= high)
+
+
+def _kinds(padded: PaddedInput, counts: np.ndarray) -> set[MaskKind]:
+    """Of which kinds rows are, of which those positions count that `counts` says."""
+    others = tuple(axis for axis in range(1, counts.ndim) if axis != padded.dim)
+    places = np.asarray(counts.any(axis=others)) if others else counts
+    # Where one counts and the one before it does not.
+    rises = places[:, 1:] > places[:, :-1]
+    found: set[MaskKind] = set()
+    if not rises.any():
+        found.add("start")
+    else:
+        begins = rises.any(axis=1)
+        ends = (places[:, :-1] > places[:, 1:]).any(axis=1)
+        if not begins.all():
+            found.add("start")
+        if (begins & ~ends).any():
+            found.add("end")
+        if (begins & ends).any():
+            found.add("holes")
+    if others and not (counts == np.expand_dims(places, others)).all():
+        # Not one answer for a position: nowhere is that called contiguous.
+        found.add("holes")
+    return found

@@ -256,11 +256,11 @@ class LoadedModel:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
         if not self.engine.signature.batched or rows <= slice_rows:
-            place = self._place(requests[0]) if self._is_shared or self._waits_for_batches else Place(())
+            place = self._place(requests) if self._is_shared or self._waits_for_batches else Place(())
             return await self._queued(Item(requests, rows, now, now + budget_s, *place))
         # One slice at a time, so that calls of others are computed in between.
         inputs = stack(requests)
-        place = self._place(inputs)
+        place = self._place([inputs])
         answers = []
         for start in range(0, rows, slice_rows):
             part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
@@ -322,9 +322,10 @@ class LoadedModel:
             return Lane(self.engine, self.max_rows)
         return Lane(splits.engine, lanes.rows, cores / self._cores.count)
 
-    def _place(self, request: Tensors) -> Place:
+    def _place(self, requests: Sequence[Tensors]) -> Place:
+        # Of requests of one shape, which a router sent together, one that may not be padded keeps the others from it.
         if not self.engine.signature.batched:
             return Place(())
         if self._padder is not None:
-            return self._padder.place(request)
-        return Place(tuple((name, array.shape[1:]) for name, array in sorted(request.items())))
+            return min(map(self._padder.place, requests), key=lambda place: place.edge)
+        return Place(tuple((name, array.shape[1:]) for name, array in sorted(requests[0].items())))

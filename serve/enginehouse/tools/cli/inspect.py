@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich import box
@@ -16,7 +16,7 @@ from enginehouse.contract.bundle import MANIFEST, Bundle
 from enginehouse.contract.errors import ConfigError, ModelNotFound
 from enginehouse.contract.manifest import ENGINE_KINDS, FORMAT_OF, Artifact, Axis, Manifest, Parity
 from enginehouse.contract.numerics import left_out
-from enginehouse.contract.signature_record import Padding
+from enginehouse.contract.signature_record import MaskKind, Padding
 from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Signature
 from enginehouse.tools.cli.console import out
@@ -145,8 +145,12 @@ def _axis(axis: Axis, signature: Signature) -> str:
 
 def _padded(padding: Padding) -> str:
     """With what rows of several lengths are made equally long, and up to which length."""
+    if padding.within is None:
+        return "no: built before it was recorded for which values that is right; build again"
     values = ", ".join(f"{each.name} with {each.value:g}" for each in padding.inputs)
-    return f"rows of up to {padding.edges[-1]} share calls, {values}"
+    within = "".join(f"; {name} {low:g} to {high:g}" for name, (low, high) in padding.within.items())
+    masks = "" if len(padding.masks) == len(get_args(MaskKind)) else f"; masks: {', '.join(padding.masks)}"
+    return f"rows of up to {padding.edges[-1]} share calls, {values}{within}{masks}"
 
 
 def _find(text: str) -> Manifest:
