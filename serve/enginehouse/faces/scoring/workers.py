@@ -1,0 +1,225 @@
+"""Hands units to the scorers of all pools, until all are done: the whole of a job's scheduling.
+
+Each scorer has up to two units, so that the next is read while one is computed. All pools take from one stream, so fast
+ones take more. Pools grow while units wait, and shrink when none do. Units of a scorer that died are handed out again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from enginehouse.contract.errors import ConfigError, EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.faces.scoring.answering import ScorerPool
+from enginehouse.faces.scoring.ledger import Line
+from enginehouse.faces.scoring.scorer import Scorer
+from enginehouse.faces.scoring.task import Task
+from enginehouse.faces.scoring.units import Unit
+
+#: Units that one scorer has at a time.
+_AT_ONCE = 2
+#: How often a unit is handed out before the job gives up.
+_TRIES = 4
+#: Seconds between looks at what is not an answer, between one more scorer and the next, and that the first may take.
+_LOOK_S, _GROW_S, _START_S = 0.5, 2.0, 120.0
+
+
+class _Hosted:
+    """A scorer in a process of its own. It is made by `start`, whose errors come back as they are."""
+
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
+
+    async def start(self, task: Task, answering: Callable[[], Any], pool: str) -> int:
+        import os
+
+        from enginehouse.faces.scoring.without_pandas import without_pandas
+
+        without_pandas()
+        self._scorer = Scorer(task, answering, pool)
+        return os.getpid()
+
+    async def score(self, unit: Unit) -> Line:
+        assert self._scorer is not None
+        return await self._scorer.score(unit)
+
+    async def close(self) -> None:
+        if self._scorer is not None:
+            self._scorer.close()
+
+
+@dataclass(slots=True)
+class _Hand:
+    """A scorer as the driver sees it."""
+
+    pool: ScorerPool
+    actor: Any
+    starting: Any
+    since: float
+    units: dict[Any, Unit] = field(default_factory=dict)
+    pid: int = 0
+
+
+@dataclass(slots=True)
+class Workers:
+    """The scorers of a job. `deaths` and `most` (scorers at a time, by pool) are for the report."""
+
+    task: Task
+    pools: Sequence[ScorerPool]
+    stopping: Callable[[], bool] = lambda: False
+    deaths: Counter[str] = field(default_factory=Counter)
+    most: Counter[str] = field(default_factory=Counter)
+    again: int = 0
+    _hands: list[_Hand] = field(default_factory=list)
+    _left: deque[Unit] = field(default_factory=deque)
+    _tries: Counter[str] = field(default_factory=Counter)
+    _grown: dict[str, float] = field(default_factory=dict)
+
+    def lines(self, units: Sequence[Unit]) -> Iterator[Line | None]:
+        """Lines as units are finished, None when there is none for a moment; ends early when `stopping`.
+
+        Raises the EnginehouseError that stopped the job; finished units stay so.
+        """
+        self._left = deque(units)
+        try:
+            for pool in self.pools:
+                for _ in range(min(pool.least, len(units))):
+                    self._start(pool)
+            while (self._left and not self.stopping()) or any(hand.units for hand in self._hands):
+                yield from self._round()
+        finally:
+            for hand in list(self._hands):
+                self._end(hand)
+
+    def pids(self) -> list[int]:
+        """Processes of the scorers that are up."""
+        return [hand.pid for hand in self._hands if hand.pid]
+
+    def _round(self) -> Iterator[Line | None]:
+        if not self.stopping():
+            self._resize()
+            for hand in self._hands:
+                while hand.pid and self._left and len(hand.units) < _AT_ONCE:
+                    unit = self._left.popleft()
+                    hand.units[hand.actor.score.remote(unit)] = unit
+        waited = [ref for hand in self._hands for ref in hand.units] + [
+            hand.starting for hand in self._hands if not hand.pid
+        ]
+        if not waited:
+            time.sleep(_LOOK_S)
+            return
+        ready, _ = ray.wait(waited, num_returns=1, timeout=_LOOK_S)
+        if not ready:
+            yield None
+        for ref in ready:
+            hand = next(hand for hand in self._hands if ref == hand.starting or ref in hand.units)
+            try:
+                found = ray.get(ref)
+            except RayTaskError as error:
+                self._failed(hand, ref, error)
+                continue
+            except (RayActorError, RayError) as error:
+                self._died(hand, error)
+                continue
+            if ref == hand.starting and not hand.pid:
+                hand.pid = found
+            else:
+                del hand.units[ref]
+                yield found
+
+    def _failed(self, hand: _Hand, ref: Any, error: RayTaskError) -> None:
+        """A scorer could not start, or a unit failed in it."""
+        cause = error.cause if isinstance(error.cause, EnginehouseError) else None
+        if cause is None:
+            last = str(error).strip().splitlines()[-1]
+            cause = InferenceFailed(f"a scorer of {hand.pool.name} failed: {last}")
+        unit = hand.units.pop(ref, None)
+        # What may pass, or be the engine's own, is tried elsewhere; the rest is so everywhere.
+        if unit is None or not (cause.retryable or cause.fault.help != "nothing"):
+            raise cause
+        self._again(unit, cause)
+
+    def _died(self, hand: _Hand, error: Exception) -> None:
+        self._hands.remove(hand)
+        self.deaths[hand.pool.name] += 1
+        if not hand.pid and self.deaths[hand.pool.name] >= _TRIES:
+            said = str(error).strip().splitlines()[0]
+            raise EngineUnavailable(hand.pool.name, f"its scorers do not start: {said}")
+        for unit in list(hand.units.values()):
+            told = f"its scorers died with it; {hand.pool.name} last"
+            self._again(unit, EngineUnavailable(hand.pool.name, told))
+        self._grown.pop(hand.pool.name, None)
+
+    def _again(self, unit: Unit, why: EnginehouseError) -> None:
+        self._tries[unit.name] += 1
+        self.again += 1
+        if self._tries[unit.name] >= _TRIES:
+            raise InferenceFailed(
+                f"rows {unit.part.first} to {unit.part.first + unit.part.rows - 1} of {unit.file.url} failed "
+                f"{_TRIES} times: {type(why).__name__}: {why}"
+            )
+        self._left.appendleft(unit)
+
+    def _resize(self) -> None:
+        now = time.monotonic()
+        for pool in self.pools:
+            own = [hand for hand in self._hands if hand.pool is pool]
+            if not self._left:
+                for hand in own:
+                    if not hand.units and len(self._hands) > 1:
+                        self._end(hand)
+                continue
+            late = [hand for hand in own if not hand.pid and now - hand.since > _START_S]
+            if late and not any(hand.pid for hand in self._hands):
+                raise ConfigError(f"no scorer of {pool.name} started within {_START_S:g} s; {free()}")
+            is_full = all(hand.pid and len(hand.units) == _AT_ONCE for hand in own)
+            waits = len(self._left) > _AT_ONCE * len(own)
+            is_time = now - self._grown.get(pool.name, now - _GROW_S) >= _GROW_S
+            if len(own) < pool.least or (len(own) < pool.most and is_full and waits and is_time and _is_room(pool)):
+                self._start(pool)
+
+    def _start(self, pool: ScorerPool) -> None:
+        options = {"max_concurrency": _AT_ONCE + 2, "max_restarts": 0, **pool.actor_options}
+        actor = ray.remote(_Hosted).options(**options).remote()
+        self._hands.append(
+            _Hand(pool, actor, actor.start.remote(self.task, pool.answering, pool.name), time.monotonic())
+        )
+        self._grown[pool.name] = time.monotonic()
+        own = sum(hand.pool is pool for hand in self._hands)
+        self.most[pool.name] = max(self.most[pool.name], own)
+
+    def _end(self, hand: _Hand) -> None:
+        self._hands.remove(hand)
+        ray.kill(hand.actor)
+
+
+def _is_room(pool: ScorerPool) -> bool:
+    have = ray.available_resources()
+    return all(
+        have.get(name, 0.0) >= float(pool.actor_options.get(option) or 0)
+        for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"))
+    )
+
+
+def check_room(pools: Sequence[ScorerPool]) -> None:
+    """Raises ConfigError, with figures, when the first scorers have no room: they would wait for ever."""
+    have = ray.available_resources().get("CPU", 0.0)
+    needed = sum(pool.least * float(pool.actor_options.get("num_cpus") or 0) for pool in pools)
+    if have < needed:
+        count = sum(pool.least for pool in pools)
+        raise ConfigError(
+            f"scoring needs {needed:g} free logical CPUs for {count} scorers, but {free()}; start fewer "
+            "(--min-actors), add a CPU node or lower the pools' num_cpus"
+        )
+
+
+def free() -> str:
+    """How much of the cluster is free, in words."""
+    have, total = ray.available_resources(), ray.cluster_resources()
+    return f"{have.get('CPU', 0.0):g} of {total.get('CPU', 0.0):g} are free"
