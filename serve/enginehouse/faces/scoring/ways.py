@@ -6,13 +6,63 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from enginehouse.cluster import moves
 from enginehouse.cluster.node_facts import NodeFacts
 from enginehouse.contract.config import ModelConfig, PoolConfig
-from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.contract.manifest import Manifest
+from enginehouse.contract.store import Store
 from enginehouse.faces.scoring.engine_pools import Plan, plan
 
 Via: TypeAlias = Literal["serve", "engines"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The model of a job: which bundle of which store, and what the running application has to do with it.
+
+    `is_served`: the application answers for this very bundle. `pools` are its pools, None without an application.
+    """
+
+    store: str
+    config: ModelConfig
+    manifest: Manifest
+    is_served: bool = False
+    pools: Mapping[str, PoolConfig] | None = None
+
+
+def known(model: str, store: str = "", asked: Via | None = None) -> Known:
+    """What `model` (`name`, or `name@version`) means: what the application serves, or the newest version in `store`.
+
+    With a `store` and engines `asked` for, no application is looked for, which takes a second of imports. Raises
+    ConfigError for a model that is in neither, and what a store raises.
+    """
+    name, _, version = model.partition("@")
+    catalog, pools = None, None
+    if not (store and asked == "engines"):
+        # Here, since it imports Serve.
+        from enginehouse.cluster import deploy
+
+        try:
+            catalog, pools = deploy.live_catalog(), deploy.live_app().pools
+        except (ConfigError, NoBackend):
+            if not store:
+                raise ConfigError(
+                    f"no application runs on this cluster that could serve {model!r}; name the store that it is in "
+                    "with --store, and engines are started for this job"
+                ) from None
+    served = catalog.find(name) if catalog else None
+    url = Store(store).absolute_url() if store else catalog.store if catalog else ""
+    if served is not None and catalog and url == catalog.store and version in ("", served.version):
+        config = moves.pinned(url, served)
+        manifest = Store(url).manifest(name, config.version, config.digest)
+        return Known(url, config, manifest, is_served=True, pools=pools)
+    if not store and not version:
+        have = ", ".join(each.id for each in catalog.models) if catalog else ""
+        raise ConfigError(f"model {name!r} is not served; served: {have or 'none'} (--store scores what is not)")
+    place = Store(url)
+    config = moves.pinned(url, ModelConfig(name=name, version=version or place.latest(name)))
+    return Known(url, config, place.manifest(name, config.version, config.digest), pools=pools)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,65 @@
+"""Scoring by engines of its own on nodes of two kinds, beside an application that holds most of their CPUs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import dataset, parquet
+from tests.integration import bundles
+from tests.integration.conftest import APP, House
+from tests.integration.paced import PacedOf
+
+from enginehouse.cluster import node_facts
+from enginehouse.contract.config import ACCELERATOR_LABEL
+from enginehouse.faces.scoring import job, ways
+from enginehouse.faces.scoring.job import Asked, Scored
+from enginehouse.faces.scoring.readers import Limits
+from enginehouse.faces.scoring.report import Report
+from enginehouse.faces.scoring.via_engines import OwnEngineOf, scorer_pools
+
+#: The application holds the logical GPU, so engines beside it ask for none.
+POOLS = APP.pools | {"gpu-pool": APP.pools["gpu-pool"].model_copy(update={"num_gpus": 0.0})}
+
+
+def scored_by_two_pools(house: House, folder: Path, rows: int, row_s: float) -> tuple[Report, pa.Table]:
+    """A job whose engines are four times as fast on the node with the GPU label."""
+    x = np.arange(rows * bundles.WIDTH, dtype=np.float32).reshape(rows, bundles.WIDTH)
+    parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=20)
+    known = ways.known("own", str(house.store), "engines")
+    nodes, left_out = node_facts.gather()
+    assert len(left_out) == 1 and left_out[0].startswith(f"no label {ACCELERATOR_LABEL}")
+    assert [node.serves for node in nodes] == [True, True]
+    way = ways.choose_way("engines", known.config, known.manifest, nodes, POOLS)
+    assert [pool.name for pool in way.plan.pools] == ["gpu-pool", "cpu-pool"]
+    pools = []
+    for planned, pool in zip(way.plan.pools, scorer_pools(known.store, known.config, way.plan), strict=True):
+        assert 0 < planned.num_cpus <= 0.5
+        of = OwnEngineOf(known.store, known.config, planned)
+        pools.append(replace(pool, answering=PacedOf(of, row_s * (1 if pool.name == "gpu-pool" else 4))))
+    asked = Asked(str(folder / "in.parquet"), str(folder / "out"))
+    model = Scored("own", "1", known.config.digest, known.manifest.request_signature())
+    report = job.run(job.prepared(asked, model, Limits(rows=20)), pools, here=False)
+    found = dataset.dataset(folder / "out", format="parquet").to_table().sort_by("id")
+    assert found.column("id").to_pylist() == list(range(rows))
+    np.testing.assert_array_equal(np.array(found.column("output.y").to_pylist(), np.float32), x * 5)
+    return report, found
+
+
+def test_each_pool_is_on_its_nodes_and_every_row_is_answered_once(house: House, tmp_path: Path) -> None:
+    house.publish("own", "1", 5.0)
+    report, found = scored_by_two_pools(house, tmp_path, 400, 0.001)
+    assert (report.written, report.rejected) == (400, 0)
+    assert set(found.column("backend").to_pylist()) <= {"gpu-pool on gpu", "cpu-pool on cpu"}
+
+
+@pytest.mark.slow
+def test_faster_hardware_takes_more_of_the_one_stream(house: House, tmp_path: Path) -> None:
+    house.publish("own", "1", 5.0)
+    _, found = scored_by_two_pools(house, tmp_path, 4000, 0.005)
+    fast = found.column("backend").to_pylist().count("gpu-pool on gpu") / 4000
+    # Both are busy but for the start and the end: 4 of 5 rows.
+    assert 0.72 < fast < 0.88
