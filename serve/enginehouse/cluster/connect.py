@@ -52,6 +52,8 @@ def connected(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # What Serve has in the background of a process that asked something finds Ray gone, and says so in tracebacks.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         ray.shutdown()
 
 

@@ -16,9 +16,9 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.tensors import Signature
@@ -33,7 +33,6 @@ from enginehouse.faces.scoring.storage import Folder
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit
 
-Via: TypeAlias = Literal["auto", "serve", "engines"]
 #: Jobs of so few units are scored in this process: starting another one takes longer.
 _FEW = 2
 
@@ -150,11 +149,12 @@ def prepared(asked: Asked, model: Scored, limits: Limits | None = None, dry_run:
 
 def run(
     job: Job,
-    pools: list[ScorerPool],
+    pools: Sequence[ScorerPool],
     *,
     look: Look = "none",
     stopping: Callable[[], bool] = lambda: False,
     here: bool | None = None,
+    forecast_s: float | None = None,
 ) -> Report:
     """Score what is left of `job`; the report is in OUTPUT/_job too.
 
@@ -167,7 +167,7 @@ def run(
     deaths: Mapping[str, int] = {}
     most: Mapping[str, int] = {}
     try:
-        if here if here is not None else len(job.left) <= _FEW and [pool.name for pool in pools] == ["serve"]:
+        if here if here is not None else is_small(job) and [pool.name for pool in pools] == ["serve"]:
             _run_here(job, pools[0], progress, stopping)
         elif job.left:
             from enginehouse.faces.scoring.workers import Workers, check_room
@@ -179,11 +179,18 @@ def run(
                 _done(job, progress, line)
     finally:
         progress.end()
-        run_of = report.Run(began, time.time(), len(job.lines) - before, progress.new, dict(deaths), dict(most))
+        run_of = report.Run(
+            began, time.time(), len(job.lines) - before, progress.new, dict(deaths), dict(most), forecast_s
+        )
         report.keep_run(job.ledger.folder, run_of)
     made = report.made(job.ledger.folder, job.lines, job.rows, len(job.units))
     report.publish(job.ledger.folder, made)
     return made
+
+
+def is_small(job: Job) -> bool:
+    """Whether it is done before another process would have started."""
+    return len(job.left) <= _FEW
 
 
 def _run_here(job: Job, pool: ScorerPool, progress: Progress, stopping: Callable[[], bool]) -> None:

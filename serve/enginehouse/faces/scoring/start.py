@@ -8,35 +8,47 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.manifest import Manifest
 from enginehouse.contract.store import Store
 from enginehouse.faces.scoring import job
 from enginehouse.faces.scoring.answering import ScorerPool
-from enginehouse.faces.scoring.job import Asked, Scored
+from enginehouse.faces.scoring.job import Asked, Job, Scored
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look
+from enginehouse.faces.scoring.readers import Limits
 from enginehouse.faces.scoring.report import Report
 from enginehouse.faces.scoring.via_serve import ThroughServe
+from enginehouse.faces.scoring.ways import Known, Via, choose_way, known
 
 #: Logical CPUs of a scorer that asks the application: it reads, casts and waits. A local cluster has few to give.
 SCORER_CPUS = 0.25
 #: Scorers at most, unless another number is asked for.
 MOST = 4
+#: A request to the application: at most so many full batches (a pool queues more in pieces), within so many
+#: milliseconds of computing, for which online requests may have to wait.
+REQUEST_BATCHES, REQUEST_MS = 8, 10.0
+#: Seconds of computing in a unit, at most.
+UNIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Who computes: the model's bundle, the pools of scorers, and a sentence that says so."""
+class Ready:
+    """A job, the pools of scorers for it, a sentence that says who computes, and how long it should take (or None)."""
 
-    model: Scored
+    job: Job
     pools: tuple[ScorerPool, ...]
     sentence: str
+    forecast_s: float | None = None
+
+    def run(self, look: Look = "none", stopping: Callable[[], bool] = lambda: False) -> Report:
+        """See `job.run`."""
+        return job.run(self.job, self.pools, look=look, stopping=stopping, forecast_s=self.forecast_s)
 
 
 def score(
@@ -55,8 +67,10 @@ def score(
     sample: float = 1.0,
     max_rejected: int | str | None = None,
     restart: bool = False,
+    via: Via | None = None,
+    store: str = "",
     min_actors: int = 1,
-    max_actors: int = MOST,
+    max_actors: int | None = None,
     progress: Look = "none",
 ) -> Report:
     """Score every row of `source` with `model`, once, into files in the folder `target`; what of it is done, is done.
@@ -81,24 +95,72 @@ def score(
         None if max_rejected is None else str(max_rejected),
         restart,
     )
-    way = through_serve(model, min_actors, max_actors)
-    return job.run(job.prepared(asked, way.model), list(way.pools), look=progress)
+    return ready(asked, model, via, store, min_actors, max_actors).run(progress)
 
 
-def through_serve(model: str, least: int = 1, most: int = MOST) -> Way:
-    """The running application. Raises ConfigError when it does not serve `model`."""
-    from enginehouse.cluster import deploy
+def ready(
+    asked: Asked,
+    model: str,
+    via: Via | None = None,
+    store: str = "",
+    least: int = 1,
+    most: int | None = None,
+    dry_run: bool = False,
+) -> Ready:
+    """The job that is asked for, and who computes it; with `dry_run` nothing is written.
 
-    catalog = deploy.live_catalog()
-    config = catalog.find(model)
-    if config is None:
-        raise ConfigError(f"model {model!r} is not served; served: {', '.join(m.id for m in catalog.models)}")
-    store = Store(catalog.store)
-    manifest = store.manifest(model, config.version, config.digest)
-    scored = Scored(model, config.version, store.digest(model, config.version), manifest.request_signature())
-    answering = ThroughServe(model, config.version, config.max_batch_size or manifest.max_batch)
-    pool = ScorerPool("serve", answering, least, max(least, most), {"num_cpus": SCORER_CPUS})
-    return Way(scored, (pool,), f"via serve: through the routers that serve {config.id}")
+    Raises ConfigError and InvalidInput for what cannot be scored.
+    """
+    found = known(model, store, via)
+    scored = Scored(found.config.name, found.config.version, _digest(found), found.manifest.request_signature())
+    made = job.prepared(asked, scored, Limits(rows=_unit_rows(found.manifest)), dry_run)
+    rows = sum(unit.rows for unit in made.left)
+    if found.is_served and not dry_run and via in (None, "serve") and (via or job.is_small(made)):
+        why = "as asked for" if via else "the job is small"
+        sentence = f"via serve, {why}: through the routers that serve {found.config.id}"
+        return Ready(made, (_through_serve(found, least, most),), sentence)
+    # Here, since small jobs are done without.
+    from enginehouse.cluster import node_facts
+    from enginehouse.faces.scoring.via_engines import scorer_pools
+
+    nodes, notes = node_facts.gather()
+    made.notes += notes
+    way = choose_way(via, found.config, found.manifest, nodes, found.pools, found.is_served)
+    forecast_s = rows / way.plan.rows_per_s if way.plan.rows_per_s else None
+    if way.via == "serve":
+        return Ready(made, (_through_serve(found, least, most),), way.sentence, forecast_s)
+    pools = scorer_pools(found.store, found.config, way.plan, least, most)
+    return Ready(made, tuple(pools), way.sentence, forecast_s)
+
+
+def _through_serve(found: Known, least: int, most: int | None) -> ScorerPool:
+    answering = ThroughServe(found.config.name, found.config.version, _request_rows(found))
+    return ScorerPool("serve", answering, least, max(least, MOST if most is None else most), {"num_cpus": SCORER_CPUS})
+
+
+def _digest(found: Known) -> str:
+    return found.config.digest or Store(found.store).digest(found.config.name, found.config.version)
+
+
+def _batch_ms(manifest: Manifest) -> float | None:
+    """Milliseconds of a full batch on the engine that is best at it, None if none was measured."""
+    size = manifest.axes[0].opt if manifest.axes else None
+    return min((table.predict_ms(manifest.max_batch, size) for table in manifest.latency), default=None)
+
+
+def _request_rows(found: Known) -> int:
+    """Rows of a request: full batches that are computed in REQUEST_MS, so that online requests wait no longer."""
+    rows = found.config.max_batch_size or found.manifest.max_batch
+    batch_ms = _batch_ms(found.manifest)
+    return rows if batch_ms is None else rows * max(1, min(REQUEST_BATCHES, int(REQUEST_MS / max(batch_ms, 1e-3))))
+
+
+def _unit_rows(manifest: Manifest) -> int:
+    """Rows of a unit, of which as much is computed again when a scorer dies: UNIT_S of the best engine."""
+    batch_ms = _batch_ms(manifest)
+    if batch_ms is None:
+        return Limits().rows
+    return max(manifest.max_batch, min(Limits().rows, int(manifest.max_batch * UNIT_S * 1e3 / max(batch_ms, 1e-3))))
 
 
 def absolute(path: str | PathLike[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -14,12 +14,14 @@ from enginehouse.contract.errors import ConfigError
 from enginehouse.tools.cli.console import err, out
 from enginehouse.tools.cli.status import Address
 
+#: As `faces.scoring.ways` has it, which is imported after Ray's environment is set.
+Via: TypeAlias = Literal["serve", "engines"]
 #: Exit codes beside 0 (all rows scored) and 1 (an error): some rows rejected; stopped by the user.
 REJECTED, STOPPED = 3, 130
 
 
 def score(
-    model: Annotated[str, typer.Argument(help="Model that is served; or `status`, then OUTPUT.")],
+    model: Annotated[str, typer.Argument(help="Model, `name` or `name@version`; or `status`, then OUTPUT.")],
     source: Annotated[
         str,
         typer.Argument(
@@ -51,7 +53,13 @@ def score(
     restart: Annotated[bool, typer.Option(help="Score anew, into a folder beside OUTPUT.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only check the first rows and say what would be done.")] = False,
     min_actors: Annotated[int, typer.Option(min=1, help="Fewest scorers.")] = 1,
-    max_actors: Annotated[int, typer.Option(min=1, help="Most scorers.")] = 4,
+    max_actors: Annotated[
+        int | None, typer.Option(min=1, help="Most scorers; by default 4 via serve, and what fits via engines.")
+    ] = None,
+    via: Annotated[
+        Via | None, typer.Option(help="Through the application, or by engines of its own; by default what is free.")
+    ] = None,
+    store: Annotated[str, typer.Option(help="Store of MODEL, where no application serves it.")] = "",
     json: Annotated[bool, typer.Option(help="Progress on stderr and the report on stdout as JSON.")] = False,
     address: Address = "auto",
 ) -> None:
@@ -78,19 +86,19 @@ def score(
         mapped = Mapped(inputs, constants, id_column, kept, dict(_pairs(rename or [], "--rename")))
         paths = start.absolute(source), start.absolute(target)
         asked = job.Asked(*paths, mapped, format, output_format, limit, sample, max_rejected, restart)
-        way = start.through_serve(model, min_actors, max(min_actors, max_actors))
-        ready = job.prepared(asked, way.model, dry_run=dry_run)
-        for note in ready.notes:
+        most = None if max_actors is None else max(min_actors, max_actors)
+        ready = start.ready(asked, model, via, store, min_actors, most, dry_run)
+        say(f"scoring {source} {ready.sentence}")
+        for note in ready.job.notes:
             say(note)
-        say(f"scoring {source} with {way.model.name}@{way.model.version} {way.sentence}")
         if dry_run:
-            say(f"{ready.rows:,} rows in {len(ready.units)} units; the first rows are right; nothing was scored")
+            _forecast(ready)
             return
         interrupts = start.Interrupts()
         look: Any = "json" if json else "live" if sys.stderr.isatty() else "lines"
         try:
             with interrupts.heard(say):
-                report = job.run(ready, list(way.pools), look=look, stopping=interrupts)
+                report = ready.run(look, interrupts)
         except KeyboardInterrupt:
             say("stopped; the same command goes on with the units that are not done")
             sys.exit(STOPPED)
@@ -122,6 +130,22 @@ def _show(report: Any, started: float, json: bool) -> None:
     if report.rejected:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
         say(f"{report.rejected} rows rejected ({kinds}); which and why: {report.folder}/_rejected")
+
+
+def _forecast(ready: Any) -> None:
+    """What a job would be."""
+    from enginehouse.faces.scoring.progress import duration
+
+    job = ready.job
+    rows = sum(unit.rows for unit in job.left)
+    say(f"{rows:,} rows in {len(job.left)} units are to be scored; the first rows are right")
+    for name, columns in job.task.plan.inputs.items():
+        say(f"  {name}: {', '.join(columns)}")
+    say(f"  id: {job.task.plan.id_column or 'file and number of the row'}")
+    if ready.forecast_s is not None:
+        say(f"about {duration(ready.forecast_s)} of computing by the latency tables; nothing was scored")
+    else:
+        say("nothing was scored; how long it takes is not known, since the engine was never measured")
 
 
 def _status(target: str, json: bool) -> None:
