@@ -115,7 +115,7 @@ def prepared(asked: Asked, model: Scored, limits: Limits | None = None, dry_run:
     notes = [f"left out {each}" for each in listing.skipped]
     terms = asked.terms(model)
     folder, found = _folder(asked, terms, notes)
-    book = Ledger(folder)
+    book = Ledger(folder, terms)
     known = book.listed() if found else []
     changed, added = ledger.differing(known, listing.files)
     if found and (told := ledger.changes(found["terms"], terms) + changed):
@@ -164,8 +164,7 @@ def run(
     """
     began, before = time.time(), len(job.lines)
     progress = Progress(job.rows, sum(line.rows for line in job.lines.values()), look)
-    deaths: Mapping[str, int] = {}
-    most: Mapping[str, int] = {}
+    workers: Any = None
     try:
         if here if here is not None else is_small(job) and [pool.name for pool in pools] == ["serve"]:
             _run_here(job, pools[0], progress, stopping)
@@ -174,17 +173,19 @@ def run(
 
             check_room(pools)
             workers = Workers(job.task, pools, stopping)
-            deaths, most = workers.deaths, workers.most
             for line in workers.lines(job.left):
                 _done(job, progress, line)
     finally:
         progress.end()
-        run_of = report.Run(
-            began, time.time(), len(job.lines) - before, progress.new, dict(deaths), dict(most), forecast_s
-        )
-        report.keep_run(job.ledger.folder, run_of)
+        told = {}
+        if workers is not None:
+            told = {name: dict(getattr(workers, name)) for name in ("deaths", "up_s", "starting_s")}
+            told["scorers"] = dict(workers.most)
+        units = len(job.lines) - before
+        this = report.Run(began, time.time(), units, progress.new, forecast_s=forecast_s, **told)
+        report.keep_run(job.ledger.folder, this)
     made = report.made(job.ledger.folder, job.lines, job.rows, len(job.units))
-    report.publish(job.ledger.folder, made)
+    report.publish(job.ledger.folder, made, job.ledger.terms)
     return made
 
 

@@ -44,6 +44,7 @@ class Line:
     pool: str = ""
     ended: float = 0.0
     calls: int = 0
+    busy_s: float = 0.0
 
     @property
     def rejected_file(self) -> str:
@@ -56,7 +57,7 @@ class Ledger:
     """The ledger of one job in one folder."""
 
     folder: Folder
-    #: What has to be the same for a job to go on, by what it is called in messages.
+    #: What has to be the same for the job to go on, by what messages call it.
     terms: Mapping[str, Any] = field(default_factory=dict)
 
     def found(self) -> dict[str, Any] | None:

@@ -16,7 +16,10 @@ RUNS, REPORT, PAGE = "_job/runs", "_job/report.json", "_job/report.html"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One command that worked on the job: what it did, how many of its scorers died, and how many were up at most."""
+    """One command that worked on the job: what it did, in how long and what was predicted.
+
+    By pool: how many scorers died, how many were up at most, and the seconds that they were up and starting.
+    """
 
     began: float
     ended: float
@@ -24,6 +27,8 @@ class Run:
     rows: int
     deaths: Mapping[str, int] = field(default_factory=dict)
     scorers: Mapping[str, int] = field(default_factory=dict)
+    up_s: Mapping[str, float] = field(default_factory=dict)
+    starting_s: Mapping[str, float] = field(default_factory=dict)
     forecast_s: float | None = None
 
 
@@ -64,7 +69,7 @@ def made(folder: Folder, lines: Mapping[str, Line], rows: int, units: int) -> Re
         kinds.update(line.kinds)
         backends.update(line.backends)
         own = pools.setdefault(line.pool, Counter())
-        own.update({"rows": line.rows, "units": 1, "calls": line.calls})
+        own.update({"rows": line.rows, "units": 1, "calls": line.calls, "busy_s": line.busy_s})  # type: ignore[dict-item]
         own.update({f"{what}_s": seconds for what, seconds in line.seconds.items()})
     return Report(
         folder=folder.url,
@@ -81,9 +86,12 @@ def made(folder: Folder, lines: Mapping[str, Line], rows: int, units: int) -> Re
     )
 
 
-def publish(folder: Folder, report: Report) -> None:
-    """Write the report into OUTPUT."""
+def publish(folder: Folder, report: Report, terms: Mapping[str, Any]) -> None:
+    """Write the report into OUTPUT; `terms` are those of the ledger."""
+    from enginehouse.faces.scoring.page import rendered
+
     folder.put(REPORT, json.dumps(document(report), indent=1).encode())
+    folder.put(PAGE, rendered(report, terms).encode())
 
 
 def document(report: Report) -> dict[str, Any]:

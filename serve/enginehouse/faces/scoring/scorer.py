@@ -34,6 +34,7 @@ class Scorer:
     def __init__(self, task: Task, answering: Callable[[], Answering], pool: str) -> None:
         self._task, self._pool = task, pool
         self._answering = answering()
+        self._was_busy_s = 0.0
         self._turns = asyncio.Semaphore(self._answering.in_flight)
         self._ledger = Ledger(Folder(task.folder))
         self._schema = mapping.results(task.plan, task.signature)
@@ -137,7 +138,15 @@ class Scorer:
             return other
         self._put(line, data, refused)
         clock.lap("write")
-        return self._ledger.publish(replace(line, seconds=clock.laps, ended=time.time()))
+        return self._ledger.publish(
+            replace(line, seconds=clock.laps, ended=time.time(), busy_s=round(self._busy_s(), 6))
+        )
+
+    def _busy_s(self) -> float:
+        """Seconds that the engine computed since the last unit ended, where that is known."""
+        busy_s = float(getattr(self._answering, "busy_s", 0.0))
+        since, self._was_busy_s = busy_s - self._was_busy_s, busy_s
+        return since
 
     @staticmethod
     def _rejected(identity: Any, unit: Unit, number: int, why: Bad) -> Rejected:

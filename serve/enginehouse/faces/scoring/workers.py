@@ -7,7 +7,7 @@ ones take more. Pools grow while units wait, and shrink when none do. Units of a
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +24,8 @@ from enginehouse.faces.scoring.units import Unit
 
 #: Units that one scorer has at a time.
 _AT_ONCE = 2
-#: How often a unit is handed out before the job gives up.
-_TRIES = 4
+#: How often a unit fails, or scorers die that have it, before the job gives up; and how many in a row do not start.
+_TRIES, _DEATHS, _STILLBORN = 4, 8, 4
 #: Seconds between looks at what is not an answer, between one more scorer and the next, and that the first may take.
 _LOOK_S, _GROW_S, _START_S = 0.5, 2.0, 120.0
 
@@ -61,6 +61,7 @@ class _Hand:
     pool: ScorerPool
     actor: Any
     starting: Any
+    #: When it was started, or once it is up, when that was.
     since: float
     units: dict[Any, Unit] = field(default_factory=dict)
     pid: int = 0
@@ -68,17 +69,20 @@ class _Hand:
 
 @dataclass(slots=True)
 class Workers:
-    """The scorers of a job. `deaths` and `most` (scorers at a time, by pool) are for the report."""
+    """The scorers of a job. By pool, for the report: `deaths`, `most` at a time, and seconds up and starting."""
 
     task: Task
     pools: Sequence[ScorerPool]
     stopping: Callable[[], bool] = lambda: False
     deaths: Counter[str] = field(default_factory=Counter)
     most: Counter[str] = field(default_factory=Counter)
-    again: int = 0
+    up_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    starting_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _hands: list[_Hand] = field(default_factory=list)
     _left: deque[Unit] = field(default_factory=deque)
-    _tries: Counter[str] = field(default_factory=Counter)
+    _failures: Counter[str] = field(default_factory=Counter)
+    _lost: Counter[str] = field(default_factory=Counter)
+    _stillborn: int = 0
     _grown: dict[str, float] = field(default_factory=dict)
 
     def lines(self, units: Sequence[Unit]) -> Iterator[Line | None]:
@@ -128,7 +132,9 @@ class Workers:
                 self._died(hand, error)
                 continue
             if ref == hand.starting and not hand.pid:
-                hand.pid = found
+                hand.pid, self._stillborn = found, 0
+                self.starting_s[hand.pool.name] += time.monotonic() - hand.since
+                hand.since = time.monotonic()
             else:
                 del hand.units[ref]
                 yield found
@@ -143,26 +149,26 @@ class Workers:
         # What may pass, or be the engine's own, is tried elsewhere; the rest is so everywhere.
         if unit is None or not (cause.retryable or cause.fault.help != "nothing"):
             raise cause
-        self._again(unit, cause)
+        self._again(unit, cause, self._failures, _TRIES)
 
     def _died(self, hand: _Hand, error: Exception) -> None:
-        self._hands.remove(hand)
+        self._gone(hand)
         self.deaths[hand.pool.name] += 1
-        if not hand.pid and self.deaths[hand.pool.name] >= _TRIES:
+        self._stillborn += not hand.pid
+        if self._stillborn >= _STILLBORN:
             said = str(error).strip().splitlines()[0]
             raise EngineUnavailable(hand.pool.name, f"its scorers do not start: {said}")
         for unit in list(hand.units.values()):
-            told = f"its scorers died with it; {hand.pool.name} last"
-            self._again(unit, EngineUnavailable(hand.pool.name, told))
+            why = EngineUnavailable(hand.pool.name, "the process died that scored them")
+            self._again(unit, why, self._lost, _DEATHS)
         self._grown.pop(hand.pool.name, None)
 
-    def _again(self, unit: Unit, why: EnginehouseError) -> None:
-        self._tries[unit.name] += 1
-        self.again += 1
-        if self._tries[unit.name] >= _TRIES:
+    def _again(self, unit: Unit, why: EnginehouseError, counts: Counter[str], most: int) -> None:
+        counts[unit.name] += 1
+        if counts[unit.name] >= most:
             raise InferenceFailed(
                 f"rows {unit.part.first} to {unit.part.first + unit.part.rows - 1} of {unit.file.url} failed "
-                f"{_TRIES} times: {type(why).__name__}: {why}"
+                f"{most} times: {type(why).__name__}: {why}"
             )
         self._left.appendleft(unit)
 
@@ -195,8 +201,13 @@ class Workers:
         self.most[pool.name] = max(self.most[pool.name], own)
 
     def _end(self, hand: _Hand) -> None:
-        self._hands.remove(hand)
+        self._gone(hand)
         ray.kill(hand.actor)
+
+    def _gone(self, hand: _Hand) -> None:
+        self._hands.remove(hand)
+        spent = self.up_s if hand.pid else self.starting_s
+        spent[hand.pool.name] += time.monotonic() - hand.since
 
 
 def _is_room(pool: ScorerPool) -> bool:
