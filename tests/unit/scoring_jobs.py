@@ -54,7 +54,7 @@ def same(inputs: Tensors) -> Mapping[str, np.ndarray]:
 
 def score(
     source: Path | str,
-    target: Path,
+    target: Path | str,
     wanted: Signature,
     function: Function = same,
     *,

@@ -89,6 +89,23 @@ def test_every_format_gives_the_same_rows_in_pieces_of_any_size(tmp_path: Path, 
     assert some.table.num_rows == 1
 
 
+@pytest.mark.parametrize("name", ["ray.data.arrow_tensor", "ray.data.arrow_tensor_v2"])
+def test_tensors_that_ray_data_wrote_have_their_shape(tmp_path: Path, name: str) -> None:
+    """As Ray 2.60 writes them: flat lists, and the shape in the field's metadata."""
+    kind = pa.large_list(pa.float32()) if name.endswith("2") else pa.list_(pa.float32())
+    told = {"ARROW:extension:name": name, "ARROW:extension:metadata": "[2, 3]"}
+    column = pa.array([each.reshape(-1) for each in X], kind)
+    schema = pa.schema([pa.field("id", pa.int64()), pa.field("x", kind, metadata=told)])
+    parquet.write_table(pa.table([pa.array(IDS), column], schema), tmp_path / "in.parquet")
+    (file,) = listing(str(tmp_path / "in.parquet")).files
+    reader = readers.of("parquet")
+    (part,) = reader.parts(file, Limits())
+    kind = pa.fixed_shape_tensor(pa.float32(), [2, 3])
+    assert reader.look(file).schema.field("x").type == kind
+    rows = reader.read(file, part, WANTED)
+    np.testing.assert_array_equal(rows.table.column("x").combine_chunks().to_numpy_ndarray(), X)
+
+
 def test_one_array_is_a_column(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     (file,) = listing(str(tmp_path / "x.npy")).files

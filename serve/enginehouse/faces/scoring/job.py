@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ from enginehouse.faces.scoring.units import Unit
 
 #: Jobs of so few units are scored in this process: starting another one takes longer.
 _FEW = 2
+#: Files that are looked at at once: behind a URL each is a round trip or more.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,11 @@ def prepared(asked: Asked, model: Scored, limits: Limits | None = None, dry_run:
         plan = mapping.Plan.parse(found["plan"])
     else:
         plan = mapping.plan(asked.mapped, model.signature, listing, readers.of(listing.format).look(listing.files[0]))
-    for file in added if listing.format != "images" else ():
-        mapping.check_alike(plan, model.signature, file, readers.of(file.format).look(file), listing.files[0])
+    if plan.is_typed and listing.format != "images":
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            looks = threads.map(readers.of(listing.format).look, added)
+            for file, look in zip(added, looks, strict=True):
+                mapping.check_alike(plan, model.signature, file, look, listing.files[0])
     task = Task(model.signature, plan, folder.url, asked.target_format, _key(terms))
     limit = None if asked.limit is None else asked.limit - sum(unit.part.rows for unit in known)
     fresh = units.cut(added, limits or Limits(), len(known), limit, asked.sample)

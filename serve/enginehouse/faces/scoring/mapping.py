@@ -134,8 +134,6 @@ def plan(mapped: Mapped, signature: Signature, listing: Listing, look: Look) -> 
 
 def check_alike(plan: Plan, signature: Signature, file: File, look: Look, first: File) -> None:
     """Raises InvalidInput where `file` lacks a column, or has the id or a kept one in another type than the first."""
-    if not plan.is_typed:
-        return
     specs = {spec.name: spec for spec in with_rows(signature)}
     for name, columns in plan.inputs.items():
         for column in columns:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.faces.scoring.readers import Limits, Look, Part, Rows, Wanted
+from enginehouse.faces.scoring.readers import Limits, Look, Part, Rows, Wanted, ray_tensors
 from enginehouse.faces.scoring.readers.opening import opened, reading
 from enginehouse.faces.scoring.sources import File
 
@@ -26,7 +26,7 @@ _BATCH = 4096
 def look(file: File) -> Look:
     """The schema in the footer."""
     with reading(file, _WHAT), opened(file) as stream:
-        return Look(parquet.ParquetFile(stream).schema_arrow)
+        return Look(ray_tensors.schema(parquet.ParquetFile(stream).schema_arrow))
 
 
 def parts(file: File, limits: Limits) -> list[Part]:
@@ -70,7 +70,7 @@ def read(file: File, part: Part, wanted: Sequence[Wanted]) -> Rows:
     """The rows of `part`, and the columns as the file has them."""
     columns = [column.name for column in wanted]
     with reading(file, _WHAT):
-        table = _streams.rows(file, part, columns)
+        table = ray_tensors.table(_streams.rows(file, part, columns))
     if table.num_rows != part.rows:
         raise InvalidInput(f"{file.url} changed while it was read; start again with --restart")
     return Rows(table, range(part.first, part.first + part.rows))
