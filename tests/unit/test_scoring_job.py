@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import decimal
 import json
+import os
+import socket
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +19,10 @@ from pyarrow import parquet
 
 from enginehouse.contract.errors import ConfigError, EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.contract.tensors import Domain, Tensors
+from enginehouse.faces.scoring.lease import NAME, Lease
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.readers import Limits
+from enginehouse.faces.scoring.storage import Folder
 
 from .scoring_jobs import ByFunction, results, same, score, signature
 
@@ -121,6 +126,28 @@ def test_bad_rows_are_put_apart_and_their_neighbours_are_right(tmp_path: Path) -
     assert table.column("output.y").to_pylist() == [
         [2 * int(each) for each in row] for at, row in enumerate(rows) if at not in bad
     ]
+
+
+def test_values_without_types_are_rejected_by_row_with_their_ids(tmp_path: Path) -> None:
+    good = [json.dumps({"id": at, "x": [1, 2.5]}) for at in range(10)]
+    bad = {
+        '{"id": 10}': "null",
+        '{"id": 11, "x": null}': "null",
+        '{"id": 12, "x": 1}': "cast",
+        '{"id": 13, "x": ["1", "2"]}': "cast",
+        '{"id": 14, "x": [1180591620717411303424, 1]}': "cast",
+        '{"id": 15, "x": [[1, 2]]}': "cast",
+        '{"id": 16, "x": [1]}': "shape",
+        '{"id": 17, "x": {"a": 1}}': "cast",
+        '{"id": 18, "x': "undecodable",
+    }
+    (tmp_path / "in.jsonl").write_text("\n".join([*good, *bad]))
+    score(tmp_path / "in.jsonl", tmp_path / "out", signature(np.float32, 2))
+    assert results(tmp_path / "out").column("id").to_pylist() == list(range(10))
+    found = rejected(tmp_path / "out")
+    assert [each["kind"] for each in found] == [*bad.values()]
+    assert [each["id"] for each in found] == [*range(10, 18), None]
+    assert [each["row"] for each in found] == [*range(10, 19)]
 
 
 def test_rows_of_several_shapes_are_asked_together_and_come_out_in_order(tmp_path: Path) -> None:
@@ -331,4 +358,18 @@ def test_a_folder_with_other_things_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match="is not empty, and no job is there to go on with; name a new folder"):
+        score(source, tmp_path / "out", FLAT)
+
+
+def test_of_two_commands_one_works_on_a_job_and_a_dead_one_is_no_bar(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", id=[1], x=[1.0])
+    folder = Folder(str(tmp_path / "out"))
+    with Lease(folder).held(), pytest.raises(ConfigError, match=rf"process {os.getpid()}\) works on this job"):
+        score(source, tmp_path / "out", FLAT)
+    score(source, tmp_path / "out", FLAT)
+    assert folder.read(NAME) is None
+    dead = {"token": "x", "host": socket.gethostname(), "pid": os.getpid(), "since": 1.0, "at": time.time()}
+    far = dead | {"host": "elsewhere", "at": time.time() - 100}
+    for driver in (dead, far):
+        folder.put(NAME, json.dumps(driver).encode())
         score(source, tmp_path / "out", FLAT)

@@ -25,6 +25,7 @@ from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.tensors import Signature
 from enginehouse.faces.scoring import ledger, mapping, readers, report, sources, units, writing
 from enginehouse.faces.scoring.answering import ScorerPool
+from enginehouse.faces.scoring.lease import Lease
 from enginehouse.faces.scoring.ledger import Ledger, Line
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look, Progress
@@ -91,6 +92,10 @@ class Job:
     units: list[Unit]
     lines: dict[str, Line]
     notes: list[str]
+    #: What is written when it runs: what the job is, if it is new; further units; and lines that no longer hold.
+    document: Mapping[str, Any] | None
+    fresh: list[Unit]
+    damaged: list[Line]
     max_rejected: int | None = None
 
     @property
@@ -104,11 +109,11 @@ class Job:
         return sum(unit.rows for unit in self.units)
 
 
-def prepared(asked: Asked, model: Scored, limits: Limits | None = None, dry_run: bool = False) -> Job:
+def prepared(asked: Asked, model: Scored, limits: Limits | None = None) -> Job:
     """The job that `asked` means: a new one, or the one that is in OUTPUT, of which finished units are verified.
 
-    Raises InvalidInput and ConfigError for what cannot be scored, saying what was found and what would do; also if
-    the job in OUTPUT is another one. With `dry_run` nothing is written.
+    Nothing is written yet. Raises InvalidInput and ConfigError for what cannot be scored, saying what was found and
+    what would do; also if the job in OUTPUT is another one.
     """
     if asked.target_format not in writing.ENDS:
         raise ConfigError(f"--output-format {asked.target_format!r} is none of {', '.join(writing.ENDS)}")
@@ -142,11 +147,10 @@ def prepared(asked: Asked, model: Scored, limits: Limits | None = None, dry_run:
         raise InvalidInput(f"{asked.source}: no rows")
     if fresh:
         task.try_first_rows(fresh[0])
-    if not dry_run:
-        _begin(book, fresh, None if found else {"terms": terms, "plan": plan.document(), "began": time.time()})
-    lines, damaged = book.verified(book.lines(), keep=dry_run)
-    notes += [f"{name} is not what it was; its unit is scored again" for name in damaged]
-    job = Job(task, book, [*known, *fresh], lines, notes)
+    document = None if found else {"terms": terms, "plan": plan.document(), "began": time.time()}
+    lines, damaged = book.verified(book.lines())
+    notes += [f"{line.output} is not what it was; its unit is scored again" for line in damaged]
+    job = Job(task, book, [*known, *fresh], lines, notes, document, fresh, damaged)
     job.max_rejected = _most(asked.max_rejected, job.rows)
     if lines:
         notes.append(f"going on: {len(lines)} of {len(job.units)} units are done")
@@ -165,33 +169,34 @@ def run(
     """Score what is left of `job`; the report is in OUTPUT/_job too.
 
     `here`: in this process, else in actors of Ray; by default small jobs are. `stopping` is asked all the time: when it
-    is true, units under way are finished and no others begun. Raises the
-    EnginehouseError that stopped it, also when more rows were rejected than allowed; what is finished stays so.
+    is true, units under way are finished and no others begun. Raises the EnginehouseError that stopped it, also when
+    more rows were rejected than allowed; what is finished stays so.
     """
-    began, before = time.time(), len(job.lines)
-    progress = Progress(job.rows, sum(line.rows for line in job.lines.values()), look)
-    workers: Any = None
-    try:
-        if here if here is not None else is_small(job) and [pool.name for pool in pools] == ["serve"]:
-            _run_here(job, pools[0], progress, stopping)
-        elif job.left:
-            from enginehouse.faces.scoring.workers import Workers, check_room
+    lease = Lease(job.ledger.folder)
+    with lease.held():
+        _begin(job)
+        began, before = time.time(), len(job.lines)
+        progress = Progress(job.rows, sum(line.rows for line in job.lines.values()), look)
+        workers = None
+        try:
+            if here if here is not None else is_small(job) and [pool.name for pool in pools] == ["serve"]:
+                _run_here(job, pools[0], progress, stopping)
+            elif job.left:
+                from enginehouse.faces.scoring.workers import Workers, check_room
 
-            check_room(pools)
-            workers = Workers(job.task, pools, stopping)
-            for line in workers.lines(job.left):
-                _done(job, progress, line)
-    finally:
-        progress.end()
-        told = {}
-        if workers is not None:
-            told = {name: dict(getattr(workers, name)) for name in ("deaths", "up_s", "starting_s")}
-            told["scorers"] = dict(workers.most)
-        units = len(job.lines) - before
-        this = report.Run(began, time.time(), units, progress.new, forecast_s=forecast_s, **told)
-        report.keep_run(job.ledger.folder, this)
-    made = report.made(job.ledger.folder, job.lines, job.rows, len(job.units))
-    report.publish(job.ledger.folder, made, job.ledger.terms)
+                check_room(pools)
+                workers = Workers(job.task, pools, stopping)
+                for line in workers.lines(job.left):
+                    lease.renew()
+                    _done(job, progress, line)
+        finally:
+            progress.end()
+            told = workers.told() if workers is not None else {}
+            units = len(job.lines) - before
+            this = report.Run(began, time.time(), units, progress.new, forecast_s=forecast_s, **told)
+            report.keep_run(job.ledger.folder, this)
+        made = report.made(job.ledger.folder, job.lines, job.rows, len(job.units))
+        report.publish(job.ledger.folder, made, job.ledger.terms)
     return made
 
 
@@ -232,12 +237,15 @@ def _done(job: Job, progress: Progress, line: Line | None) -> None:
         )
 
 
-def _begin(book: Ledger, fresh: list[Unit], document: Mapping[str, Any] | None) -> None:
-    """Write down what is to be done; `document` is that of a new job."""
-    if document is not None and not book.begin(document):
+def _begin(job: Job) -> None:
+    """Write down what is to be done."""
+    book = job.ledger
+    if job.document is not None and not book.begin(job.document):
         raise ConfigError(f"{book.folder.url}: another command has begun a job there; start this one again")
-    if fresh:
-        book.add(fresh)
+    if job.fresh:
+        book.add(job.fresh)
+    for line in job.damaged:
+        book.discard(line)
     book.folder.clear_parts()
 
 

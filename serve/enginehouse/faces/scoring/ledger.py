@@ -91,8 +91,8 @@ class Ledger:
         found = map(_line, self.folder.read_all(LINES).values())
         return {line.unit: line for line in found if line is not None}
 
-    def verified(self, lines: Mapping[str, Line], keep: bool = False) -> tuple[dict[str, Line], list[str]]:
-        """The lines whose results are what they say, and the names of the others' results, removed unless `keep`.
+    def verified(self, lines: Mapping[str, Line]) -> tuple[dict[str, Line], list[Line]]:
+        """The lines whose results are what they say, and the others.
 
         Local files are read for that; behind a URL their sizes have to be right.
         """
@@ -112,12 +112,14 @@ class Ledger:
 
         with ThreadPoolExecutor(4) as threads:
             right = dict(zip(lines, threads.map(is_right, lines.values()), strict=True))
-        damaged = [lines[name].output for name, holds in right.items() if not holds]
-        for name, holds in right.items():
-            if not holds and not keep:
-                for each in (lines[name].output, lines[name].rejected_file, f"{LINES}/{name}.json"):
-                    self.folder.remove(each)
-        return {name: line for name, line in lines.items() if right[name]}, damaged
+        return {name: line for name, line in lines.items() if right[name]}, [
+            line for name, line in lines.items() if not right[name]
+        ]
+
+    def discard(self, line: Line) -> None:
+        """Remove a line, and then what it is about."""
+        for each in (f"{LINES}/{line.unit}.json", line.output, line.rejected_file):
+            self.folder.remove(each)
 
     def line(self, unit: str) -> Line | None:
         """The line of a unit, None while there is none."""

@@ -62,7 +62,7 @@ class Plan:
         """The columns to read."""
         uses: dict[str, Wanted] = {}
         if self.id_column is not None:
-            uses[self.id_column] = Wanted(self.id_column, "as it is", self.kinds.field(self.id_name).type)
+            uses[self.id_column] = Wanted(self.id_column, "as it is", self.kinds.field(self.id_name).type, True)
         for name in self.keep:
             uses[name] = Wanted(name, "as it is", self.kinds.field(name).type)
         for spec in signature.inputs:
@@ -81,6 +81,12 @@ class Plan:
         if self.is_one_file:
             return pa.chunked_array([pa.array(np.asarray(rows.numbers, np.int64))], pa.int64())
         return pa.chunked_array([pa.array([place(file, number) for number in rows.numbers], pa.string())])
+
+    def bad_id(self, rows: Rows, number: int, file: File) -> Any:
+        """What a row is called that is not in the table, None if that could not be read."""
+        if self.id_column is not None:
+            return rows.bad_ids.get(number)
+        return number if self.is_one_file else place(file, number)
 
     def document(self) -> dict[str, Any]:
         """As plain data."""

@@ -69,7 +69,7 @@ def made(folder: Folder, lines: Mapping[str, Line], rows: int, units: int) -> Re
         kinds.update(line.kinds)
         backends.update(line.backends)
         own = pools.setdefault(line.pool, Counter())
-        own.update({"rows": line.rows, "units": 1, "calls": line.calls, "busy_s": line.busy_s})  # type: ignore[dict-item]
+        own.update({"rows": line.rows, "units": 1, "calls": line.calls, "busy_s": line.busy_s})
         own.update({f"{what}_s": seconds for what, seconds in line.seconds.items()})
     return Report(
         folder=folder.url,

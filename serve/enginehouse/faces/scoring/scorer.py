@@ -106,7 +106,9 @@ class Scorer:
         plan = self._task.plan
         ids = plan.ids(rows, unit.file)
         apart = [self._rejected(ids[row].as_py(), unit, rows.numbers[row], why) for row, why in bad.items()]
-        apart += [self._rejected(None, unit, number, why) for number, why in rows.bad.items()]
+        apart += [
+            self._rejected(plan.bad_id(rows, number, unit.file), unit, number, why) for number, why in rows.bad.items()
+        ]
         results = writing.table(
             parts, [ids, *(rows.table.column(name) for name in plan.keep)], self._task.signature, self._schema
         )

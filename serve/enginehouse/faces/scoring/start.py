@@ -107,13 +107,13 @@ def ready(
     most: int | None = None,
     dry_run: bool = False,
 ) -> Ready:
-    """The job that is asked for, and who computes it; with `dry_run` nothing is written.
+    """The job that is asked for, and who computes it; with `dry_run` also how long a small one takes.
 
     Raises ConfigError and InvalidInput for what cannot be scored.
     """
     found = known(model, store, via)
     scored = Scored(found.config.name, found.config.version, _digest(found), found.manifest.request_signature())
-    made = job.prepared(asked, scored, Limits(rows=_unit_rows(found.manifest)), dry_run)
+    made = job.prepared(asked, scored, Limits(rows=_unit_rows(found.manifest)))
     rows = sum(unit.rows for unit in made.left)
     if found.is_served and not dry_run and via in (None, "serve") and (via or job.is_small(made)):
         why = "as asked for" if via else "the job is small"

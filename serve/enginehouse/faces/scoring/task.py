@@ -46,7 +46,9 @@ class Task:
             return found
         kept = [at for at, number in enumerate(found.numbers) if chosen[number - unit.part.first]]
         bad = {number: why for number, why in found.bad.items() if chosen[number - unit.part.first]}
-        return Rows(found.table.take(pa.array(kept, pa.int64())), [found.numbers[at] for at in kept], bad)
+        return Rows(
+            found.table.take(pa.array(kept, pa.int64())), [found.numbers[at] for at in kept], bad, found.bad_ids
+        )
 
     def _read(self, unit: Unit) -> Rows:
         wanted, reader = self.plan.wanted(self.signature), readers.of(unit.file.format)

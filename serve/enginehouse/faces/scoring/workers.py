@@ -101,9 +101,14 @@ class Workers:
             for hand in list(self._hands):
                 self._end(hand)
 
-    def pids(self) -> list[int]:
-        """Processes of the scorers that are up."""
-        return [hand.pid for hand in self._hands if hand.pid]
+    def told(self) -> dict[str, Any]:
+        """What the report says of them."""
+        return {
+            "deaths": dict(self.deaths),
+            "scorers": dict(self.most),
+            "up_s": dict(self.up_s),
+            "starting_s": dict(self.starting_s),
+        }
 
     def _round(self) -> Iterator[Line | None]:
         if not self.stopping():

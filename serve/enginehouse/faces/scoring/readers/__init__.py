@@ -67,6 +67,7 @@ class Wanted:
     name: str
     use: str
     kind: pa.DataType | None = None
+    is_id: bool = False
 
 
 @dataclass(slots=True)
@@ -76,6 +77,8 @@ class Rows:
     table: pa.Table
     numbers: Sequence[int]
     bad: dict[int, Bad] = field(default_factory=dict)
+    #: What bad rows are called, as far as that could be read.
+    bad_ids: Mapping[int, Any] = field(default_factory=dict)
 
 
 class Reader(Protocol):

@@ -71,9 +71,7 @@ def read(file: File, part: Part, wanted: Sequence[Wanted]) -> Rows:
                 bad[number] = Bad("undecodable", f"{error}")
     if len(rows) + len(bad) != part.rows:
         raise InvalidInput(f"{file.url} changed while it was read; score anew with --restart")
-    table, kept, wrong = values.table(rows, wanted)
-    bad |= {numbers[at]: why for at, why in wrong.items()}
-    return Rows(table, [numbers[at] for at in kept], bad)
+    return values.rows_of(rows, numbers, wanted, bad)
 
 
 def _header(file: File) -> list[str]:

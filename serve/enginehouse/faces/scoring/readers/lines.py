@@ -79,9 +79,7 @@ def read(file: File, part: Part, wanted: Sequence[Wanted]) -> Rows:
                 bad[number] = Bad("undecodable", f"not a JSON object: {error}")
     if len(rows) + len(bad) != part.rows:
         raise InvalidInput(f"{file.url} changed while it was read; score anew with --restart")
-    table, kept, wrong = values.table(rows, wanted)
-    bad |= {numbers[at]: why for at, why in wrong.items()}
-    return Rows(table, [numbers[at] for at in kept], bad)
+    return values.rows_of(rows, numbers, wanted, bad)
 
 
 def _lines(stream: Any) -> Iterator[tuple[int, bytes]]:

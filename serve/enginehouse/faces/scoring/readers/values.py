@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from enginehouse.faces.scoring.columns import Bad
-from enginehouse.faces.scoring.readers import Wanted
+from enginehouse.faces.scoring.readers import Rows, Wanted
 
 #: What values of a type may be; of other types (lists, objects) the array has to be what it was made of.
 _ALLOWED = (
@@ -37,6 +38,16 @@ def kind_of(values: Sequence[Any]) -> pa.DataType:
         except (pa.ArrowException, OverflowError):
             return pa.string()
     return pa.string()
+
+
+def rows_of(
+    rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], wanted: Sequence[Wanted], bad: Mapping[int, Bad]
+) -> Rows:
+    """`rows` with these numbers as `wanted`, beside those that are `bad` already."""
+    made, kept, wrong = table(rows, wanted)
+    name = next((column.name for column in wanted if column.is_id), None)
+    ids = {numbers[at]: rows[at].get(name) for at in wrong} if name is not None else {}
+    return Rows(made, [numbers[at] for at in kept], {**bad, **{numbers[at]: why for at, why in wrong.items()}}, ids)
 
 
 def table(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Wanted]) -> tuple[pa.Table, list[int], dict[int, Bad]]:
@@ -78,10 +89,10 @@ def _column(values: Sequence[Any], column: Wanted) -> tuple[pa.Array, dict[int, 
             wrong[place] = _why(value, column)
     if not wrong:
         # Each by itself is right, and they have no common type: numbers of lists and numbers, say.
-        depths = [_depth(value) for value in values]
-        usual = max(set(depths), key=depths.count)
-        wrong = {place: _why(values[place], column) for place, depth in enumerate(depths) if depth != usual}
-        wrong = wrong or {place: _why(value, column) for place, value in enumerate(values)}
+        depths = {place: _depth(value) for place, value in enumerate(values) if value is not None}
+        usual = Counter(depths.values()).most_common(1)[0][0]
+        wrong = {place: _why(values[place], column) for place, depth in depths.items() if depth != usual}
+        wrong = wrong or {place: _why(values[place], column) for place in depths}
     return pa.nulls(len(values)), wrong
 
 
