@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
-from enginehouse.contract.magic import recognised
+from enginehouse.contract.magic import LOOKED_AT, recognised
 from enginehouse.contract.tensors import TensorSpec
 
 #: Channels of a pixel -> what Pillow calls such a picture.
@@ -42,9 +42,12 @@ def decoded(data: Any, spec: TensorSpec) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image.convert(_MODES.get(channels or 3, "RGB")))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        kind = recognised(memoryview(data)[:512].tobytes())
-        what = f"it is {kind.name}" if kind is not None and kind.family != "picture" else str(error)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        kind = recognised(memoryview(data)[:LOOKED_AT].tobytes())
+        # What Pillow says of data that it does not know names an object in memory.
+        what = "it is of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        if kind is not None and kind.family != "picture":
+            what = f"it is {kind.name}"
         raise InvalidInput(f"not a picture that can be decoded: {what}") from None
     if pixels.ndim == 2 and len(row) == 3:
         pixels = pixels[:, :, None]

@@ -19,6 +19,7 @@ from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.scoring import mapping, rejected, writing
 from enginehouse.faces.scoring.answering import Answering
 from enginehouse.faces.scoring.batches import Group, asked
+from enginehouse.faces.scoring.caution import BLAMED, Caution, clear, write
 from enginehouse.faces.scoring.columns import Bad
 from enginehouse.faces.scoring.ledger import Ledger, Line
 from enginehouse.faces.scoring.readers import Rows
@@ -39,14 +40,20 @@ class Scorer:
         self._ledger = Ledger(Folder(task.folder))
         self._schema = mapping.results(task.plan, task.signature)
 
-    async def score(self, unit: Unit) -> Line:
-        """The line of `unit`, which is published. Raises what stopped it; nothing of the unit counts then."""
+    async def score(self, unit: Unit, caution: Caution | None = None) -> Line:
+        """The line of `unit`, which is published. Raises what stopped it; nothing of the unit counts then.
+
+        With `caution`, as is due for a unit that scorers died with, one call after the other.
+        """
         clock = _Clock()
         rows = await asyncio.to_thread(self._task.read, unit)
         clock.lap("read")
         groups, bad = await asyncio.to_thread(self._task.prepare, rows)
         clock.lap("cast")
-        parts, refused, calls = await self._answered(groups)
+        if caution is None:
+            parts, refused, calls = await self._answered(groups)
+        else:
+            parts, refused, calls = await self._answered_with_care(unit, groups, caution)
         clock.lap("answer")
         bad |= refused
         return await asyncio.to_thread(self._published, unit, rows, parts, bad, clock, calls)
@@ -65,6 +72,21 @@ class Scorer:
         parts = [part for answer, _, _ in answers for part in answer]
         refused = {row: why for _, found, _ in answers for row, why in found.items()}
         return parts, refused, sum(count for _, _, count in answers)
+
+    async def _answered_with_care(
+        self, unit: Unit, groups: list[Group], caution: Caution
+    ) -> tuple[list[writing.Part], dict[int, Bad], int]:
+        """As `_answered`, saying before each call what is asked."""
+        folder = self._ledger.folder
+        parts: list[writing.Part] = []
+        refused = dict.fromkeys(caution.guilty, BLAMED)
+        calls = 0
+        for group in caution.parts(groups, self._answering.batch_rows if self._task.signature.batched else 1):
+            await asyncio.to_thread(write, folder, unit, group.rows.tolist())
+            answered, bad, count = await self._ask(group)
+            parts, refused, calls = parts + answered, refused | bad, calls + count
+        await asyncio.to_thread(clear, folder, unit)
+        return parts, refused, calls
 
     async def _ask(self, group: Group) -> tuple[list[writing.Part], dict[int, Bad], int]:
         """The answers to `group`; if it is refused for what is in it, to each half, down to the rows that it is for."""

@@ -16,16 +16,22 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from enginehouse.contract.errors import ConfigError, EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.faces.scoring import caution as caution_of
 from enginehouse.faces.scoring.answering import ScorerPool
+from enginehouse.faces.scoring.caution import Caution
 from enginehouse.faces.scoring.ledger import Line
 from enginehouse.faces.scoring.scorer import Scorer
+from enginehouse.faces.scoring.storage import Folder
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit
 
 #: Units that one scorer has at a time.
 _AT_ONCE = 2
-#: How often a unit fails, or scorers die that have it, before the job gives up; and how many in a row do not start.
-_TRIES, _DEATHS, _STILLBORN = 4, 8, 4
+#: How often a unit fails, or scorers die that have it, before the job gives up: more often while it is found out which
+#: row is to blame. And how many in a row do not start.
+_TRIES, _DEATHS, _DEATHS_ASKING, _STILLBORN = 4, 8, 60, 4
+#: With so many scorers dead, a unit is scored with caution.
+_CAUTION = 2
 #: Seconds between looks at what is not an answer, between one more scorer and the next, and that the first may take.
 _LOOK_S, _GROW_S, _START_S = 0.5, 2.0, 120.0
 
@@ -45,9 +51,9 @@ class _Hosted:
         self._scorer = Scorer(task, answering, pool)
         return os.getpid()
 
-    async def score(self, unit: Unit) -> Line:
+    async def score(self, unit: Unit, caution: Caution | None) -> Line:
         assert self._scorer is not None
-        return await self._scorer.score(unit)
+        return await self._scorer.score(unit, caution)
 
     async def close(self) -> None:
         if self._scorer is not None:
@@ -82,7 +88,10 @@ class Workers:
     _left: deque[Unit] = field(default_factory=deque)
     _failures: Counter[str] = field(default_factory=Counter)
     _lost: Counter[str] = field(default_factory=Counter)
+    _lost_asking: Counter[str] = field(default_factory=Counter)
+    _cautions: dict[str, Caution] = field(default_factory=dict)
     _stillborn: int = 0
+    _folder: Folder = field(init=False)
     _grown: dict[str, float] = field(default_factory=dict)
 
     def lines(self, units: Sequence[Unit]) -> Iterator[Line | None]:
@@ -90,7 +99,7 @@ class Workers:
 
         Raises the EnginehouseError that stopped the job; finished units stay so.
         """
-        self._left = deque(units)
+        self._left, self._folder = deque(units), Folder(self.task.folder)
         try:
             for pool in self.pools:
                 for _ in range(min(pool.least, len(units))):
@@ -114,9 +123,9 @@ class Workers:
         if not self.stopping():
             self._resize()
             for hand in self._hands:
-                while hand.pid and self._left and len(hand.units) < _AT_ONCE:
+                while hand.pid and self._left and len(hand.units) < _AT_ONCE and self._may_have(hand, self._left[0]):
                     unit = self._left.popleft()
-                    hand.units[hand.actor.score.remote(unit)] = unit
+                    hand.units[hand.actor.score.remote(unit, self._cautions.get(unit.name))] = unit
         waited = [ref for hand in self._hands for ref in hand.units] + [
             hand.starting for hand in self._hands if not hand.pid
         ]
@@ -144,6 +153,12 @@ class Workers:
                 del hand.units[ref]
                 yield found
 
+    def _may_have(self, hand: _Hand, unit: Unit) -> bool:
+        """A unit that scorers died with is alone, so that nothing else is taken for its doing."""
+        if unit.name in self._cautions:
+            return not hand.units
+        return not any(own.name in self._cautions for own in hand.units.values())
+
     def _failed(self, hand: _Hand, ref: Any, error: RayTaskError) -> None:
         """A scorer could not start, or a unit failed in it."""
         cause = error.cause if isinstance(error.cause, EnginehouseError) else None
@@ -164,9 +179,20 @@ class Workers:
             said = str(error).strip().splitlines()[0]
             raise EngineUnavailable(hand.pool.name, f"its scorers do not start: {said}")
         for unit in list(hand.units.values()):
-            why = EngineUnavailable(hand.pool.name, "the process died that scored them")
-            self._again(unit, why, self._lost, _DEATHS)
+            self._lose(hand, unit)
         self._grown.pop(hand.pool.name, None)
+
+    def _lose(self, hand: _Hand, unit: Unit) -> None:
+        """A scorer died with `unit`."""
+        why = EngineUnavailable(hand.pool.name, "the process died that scored them")
+        caution = self._cautions.get(unit.name)
+        asked = caution_of.read(self._folder, unit) if caution is not None else ()
+        self._again(unit, why, self._lost_asking if asked else self._lost, _DEATHS_ASKING if asked else _DEATHS)
+        if caution is not None:
+            self._cautions[unit.name] = caution.after(asked)
+        elif self._lost[unit.name] >= _CAUTION:
+            self._cautions[unit.name] = Caution()
+        caution_of.clear(self._folder, unit)
 
     def _again(self, unit: Unit, why: EnginehouseError, counts: Counter[str], most: int) -> None:
         counts[unit.name] += 1

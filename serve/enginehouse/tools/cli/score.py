@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import logging
 import sys
 import time
 from typing import Annotated, Any, Literal, TypeAlias
@@ -80,6 +81,8 @@ def score(
         from enginehouse.faces.scoring.without_pandas import without_pandas
 
         without_pandas()
+        # A scorer waits when a router is slow, and says so itself.
+        logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
         inputs = {name: tuple(columns.split(",")) for name, columns in _pairs(map or [], "--map")}
         constants = {name: _json(text, name) for name, text in _pairs(constant or [], "--constant")}
         kept = tuple(name for names in keep or [] for name in names.split(","))
