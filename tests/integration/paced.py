@@ -1,12 +1,14 @@
-"""A scorer's own engine that takes a given time for each row, whatever the machine: for pools of known speeds."""
+"""Scorers' own engines of known speeds, whatever the machine; one that is stuck, and one that cannot be loaded."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
+from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.scoring.answering import Answered
 from enginehouse.faces.scoring.via_engines import OwnEngine, OwnEngineOf
@@ -44,3 +46,34 @@ class Paced:
 
     def close(self) -> None:
         self._engine.close()
+
+
+@dataclass(frozen=True)
+class StuckOnceOf(PacedOf):
+    """As it, but the first engine of all is stuck at its first call; `marker` is a file that says that it was."""
+
+    marker: Path
+
+    def __call__(self) -> Paced:
+        return StuckOnce(self)
+
+
+class StuckOnce(Paced):
+    """See `StuckOnceOf`."""
+
+    def __init__(self, made: StuckOnceOf) -> None:
+        super().__init__(made.of(), made.row_s)
+        self._marker, self._is_stuck = made.marker, False
+
+    async def answer(self, inputs: Tensors) -> Answered:
+        if not self._is_stuck and not self._marker.exists():
+            self._marker.touch()
+            self._is_stuck = True
+        if self._is_stuck:
+            raise EngineUnavailable("onnxruntime-cpu", "one call takes 61 s")
+        return await super().answer(inputs)
+
+
+def broken() -> Paced:
+    """Makes nothing."""
+    raise EngineUnavailable("openvino-cpu", "no driver")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from pyarrow import dataset, parquet
 from tests.integration import bundles
 from tests.integration.conftest import APP, House
-from tests.integration.paced import PacedOf
+from tests.integration.paced import PacedOf, StuckOnceOf, broken
 
 from enginehouse.cluster import node_facts
 from enginehouse.contract.config import ACCELERATOR_LABEL
+from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.faces.scoring import job, ways
+from enginehouse.faces.scoring.answering import Answering
 from enginehouse.faces.scoring.job import Asked, Scored
 from enginehouse.faces.scoring.readers import Limits
 from enginehouse.faces.scoring.report import Report
@@ -25,8 +28,18 @@ from enginehouse.faces.scoring.via_engines import OwnEngineOf, scorer_pools
 POOLS = APP.pools | {"gpu-pool": APP.pools["gpu-pool"].model_copy(update={"num_gpus": 0.0})}
 
 
-def scored_by_two_pools(house: House, folder: Path, rows: int, row_s: float) -> tuple[Report, pa.Table]:
-    """A job whose engines are four times as fast on the node with the GPU label."""
+@pytest.fixture(scope="module")
+def own(house: House) -> str:
+    """A model that is in the store, and not served: x 5."""
+    house.publish("own", "1", 5.0)
+    return "own"
+
+
+Answers = Callable[[OwnEngineOf], Callable[[], Answering]]
+
+
+def score(house: House, folder: Path, rows: int, *answers: Answers) -> tuple[Report, pa.Table]:
+    """A job of engines on the node with the GPU label and on the other one; `answers` are what they are made by."""
     x = np.arange(rows * bundles.WIDTH, dtype=np.float32).reshape(rows, bundles.WIDTH)
     parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=20)
     known = ways.known("own", str(house.store), "engines")
@@ -35,11 +48,13 @@ def scored_by_two_pools(house: House, folder: Path, rows: int, row_s: float) -> 
     assert [node.serves for node in nodes] == [True, True]
     way = ways.choose_way("engines", known.config, known.manifest, nodes, POOLS)
     assert [pool.name for pool in way.plan.pools] == ["gpu-pool", "cpu-pool"]
-    pools = []
-    for planned, pool in zip(way.plan.pools, scorer_pools(known.store, known.config, way.plan), strict=True):
-        assert 0 < planned.num_cpus <= 0.5
-        of = OwnEngineOf(known.store, known.config, planned)
-        pools.append(replace(pool, answering=PacedOf(of, row_s * (1 if pool.name == "gpu-pool" else 4))))
+    assert all(0 < pool.num_cpus <= 0.5 for pool in way.plan.pools)
+    pools = [
+        replace(pool, answering=of(OwnEngineOf(known.store, known.config, planned)))
+        for planned, pool, of in zip(
+            way.plan.pools, scorer_pools(known.store, known.config, way.plan), answers, strict=True
+        )
+    ]
     asked = Asked(str(folder / "in.parquet"), str(folder / "out"))
     model = Scored("own", "1", known.config.digest, known.manifest.request_signature())
     report = job.run(job.prepared(asked, model, Limits(rows=20)), pools, here=False)
@@ -49,17 +64,33 @@ def scored_by_two_pools(house: House, folder: Path, rows: int, row_s: float) -> 
     return report, found
 
 
-def test_each_pool_is_on_its_nodes_and_every_row_is_answered_once(house: House, tmp_path: Path) -> None:
-    house.publish("own", "1", 5.0)
-    report, found = scored_by_two_pools(house, tmp_path, 400, 0.001)
+def test_each_pool_is_on_its_nodes_and_every_row_is_answered_once(house: House, own: str, tmp_path: Path) -> None:
+    fast, slow = (lambda of: PacedOf(of, 0.001)), (lambda of: PacedOf(of, 0.004))
+    report, found = score(house, tmp_path, 400, fast, slow)
     assert (report.written, report.rejected) == (400, 0)
     assert set(found.column("backend").to_pylist()) <= {"gpu-pool on gpu", "cpu-pool on cpu"}
 
 
+def test_an_engine_that_is_stuck_or_cannot_be_loaded_takes_only_its_scorer(
+    house: House, own: str, tmp_path: Path
+) -> None:
+    stuck = lambda of: StuckOnceOf(of, 0.001, tmp_path / "stuck")  # noqa: E731
+    report, found = score(house, tmp_path, 200, stuck, lambda of: broken)
+    assert set(found.column("backend").to_pylist()) == {"gpu-pool on gpu"}
+    assert report.runs[-1].deaths == {"gpu-pool": 1}
+
+
+def test_a_job_whose_engines_cannot_be_loaded_at_all_ends_with_the_reason(
+    house: House, own: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineUnavailable, match="no driver"):
+        score(house, tmp_path, 200, lambda of: broken, lambda of: broken)
+
+
 @pytest.mark.slow
-def test_faster_hardware_takes_more_of_the_one_stream(house: House, tmp_path: Path) -> None:
-    house.publish("own", "1", 5.0)
-    _, found = scored_by_two_pools(house, tmp_path, 4000, 0.005)
-    fast = found.column("backend").to_pylist().count("gpu-pool on gpu") / 4000
+def test_faster_hardware_takes_more_of_the_one_stream(house: House, own: str, tmp_path: Path) -> None:
+    fast, slow = (lambda of: PacedOf(of, 0.005)), (lambda of: PacedOf(of, 0.02))
+    _, found = score(house, tmp_path, 4000, fast, slow)
+    share = found.column("backend").to_pylist().count("gpu-pool on gpu") / 4000
     # Both are busy but for the start and the end: 4 of 5 rows.
-    assert 0.72 < fast < 0.88
+    assert 0.72 < share < 0.88

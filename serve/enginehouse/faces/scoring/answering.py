@@ -51,7 +51,7 @@ class ScorerPool:
     """Scorers of one kind, `least` to `most` of them, that pull units from the job's one stream.
 
     `actor_options` are those of the Ray actor (num_cpus, num_gpus, resources, label_selector ...). `answering` is
-    called once in each actor and has to be picklable.
+    called once in each actor, has to be picklable, and may take `load_s` seconds.
     """
 
     name: str
@@ -59,6 +59,7 @@ class ScorerPool:
     least: int = 1
     most: int = 1
     actor_options: dict[str, Any] = field(default_factory=dict)
+    load_s: float = 120.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= self.most or self.most < 1:

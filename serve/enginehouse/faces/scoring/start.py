@@ -129,6 +129,7 @@ def ready(
     forecast_s = rows / way.plan.rows_per_s if way.plan.rows_per_s else None
     if way.via == "serve":
         return Ready(made, (_through_serve(found, least, most),), way.sentence, forecast_s)
+    made.notes += [f"left out: {note}" for note in way.plan.notes]
     pools = scorer_pools(found.store, found.config, way.plan, least, most)
     return Ready(made, tuple(pools), way.sentence, forecast_s)
 

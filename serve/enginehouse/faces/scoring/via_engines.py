@@ -21,7 +21,7 @@ from enginehouse.faces.scoring.engine_pools import EnginePool, Plan
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.hosting import STUCK_FOR_GOOD_S
-from enginehouse.pools.loading import Loader
+from enginehouse.pools.loading import BUILD_WITHIN_S, LOAD_WITHIN_S, Loader
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def scorer_pools(
             least=min(least, pool.most if most is None else min(most, pool.most)),
             most=pool.most if most is None else min(most, pool.most),
             actor_options=pool.actor_options(),
+            load_s=BUILD_WITHIN_S if "tensorrt" in pool.kinds[:1] else LOAD_WITHIN_S,
         )
         for pool in plan.pools
     ]

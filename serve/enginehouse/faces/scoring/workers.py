@@ -2,10 +2,12 @@
 
 Each scorer has up to two units, so that the next is read while one is computed. All pools take from one stream, so fast
 ones take more. Pools grow while units wait, and shrink when none do. Units of a scorer that died are handed out again.
+A pool whose scorers cannot be made is given up, unless it is the last one.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from enginehouse.contract.errors import ConfigError, EnginehouseError, EngineUnavailable, InferenceFailed
+from enginehouse.contract.errors import (
+    ConfigError,
+    EnginehouseError,
+    EngineUnavailable,
+    InferenceFailed,
+    StoreUnavailable,
+)
 from enginehouse.faces.scoring import caution as caution_of
 from enginehouse.faces.scoring.answering import ScorerPool
 from enginehouse.faces.scoring.caution import Caution
@@ -25,6 +33,8 @@ from enginehouse.faces.scoring.storage import Folder
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit
 
+logger = logging.getLogger(__name__)
+
 #: Units that one scorer has at a time.
 _AT_ONCE = 2
 #: How often a unit fails, or scorers die that have it, before the job gives up: more often while it is found out which
@@ -32,7 +42,7 @@ _AT_ONCE = 2
 _TRIES, _DEATHS, _DEATHS_ASKING, _STILLBORN = 4, 8, 60, 4
 #: With so many scorers dead, a unit is scored with caution.
 _CAUTION = 2
-#: Seconds between looks at what is not an answer, between one more scorer and the next, and that the first may take.
+#: Seconds between looks at what is not an answer, between one more scorer and the next, and for a place for the first.
 _LOOK_S, _GROW_S, _START_S = 0.5, 2.0, 120.0
 
 
@@ -66,16 +76,31 @@ class _Hand:
 
     pool: ScorerPool
     actor: Any
+    placing: Any
     starting: Any
     #: When it was started, or once it is up, when that was.
     since: float
     units: dict[Any, Unit] = field(default_factory=dict)
     pid: int = 0
+    placed: float = 0.0
+
+    def late(self, now: float) -> str:
+        """What it has not done in time: found a place, or made what answers there; "" for neither."""
+        if self.pid:
+            return ""
+        if not self.placed and ray.wait([self.placing], timeout=0)[0]:
+            self.placed = now
+        if self.placed:
+            return f"was ready within {self.pool.load_s:g} s" if now - self.placed > self.pool.load_s else ""
+        return f"started within {_START_S:g} s" if now - self.since > _START_S else ""
 
 
 @dataclass(slots=True)
 class Workers:
-    """The scorers of a job. By pool, for the report: `deaths`, `most` at a time, and seconds up and starting."""
+    """The scorers of a job. By pool, for the report: `deaths`, `most` at a time, and seconds up and starting.
+
+    `given_up`: why the scorers of a pool could not be made.
+    """
 
     task: Task
     pools: Sequence[ScorerPool]
@@ -84,6 +109,7 @@ class Workers:
     most: Counter[str] = field(default_factory=Counter)
     up_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     starting_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    given_up: dict[str, str] = field(default_factory=dict)
     _hands: list[_Hand] = field(default_factory=list)
     _left: deque[Unit] = field(default_factory=deque)
     _failures: Counter[str] = field(default_factory=Counter)
@@ -166,10 +192,29 @@ class Workers:
             last = str(error).strip().splitlines()[-1]
             cause = InferenceFailed(f"a scorer of {hand.pool.name} failed: {last}")
         unit = hand.units.pop(ref, None)
+        if unit is None:
+            self._not_made(hand, cause)
+            return
         # What may pass, or be the engine's own, is tried elsewhere; the rest is so everywhere.
-        if unit is None or not (cause.retryable or cause.fault.help != "nothing"):
+        if not (cause.retryable or cause.fault.help != "nothing"):
             raise cause
         self._again(unit, cause, self._failures, _TRIES)
+        if isinstance(cause, EngineUnavailable):
+            # One that is stuck, for instance, does not come back by itself: another process will have one that works.
+            self._end(hand)
+            self.deaths[hand.pool.name] += 1
+            for other in hand.units.values():
+                self._again(other, cause, self._lost, _DEATHS)
+
+    def _not_made(self, hand: _Hand, cause: EnginehouseError) -> None:
+        self._end(hand)
+        self._stillborn += 1
+        if isinstance(cause, StoreUnavailable) and self._stillborn < _STILLBORN:
+            return
+        self.given_up[hand.pool.name] = str(cause)
+        if all(pool.name in self.given_up for pool in self.pools):
+            raise cause
+        logger.warning("no more scorers of %s: %s: %s", hand.pool.name, type(cause).__name__, cause)
 
     def _died(self, hand: _Hand, error: Exception) -> None:
         self._gone(hand)
@@ -212,9 +257,11 @@ class Workers:
                     if not hand.units and len(self._hands) > 1:
                         self._end(hand)
                 continue
-            late = [hand for hand in own if not hand.pid and now - hand.since > _START_S]
+            late = [missed for hand in own if (missed := hand.late(now))]
             if late and not any(hand.pid for hand in self._hands):
-                raise ConfigError(f"no scorer of {pool.name} started within {_START_S:g} s; {free()}")
+                raise ConfigError(f"no scorer of {pool.name} {late[0]}; {free()}")
+            if pool.name in self.given_up:
+                continue
             is_full = all(hand.pid and len(hand.units) == _AT_ONCE for hand in own)
             waits = len(self._left) > _AT_ONCE * len(own)
             is_time = now - self._grown.get(pool.name, now - _GROW_S) >= _GROW_S
@@ -224,9 +271,10 @@ class Workers:
     def _start(self, pool: ScorerPool) -> None:
         options = {"max_concurrency": _AT_ONCE + 2, "max_restarts": 0, **pool.actor_options}
         actor = ray.remote(_Hosted).options(**options).remote()
-        self._hands.append(
-            _Hand(pool, actor, actor.start.remote(self.task, pool.answering, pool.name), time.monotonic())
-        )
+        # In this order: making what answers may keep the process from saying that it is there.
+        placing = actor.__ray_ready__.remote()
+        starting = actor.start.remote(self.task, pool.answering, pool.name)
+        self._hands.append(_Hand(pool, actor, placing, starting, time.monotonic()))
         self._grown[pool.name] = time.monotonic()
         own = sum(hand.pool is pool for hand in self._hands)
         self.most[pool.name] = max(self.most[pool.name], own)
