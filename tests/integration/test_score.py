@@ -13,7 +13,7 @@ import psutil
 import pyarrow as pa
 import pytest
 from pyarrow import dataset, parquet
-from tests.integration.bundles import WIDTH
+from tests.integration.bundles import CRASHES, RAISES, WIDTH, publish_poisonous
 from tests.integration.cluster import wait_for
 from tests.integration.conftest import House
 
@@ -154,3 +154,18 @@ def test_rows_that_cannot_be_scored_are_put_apart_and_the_exit_code_says_so(hous
     assert written.column("id").to_pylist() == ids.to_pylist()[:3]
     np.testing.assert_array_equal(np.array(written.to_pydict()["output.y"]), 2 * np.array(x[:3]))
     assert {each["id"]: each["kind"] for each in rejected(tmp_path / "out")} == {4: "shape", 5: "cast"}
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_its_engine_is_found_and_rejected(house: House, tmp_path: Path) -> None:
+    """ONNX Runtime raises for one row, and another one ends its process: -2**63 / -1 (see `bundles`)."""
+    publish_poisonous(house.store, "deadly")
+    rows = [[at + 100] for at in range(200)]
+    rows[31], rows[77] = [RAISES], [CRASHES]
+    parquet.write_table(pa.table({"id": range(200), "x": rows}), tmp_path / "in.parquet")
+    arguments = (str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--via", "engines", "--store", str(house.store))
+    result = house.cluster.cli("score", "deadly", *arguments, timeout=250)
+    assert result.returncode == 3, result.stderr
+    assert {each["id"]: each["kind"] for each in rejected(tmp_path / "out")} == {31: "refused", 77: "engine"}
+    written = dataset.dataset(tmp_path / "out").to_table()
+    assert written.column("id").to_pylist() == [at for at in range(200) if at not in (31, 77)]
