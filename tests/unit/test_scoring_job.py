@@ -373,3 +373,26 @@ def test_of_two_commands_one_works_on_a_job_and_a_dead_one_is_no_bar(tmp_path: P
     for driver in (dead, far):
         folder.put(NAME, json.dumps(driver).encode())
         score(source, tmp_path / "out", FLAT)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.uint8, np.int64])
+def test_the_best_classes_come_with_their_labels(tmp_path: Path, dtype: Any) -> None:
+    x = np.array([[1, 3, 2], [5, 5, 0], [0, 0, 7]]).astype(dtype)
+    np.savez(tmp_path / "in.npz", x=x)
+    wanted = signature(dtype, 3)
+    score(tmp_path / "in.npz", tmp_path / "out", wanted, mapped=Mapped(top_k=2, labels=("a", "b", "c")))
+    best = results(tmp_path / "out").column("output.y.top").to_pylist()
+    assert [[each["label"] for each in row] for row in best] == [["b", "c"], ["a", "b"], ["c", "a"]]
+    assert [[each["score"] for each in row] for row in best] == [[3, 2], [5, 5], [7, 0]]
+    score(tmp_path / "in.npz", tmp_path / "numbers", wanted, mapped=Mapped(top_k=1, rename={"output.y.top": "best"}))
+    assert [row[0]["class"] for row in results(tmp_path / "numbers").column("best").to_pylist()] == [1, 0, 2]
+    with pytest.raises(ConfigError, match="--top-k 4 of output 'y', which has 3 classes"):
+        score(tmp_path / "in.npz", tmp_path / "no", wanted, mapped=Mapped(top_k=4))
+    with pytest.raises(ConfigError, match="1 labels for output 'y', which has 3 classes"):
+        score(tmp_path / "in.npz", tmp_path / "no", wanted, mapped=Mapped(top_k=1, labels=("a",)))
+
+
+async def test_a_job_may_be_started_where_a_loop_runs(tmp_path: Path) -> None:
+    """As in a notebook."""
+    source = write(tmp_path / "in.parquet", id=[1], x=[1.0])
+    assert score(source, tmp_path / "out", FLAT).written == 1

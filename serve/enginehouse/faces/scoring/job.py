@@ -31,7 +31,7 @@ from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look, Progress
 from enginehouse.faces.scoring.readers import Limits
 from enginehouse.faces.scoring.report import Report
-from enginehouse.faces.scoring.storage import Folder
+from enginehouse.faces.scoring.storage import Folder, digest
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit
 
@@ -67,6 +67,8 @@ class Asked:
             "--id-column": self.mapped.id_column,
             "--keep": list(self.mapped.keep),
             "--rename": dict(self.mapped.rename),
+            "--top-k": self.mapped.top_k,
+            "--labels": digest("\n".join(self.mapped.labels).encode())[:16] if self.mapped.labels else None,
             "--output-format": self.target_format,
             "--limit": self.limit,
             "--sample": self.sample,
@@ -220,8 +222,16 @@ def _run_here(job: Job, pool: ScorerPool, progress: Progress, stopping: Callable
         finally:
             scorer.close()
 
-    if job.left:
+    if not job.left:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
         asyncio.run(all_of_it())
+    else:
+        # In a notebook, say, whose loop is busy with the very call that this is.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, all_of_it()).result()
 
 
 def _done(job: Job, progress: Progress, line: Line | None) -> None:

@@ -17,6 +17,7 @@ from enginehouse.faces.scoring.columns import check_type, type_of
 from enginehouse.faces.scoring.exactly import cast_exactly
 from enginehouse.faces.scoring.readers import Look, Rows, Wanted
 from enginehouse.faces.scoring.sources import File, Listing
+from enginehouse.faces.scoring.top import Top
 
 #: The column that rows are called by unless another is named, and what rows without one get.
 ID = "id"
@@ -39,6 +40,8 @@ class Mapped:
     id_column: str | None = None
     keep: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
+    top_k: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Plan:
     kinds: pa.Schema
     is_typed: bool
     is_one_file: bool
+    top: Top | None = None
 
     def wanted(self, signature: Signature) -> list[Wanted]:
         """The columns to read."""
@@ -100,6 +104,7 @@ class Plan:
             "kinds": base64.b64encode(self.kinds.serialize().to_pybytes()).decode(),
             "is_typed": self.is_typed,
             "is_one_file": self.is_one_file,
+            "top": None if self.top is None else [self.top.count, list(self.top.labels)],
         }
 
     @classmethod
@@ -107,7 +112,8 @@ class Plan:
         """The inverse of `document`."""
         kinds = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(document["kinds"])))
         inputs = {name: tuple(columns) for name, columns in document["inputs"].items()}
-        return cls(**{**document, "inputs": inputs, "keep": tuple(document["keep"]), "kinds": kinds})
+        top = None if document["top"] is None else Top(document["top"][0], tuple(document["top"][1]))
+        return cls(**{**document, "inputs": inputs, "keep": tuple(document["keep"]), "kinds": kinds, "top": top})
 
 
 def place(file: File, number: int) -> str:
@@ -133,7 +139,10 @@ def plan(mapped: Mapped, signature: Signature, listing: Listing, look: Look) -> 
     else:
         id_type = pa.int64() if listing.is_one else pa.string()
     kinds = pa.schema([(id_name, id_type), *((name, look.schema.field(name).type) for name in keep)])
-    made = Plan(inputs, constants, id_column, id_name, keep, mapped.rename, kinds, look.is_typed, listing.is_one)
+    if mapped.labels and not mapped.top_k:
+        raise ConfigError("labels are those of the best classes; say how many with --top-k")
+    top = Top(mapped.top_k, mapped.labels) if mapped.top_k else None
+    made = Plan(inputs, constants, id_column, id_name, keep, mapped.rename, kinds, look.is_typed, listing.is_one, top)
     results(made, signature)
     return made
 
@@ -161,6 +170,8 @@ def results(plan: Plan, signature: Signature) -> pa.Schema:
     fields = [pa.field(plan.id_name, plan.kinds.field(plan.id_name).type)]
     fields += [pa.field(name, plan.kinds.field(name).type) for name in plan.keep]
     fields += [pa.field(f"{OUTPUT}{spec.name}", type_of(spec, signature.batched)) for spec in signature.outputs]
+    if plan.top is not None:
+        fields += [pa.field(f"{OUTPUT}{spec.name}.top", plan.top.kind(spec)) for spec in plan.top.outputs(signature)]
     fields += [pa.field(VERSION, pa.string()), pa.field(BACKEND, pa.string())]
     known = {each.name for each in fields}
     rename = {(name if name in known else f"{OUTPUT}{name}"): new for name, new in plan.rename.items()}

@@ -131,9 +131,8 @@ class Scorer:
         apart += [
             self._rejected(plan.bad_id(rows, number, unit.file), unit, number, why) for number, why in rows.bad.items()
         ]
-        results = writing.table(
-            parts, [ids, *(rows.table.column(name) for name in plan.keep)], self._task.signature, self._schema
-        )
+        passed_on = [ids, *(rows.table.column(name) for name in plan.keep)]
+        results = writing.table(parts, passed_on, self._task.signature, self._schema, plan.top)
         if results.num_rows + len(apart) != unit.rows:
             raise InferenceFailed(
                 f"{unit.file.url}: of {unit.rows} rows from row {unit.part.first} on, {results.num_rows} were answered "

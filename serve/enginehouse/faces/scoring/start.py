@@ -61,6 +61,8 @@ def score(
     id_column: str | None = None,
     keep: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
+    top_k: int = 0,
+    labels: Sequence[str] = (),
     format: str | None = None,
     output_format: str = "parquet",
     limit: int | None = None,
@@ -87,7 +89,7 @@ def score(
     asked = Asked(
         absolute(source),
         absolute(target),
-        Mapped(inputs, dict(constants or {}), id_column, tuple(keep), dict(rename or {})),
+        Mapped(inputs, dict(constants or {}), id_column, tuple(keep), dict(rename or {}), top_k, tuple(labels)),
         format,
         output_format,
         limit,

@@ -13,6 +13,7 @@ from pyarrow import compute, parquet
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse.faces.scoring.columns import column_of, type_of
 from enginehouse.faces.scoring.rejected import plain
+from enginehouse.faces.scoring.top import Top
 
 #: The formats of results, and how their files end.
 ENDS = {"parquet": "parquet", "jsonl": "jsonl", "arrow": "arrow"}
@@ -29,7 +30,11 @@ class Part:
 
 
 def table(
-    parts: Sequence[Part], passed_on: Sequence[pa.ChunkedArray], signature: Signature, schema: pa.Schema
+    parts: Sequence[Part],
+    passed_on: Sequence[pa.ChunkedArray],
+    signature: Signature,
+    schema: pa.Schema,
+    top: Top | None = None,
 ) -> pa.Table:
     """The results of a unit; `passed_on` are the id and the kept columns, of all of its rows."""
     numbers = np.concatenate([part.rows for part in parts]) if parts else np.zeros(0, np.int64)
@@ -40,6 +45,9 @@ def table(
         kind = type_of(spec, signature.batched)
         each = [column_of(part.outputs[spec.name], kind) for part in parts]
         columns.append(pa.chunked_array(each, kind).take(order))
+    for spec in top.outputs(signature) if top is not None else ():
+        best = [top.column(part.outputs[spec.name], spec) for part in parts if top is not None]
+        columns.append(pa.chunked_array(best, top.kind(spec) if top is not None else None).take(order))
     for names in ([part.version for part in parts], [part.backend for part in parts]):
         counts = [len(part.rows) for part in parts]
         told = pa.array(np.repeat(np.array(names, object), counts).tolist() if parts else [], pa.string())

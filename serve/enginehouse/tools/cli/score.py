@@ -44,6 +44,8 @@ def score(
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OLD=NEW", help="Another name for a column of results.")
     ] = None,
+    top_k: Annotated[int, typer.Option(min=0, help="Add the best so many classes of each output of scores.")] = 0,
+    labels: Annotated[str, typer.Option(help="File with the labels of classes: a line each, or a JSON list.")] = "",
     format: Annotated[str | None, typer.Option(help="Format of INPUT, where names do not say it.")] = None,
     output_format: Annotated[str, typer.Option(help="parquet, jsonl or arrow.")] = "parquet",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
@@ -78,6 +80,7 @@ def score(
     with connect.connected(address):
         from enginehouse.faces.scoring import job, start
         from enginehouse.faces.scoring.mapping import Mapped
+        from enginehouse.faces.scoring.top import labels as labels_in
         from enginehouse.faces.scoring.without_pandas import without_pandas
 
         without_pandas()
@@ -86,7 +89,9 @@ def score(
         inputs = {name: tuple(columns.split(",")) for name, columns in _pairs(map or [], "--map")}
         constants = {name: _json(text, name) for name, text in _pairs(constant or [], "--constant")}
         kept = tuple(name for names in keep or [] for name in names.split(","))
-        mapped = Mapped(inputs, constants, id_column, kept, dict(_pairs(rename or [], "--rename")))
+        renamed = dict(_pairs(rename or [], "--rename"))
+        told = labels_in(labels) if labels else ()
+        mapped = Mapped(inputs, constants, id_column, kept, renamed, top_k, told)
         paths = start.absolute(source), start.absolute(target)
         asked = job.Asked(*paths, mapped, format, output_format, limit, sample, max_rejected, restart)
         most = None if max_actors is None else max(min_actors, max_actors)
