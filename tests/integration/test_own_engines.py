@@ -21,7 +21,7 @@ from enginehouse.faces.scoring import job, ways
 from enginehouse.faces.scoring.answering import Answering
 from enginehouse.faces.scoring.job import Asked, Scored
 from enginehouse.faces.scoring.readers import Limits
-from enginehouse.faces.scoring.report import Report
+from enginehouse.faces.scoring.results.report import Report
 from enginehouse.faces.scoring.via_engines import OwnEngineOf, scorer_pools
 
 #: The application holds the logical GPU, so engines beside it ask for none.

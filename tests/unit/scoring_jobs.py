@@ -17,7 +17,7 @@ from enginehouse.faces.scoring.answering import Answered, ScorerPool
 from enginehouse.faces.scoring.job import Asked, Scored
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.readers import Limits
-from enginehouse.faces.scoring.report import Report
+from enginehouse.faces.scoring.results.report import Report
 
 Function = Callable[[Tensors], Mapping[str, np.ndarray]]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.tensors import DTYPES, TensorSpec
-from enginehouse.faces.scoring.columns import cast, check_type, column_of, type_of
+from enginehouse.faces.scoring.rows.columns import cast, check_type, column_of, type_of
 
 WHOLE = [np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")]
 FLOATS = [DTYPES[name] for name in ("FP16", "FP32", "FP64", "BF16")]

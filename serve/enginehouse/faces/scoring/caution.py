@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from enginehouse.faces.scoring.batches import Group
-from enginehouse.faces.scoring.columns import Bad
+from enginehouse.faces.scoring.rows.batches import Group
+from enginehouse.faces.scoring.rows.columns import Bad
 from enginehouse.faces.scoring.storage import Folder
 from enginehouse.faces.scoring.units import Unit
 

@@ -23,14 +23,15 @@ from typing import Any
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.tensors import Signature
-from enginehouse.faces.scoring import ledger, mapping, readers, report, sources, units, writing
+from enginehouse.faces.scoring import ledger, mapping, readers, sources, units
 from enginehouse.faces.scoring.answering import ScorerPool
 from enginehouse.faces.scoring.lease import Lease
 from enginehouse.faces.scoring.ledger import Ledger, Line
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look, Progress
 from enginehouse.faces.scoring.readers import Limits
-from enginehouse.faces.scoring.report import Report
+from enginehouse.faces.scoring.results import report, writing
+from enginehouse.faces.scoring.results.report import Report
 from enginehouse.faces.scoring.storage import Folder, digest
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit

@@ -18,7 +18,7 @@ from typing import Any
 
 from enginehouse.contract.errors import ConfigError
 from enginehouse.faces.scoring import units
-from enginehouse.faces.scoring.rejected import FOLDER as REJECTED
+from enginehouse.faces.scoring.results.rejected import FOLDER as REJECTED
 from enginehouse.faces.scoring.sources import File
 from enginehouse.faces.scoring.storage import Folder, digest
 from enginehouse.faces.scoring.units import Unit

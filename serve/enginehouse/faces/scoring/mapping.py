@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from enginehouse.contract.errors import ConfigError, InvalidInput
 from enginehouse.contract.tensors import Signature, datatype
-from enginehouse.faces.scoring.batches import with_rows
-from enginehouse.faces.scoring.columns import check_type, type_of
-from enginehouse.faces.scoring.exactly import cast_exactly
 from enginehouse.faces.scoring.readers import Look, Rows, Wanted
+from enginehouse.faces.scoring.results.top import Top
+from enginehouse.faces.scoring.rows.batches import with_rows
+from enginehouse.faces.scoring.rows.columns import check_type, type_of
+from enginehouse.faces.scoring.rows.exactly import cast_exactly
 from enginehouse.faces.scoring.sources import File, Listing
-from enginehouse.faces.scoring.top import Top
 
 #: The column that rows are called by unless another is named, and what rows without one get.
 ID = "id"
@@ -73,7 +73,8 @@ class Plan:
             for column in self.inputs.get(spec.name, ()):
                 if column in uses and not self.is_typed:
                     raise ConfigError(
-                        f"column {column!r} is an input and passed on as well, which {ID} and kept are not"
+                        f"column {column!r} is an input; in files whose columns have no types (CSV, JSON lines) it cannot be "
+                        "the id or kept as well"
                     )
                 uses.setdefault(column, Wanted(column, "text" if spec.dtype.hasobject else "number"))
         return list(uses.values())

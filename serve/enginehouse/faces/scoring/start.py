@@ -22,7 +22,7 @@ from enginehouse.faces.scoring.job import Asked, Job, Scored
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look
 from enginehouse.faces.scoring.readers import Limits
-from enginehouse.faces.scoring.report import Report
+from enginehouse.faces.scoring.results.report import Report
 from enginehouse.faces.scoring.via_serve import ThroughServe
 from enginehouse.faces.scoring.ways import Known, Via, choose_way, known
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.tensors import Signature
 from enginehouse.faces.scoring import mapping, readers
-from enginehouse.faces.scoring.batches import Group, grouped, with_rows
-from enginehouse.faces.scoring.columns import Bad
 from enginehouse.faces.scoring.readers import Part, Rows
+from enginehouse.faces.scoring.rows.batches import Group, grouped, with_rows
+from enginehouse.faces.scoring.rows.columns import Bad
 from enginehouse.faces.scoring.units import Unit
 
 #: Rows that are looked at before a job begins.

@@ -80,7 +80,7 @@ def score(
     with connect.connected(address):
         from enginehouse.faces.scoring import job, start
         from enginehouse.faces.scoring.mapping import Mapped
-        from enginehouse.faces.scoring.top import labels as labels_in
+        from enginehouse.faces.scoring.results.top import labels as labels_in
         from enginehouse.faces.scoring.without_pandas import without_pandas
 
         without_pandas()
@@ -124,7 +124,7 @@ def say(text: str) -> None:
 
 
 def _show(report: Any, started: float, json: bool) -> None:
-    from enginehouse.faces.scoring.report import document
+    from enginehouse.faces.scoring.results.report import document
 
     if json:
         typer.echo(json_format.dumps(document(report)))
@@ -158,8 +158,9 @@ def _forecast(ready: Any) -> None:
 
 def _status(target: str, json: bool) -> None:
     """What is done of the job in a folder, from its ledger."""
-    from enginehouse.faces.scoring import report, start
+    from enginehouse.faces.scoring import start
     from enginehouse.faces.scoring.ledger import Ledger
+    from enginehouse.faces.scoring.results import report
     from enginehouse.faces.scoring.storage import Folder
 
     ledger = Ledger(Folder(start.absolute(target)))

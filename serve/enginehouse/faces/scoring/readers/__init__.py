@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from enginehouse.faces.scoring.columns import Bad
+from enginehouse.faces.scoring.rows.columns import Bad
 from enginehouse.faces.scoring.sources import File
 
 _MODULES = {

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.faces.scoring.columns import lists, nested
 from enginehouse.faces.scoring.readers import Limits, Look, Part, Rows, Wanted
 from enginehouse.faces.scoring.readers.opening import opened, reading
+from enginehouse.faces.scoring.rows.columns import lists, nested
 from enginehouse.faces.scoring.sources import File
 
 #: What the only array of an .npy file is called.

@@ -15,9 +15,9 @@ import orjson
 import pyarrow as pa
 
 from enginehouse.contract.errors import InvalidInput
-from enginehouse.faces.scoring.columns import Bad
 from enginehouse.faces.scoring.readers import Limits, Look, Part, Rows, Wanted, values
 from enginehouse.faces.scoring.readers.opening import opened, reading
+from enginehouse.faces.scoring.rows.columns import Bad
 from enginehouse.faces.scoring.sources import File
 
 _WHAT = "JSON lines"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from enginehouse.faces.scoring.columns import Bad
 from enginehouse.faces.scoring.readers import Rows, Wanted
+from enginehouse.faces.scoring.rows.columns import Bad
 
 #: What values of a type may be; of other types (lists, objects) the array has to be what it was made of.
 _ALLOWED = (

@@ -11,9 +11,9 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.faces.scoring.columns import column_of, type_of
-from enginehouse.faces.scoring.rejected import plain
-from enginehouse.faces.scoring.top import Top
+from enginehouse.faces.scoring.results.rejected import plain
+from enginehouse.faces.scoring.results.top import Top
+from enginehouse.faces.scoring.rows.columns import column_of, type_of
 
 #: The formats of results, and how their files end.
 ENDS = {"parquet": "parquet", "jsonl": "jsonl", "arrow": "arrow"}

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
-from enginehouse.faces.scoring.columns import Bad, Cast, cast
+from enginehouse.faces.scoring.rows.columns import Bad, Cast, cast
 
 
 @dataclass(frozen=True, slots=True)

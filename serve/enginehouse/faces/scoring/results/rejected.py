@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enginehouse.faces.scoring.columns import Bad
+from enginehouse.faces.scoring.rows.columns import Bad
 
 #: Where they are, below OUTPUT. Readers of folders of results leave out names like this.
 FOLDER = "_rejected"

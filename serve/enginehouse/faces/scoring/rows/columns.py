@@ -16,8 +16,8 @@ from pyarrow import compute
 
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.tensors import TensorSpec, datatype
-from enginehouse.faces.scoring import pictures
-from enginehouse.faces.scoring.exactly import cast_exactly
+from enginehouse.faces.scoring.rows import pictures
+from enginehouse.faces.scoring.rows.exactly import cast_exactly
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.faces.scoring.progress import duration
-from enginehouse.faces.scoring.report import Report
+from enginehouse.faces.scoring.results.report import Report
 
 #: What seconds of scorers were spent on, in the order of a unit's way.
 _STEPS = {"read_s": "reading", "cast_s": "casting", "answer_s": "waiting for answers", "write_s": "writing"}

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.tensors import Signature, TensorSpec
-from enginehouse.faces.scoring.columns import type_of
+from enginehouse.faces.scoring.rows.columns import type_of
 
 
 @dataclass(frozen=True, slots=True)

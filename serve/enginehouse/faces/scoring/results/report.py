@@ -88,7 +88,7 @@ def made(folder: Folder, lines: Mapping[str, Line], rows: int, units: int) -> Re
 
 def publish(folder: Folder, report: Report, terms: Mapping[str, Any]) -> None:
     """Write the report into OUTPUT; `terms` are those of the ledger."""
-    from enginehouse.faces.scoring.page import rendered
+    from enginehouse.faces.scoring.results.page import rendered
 
     folder.put(REPORT, json.dumps(document(report), indent=1).encode())
     folder.put(PAGE, rendered(report, terms).encode())
