@@ -124,6 +124,7 @@ LINES = {
     '{"id": 4, "x": [1]}': "cast",
     '{"id": "five", "x": 1}': "cast",
     '{"id": 1.5, "x": 1}': "cast",
+    '{"id": 6, "x": 1e400}': "undecodable",
     '{"id": 6, "x": 100000000000000000000000000}': "cast",
 }
 
@@ -144,7 +145,7 @@ def test_a_line_that_cannot_be_read_is_one_bad_row(tmp_path: Path, line: str) ->
     assert (x[0], x[2]) == (1, None) and np.isnan(x[1])
 
 
-@pytest.mark.parametrize("record", ["1,2,3", "1", '"b"c,2', "1,abc", "1,\xff", '1,"2'])
+@pytest.mark.parametrize("record", ["1,2,3", "1", '"b"c,2', "1,abc", "1,\xff", '1,"2', "1,1e400", "1,1_0", "1,0x1"])
 def test_a_record_that_cannot_be_read_is_one_bad_row(tmp_path: Path, record: str) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes("\n".join(["id,x", "007,.5", '"a\nb",1', '5" c,', record]).encode("latin-1"))

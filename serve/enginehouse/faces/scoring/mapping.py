@@ -73,8 +73,8 @@ class Plan:
             for column in self.inputs.get(spec.name, ()):
                 if column in uses and not self.is_typed:
                     raise ConfigError(
-                        f"column {column!r} is an input; in files whose columns have no types (CSV, JSON lines) it cannot be "
-                        "the id or kept as well"
+                        f"column {column!r} is an input; in files whose columns have no types (CSV, JSON lines) it "
+                        "cannot be the id or kept as well"
                     )
                 uses.setdefault(column, Wanted(column, "text" if spec.dtype.hasobject else "number"))
         return list(uses.values())

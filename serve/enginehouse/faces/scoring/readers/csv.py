@@ -57,7 +57,7 @@ def read(file: File, part: Part, wanted: Sequence[Wanted]) -> Rows:
     header = _header(file)
     places = {column.name: header.index(column.name) for column in wanted}
     rows: list[dict[str, Any]] = []
-    numbers, bad = [], {}
+    numbers, bad, ids = [], {}, {}
     with reading(file, _WHAT), opened(file) as stream:
         stream.seek(part.at["start"])
         for number, (_, record) in enumerate(islice(_records(stream), part.rows), part.first):
@@ -65,13 +65,16 @@ def read(file: File, part: Part, wanted: Sequence[Wanted]) -> Rows:
                 cells = _cells(record)
                 if len(cells) != len(header):
                     raise ValueError(f"{len(cells)} cells, and the header has {len(header)}")
+                ids[number] = next((cells[places[column.name]] for column in wanted if column.is_id), None)
                 rows.append({column.name: _value(cells[places[column.name]], column) for column in wanted})
                 numbers.append(number)
             except (ValueError, csv.Error) as error:
                 bad[number] = Bad("undecodable", f"{error}")
     if len(rows) + len(bad) != part.rows:
         raise InvalidInput(f"{file.url} changed while it was read; score anew with --restart")
-    return values.rows_of(rows, numbers, wanted, bad)
+    found = values.rows_of(rows, numbers, wanted, bad)
+    found.bad_ids = {number: ids[number] for number in found.bad if number in ids}
+    return found
 
 
 def _header(file: File) -> list[str]:
@@ -124,7 +127,7 @@ def _value(cell: str, column: Wanted) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        # `.5`, `1.`, `+1`, `NaN`, `inf`: no JSON, and written by many.
-        return float(text)
+        # `.5`, `1.`, `+1`, `NaN`, `inf`: no JSON, and written by many. `1_000` is only a number to Python.
+        return values.finite(text.replace("_", "?"))
     except ValueError:
         raise ValueError(f"column {column.name!r} has the value {cell!r}, which is no number") from None

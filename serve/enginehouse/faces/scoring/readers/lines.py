@@ -102,13 +102,13 @@ def _parsed(line: bytes) -> dict[str, Any]:
     """Raises ValueError for what is no object."""
     row: Any
     if _LONG.search(line):
-        row = json.loads(line)
+        row = json.loads(line, parse_float=values.finite)
     else:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             # NaN and infinities, as Python writes them.
-            row = json.loads(line)
+            row = json.loads(line, parse_float=values.finite)
     if not isinstance(row, dict):
         raise ValueError(f"it is {type(row).__name__}")
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,14 @@ _ALLOWED = (
     (pa.types.is_floating, {int, float}),
     (pa.types.is_string, {str}),
 )
+
+
+def finite(text: str) -> float:
+    """A number as it is written. Raises ValueError for one that a double does not hold: 1e400 is not infinite."""
+    number = float(text)
+    if math.isinf(number) and any(sign.isdigit() for sign in text):
+        raise ValueError(f"{text} is larger than 64 bits hold")
+    return number
 
 
 def kind_of(values: Sequence[Any]) -> pa.DataType:
