@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import Any, Literal, TextIO, TypeAlias
 
 from enginehouse.faces.scoring.ledger import Line
@@ -13,6 +13,8 @@ from enginehouse.faces.scoring.ledger import Line
 Look: TypeAlias = Literal["live", "lines", "json", "none"]
 #: Seconds between two lines in a log, and two on a terminal.
 _EVERY_S: dict[Look, float] = {"live": 0.2, "lines": 10.0, "json": 2.0, "none": float("inf")}
+#: Seconds by which the rate is told, and units at least.
+_LATELY_S, _LEAST = 20.0, 4
 
 
 class Progress:
@@ -22,7 +24,9 @@ class Progress:
         self.total, self.done, self.rejected, self.new = total, before, 0, 0
         self.pools: Counter[str] = Counter()
         self._look, self._to = look, to or sys.stderr
-        self._began = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        # When how many rows were done: starting scorers says nothing of how long the rest takes.
+        self._lately: deque[tuple[float, int]] = deque()
 
     def add(self, line: Line | None) -> None:
         """A unit is done; None when it is only time that passed."""
@@ -32,6 +36,10 @@ class Progress:
             self.rejected += line.rejected
             self.pools[line.pool] += line.rows
         now = time.monotonic()
+        if line is not None:
+            self._lately.append((now, self.new))
+            while now - self._lately[0][0] > _LATELY_S and len(self._lately) > _LEAST:
+                self._lately.popleft()
         if now - self._shown >= _EVERY_S[self._look]:
             self._shown = now
             self._show()
@@ -46,8 +54,7 @@ class Progress:
 
     def figures(self) -> dict[str, Any]:
         """What is shown, as plain data."""
-        seconds = time.monotonic() - self._began
-        rate = self.new / seconds if seconds > 0 else 0.0
+        rate = self._rate()
         left = (self.total - self.done) / rate if rate else None
         return {
             "rows": self.done,
@@ -57,6 +64,13 @@ class Progress:
             "rejected": self.rejected,
             "pools": dict(self.pools),
         }
+
+    def _rate(self) -> float:
+        """Rows a second, lately; 0 until two units are done."""
+        if len(self._lately) < 2:
+            return 0.0
+        (first, before), (last, after) = self._lately[0], self._lately[-1]
+        return (after - before) / (last - first) if last > first else 0.0
 
     def _show(self) -> None:
         figures = self.figures()
@@ -71,7 +85,9 @@ class Progress:
 
 def _told(figures: dict[str, Any]) -> str:
     share = 100 * figures["rows"] / max(1, figures["of"])
-    told = f"{figures['rows']:,} of {figures['of']:,} rows ({share:.0f} %), {figures['rows_per_s']:,.0f} rows/s"
+    told = f"{figures['rows']:,} of {figures['of']:,} rows ({share:.0f} %)"
+    if figures["rows_per_s"]:
+        told += f", {figures['rows_per_s']:,.0f} rows/s"
     if figures["seconds_left"] is not None:
         told += f", {duration(figures['seconds_left'])} left"
     if figures["rejected"]:
