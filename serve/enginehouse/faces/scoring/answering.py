@@ -51,7 +51,8 @@ class ScorerPool:
     """Scorers of one kind, `least` to `most` of them, that pull units from the job's one stream.
 
     `actor_options` are those of the Ray actor (num_cpus, num_gpus, resources, label_selector ...). `answering` is
-    called once in each actor, has to be picklable, and may take `load_s` seconds.
+    called once in each actor, has to be picklable, and may take `load_s` seconds. `nice`: how far the process
+    steps back for others on its machine, from 0 to 19.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ScorerPool:
     most: int = 1
     actor_options: dict[str, Any] = field(default_factory=dict)
     load_s: float = 120.0
+    nice: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= self.most or self.most < 1:

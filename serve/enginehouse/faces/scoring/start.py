@@ -28,11 +28,13 @@ from enginehouse.faces.scoring.ways import Known, Via, choose_way, known
 
 #: Logical CPUs of a scorer that asks the application: it reads, casts and waits. A local cluster has few to give.
 SCORER_CPUS = 0.25
+#: Scorers step back for the processes that answer online requests.
+NICE = 10
 #: Scorers at most, unless another number is asked for.
 MOST = 4
 #: A request to the application: at most so many full batches (a pool queues more in pieces), within so many
 #: milliseconds of computing, for which online requests may have to wait.
-REQUEST_BATCHES, REQUEST_MS = 8, 10.0
+REQUEST_BATCHES, REQUEST_MS = 8, 5.0
 #: Seconds of computing in a unit, at most.
 UNIT_S = 10.0
 
@@ -138,7 +140,8 @@ def ready(
 
 def _through_serve(found: Known, least: int, most: int | None) -> ScorerPool:
     answering = ThroughServe(found.config.name, found.config.version, _request_rows(found))
-    return ScorerPool("serve", answering, least, max(least, MOST if most is None else most), {"num_cpus": SCORER_CPUS})
+    most = max(least, MOST if most is None else most)
+    return ScorerPool("serve", answering, least, most, {"num_cpus": SCORER_CPUS}, nice=NICE)
 
 
 def _digest(found: Known) -> str:

@@ -14,8 +14,8 @@ from enginehouse.routing.policy import LAST
 _DEADLINE_S = 60.0
 _TRIES = 5
 _PAUSE_S = 0.5
-#: Requests of one scorer at a time, at most.
-_MOST = 8
+#: Requests of one scorer at a time, at most: one is computed while the next is on its way.
+_MOST = 4
 #: While requests wait longer for their turn than this share of the time that they take to compute, fewer are sent.
 _PATIENCE = 3.0
 

@@ -8,6 +8,7 @@ A pool whose scorers cannot be made is given up, unless it is the last one.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -52,9 +53,8 @@ class _Hosted:
     def __init__(self) -> None:
         self._scorer: Scorer | None = None
 
-    async def start(self, task: Task, answering: Callable[[], Any], pool: str) -> int:
-        import os
-
+    async def start(self, task: Task, answering: Callable[[], Any], pool: str, nice: int) -> int:
+        os.nice(nice)
         from enginehouse.faces.scoring.without_pandas import without_pandas
 
         without_pandas()
@@ -273,7 +273,7 @@ class Workers:
         actor = ray.remote(_Hosted).options(**options).remote()
         # In this order: making what answers may keep the process from saying that it is there.
         placing = actor.__ray_ready__.remote()
-        starting = actor.start.remote(self.task, pool.answering, pool.name)
+        starting = actor.start.remote(self.task, pool.answering, pool.name, pool.nice)
         self._hands.append(_Hand(pool, actor, placing, starting, time.monotonic()))
         self._grown[pool.name] = time.monotonic()
         own = sum(hand.pool is pool for hand in self._hands)
