@@ -11,7 +11,7 @@ import ray
 from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.scoring.answering import Answered
-from enginehouse.faces.scoring.via_engines import OwnEngine, OwnEngineOf
+from enginehouse.faces.scoring.ways.via_engines import OwnEngine, OwnEngineOf
 
 #: The label of nodes that each answer names as its backend, in the place of the engine.
 _LABEL = "enginehouse.io/accelerator"

@@ -17,12 +17,13 @@ from tests.integration.paced import PacedOf, StuckOnceOf, broken
 from enginehouse.cluster import node_facts
 from enginehouse.contract.config import ACCELERATOR_LABEL
 from enginehouse.contract.errors import EngineUnavailable
-from enginehouse.faces.scoring import job, ways
+from enginehouse.faces.scoring import job
 from enginehouse.faces.scoring.answering import Answering
 from enginehouse.faces.scoring.job import Asked, Scored
 from enginehouse.faces.scoring.readers import Limits
 from enginehouse.faces.scoring.results.report import Report
-from enginehouse.faces.scoring.via_engines import OwnEngineOf, scorer_pools
+from enginehouse.faces.scoring.ways import choice
+from enginehouse.faces.scoring.ways.via_engines import OwnEngineOf, scorer_pools
 
 #: The application holds the logical GPU, so engines beside it ask for none.
 POOLS = APP.pools | {"gpu-pool": APP.pools["gpu-pool"].model_copy(update={"num_gpus": 0.0})}
@@ -42,11 +43,11 @@ def score(house: House, folder: Path, rows: int, *answers: Answers) -> tuple[Rep
     """A job of engines on the node with the GPU label and on the other one; `answers` are what they are made by."""
     x = np.arange(rows * bundles.WIDTH, dtype=np.float32).reshape(rows, bundles.WIDTH)
     parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=20)
-    known = ways.known("own", str(house.store), "engines")
+    known = choice.known("own", str(house.store), "engines")
     nodes, left_out = node_facts.gather()
     assert len(left_out) == 1 and left_out[0].startswith(f"no label {ACCELERATOR_LABEL}")
     assert [node.serves for node in nodes] == [True, True]
-    way = ways.choose_way("engines", known.config, known.manifest, nodes, POOLS)
+    way = choice.choose_way("engines", known.config, known.manifest, nodes, POOLS)
     assert [pool.name for pool in way.plan.pools] == ["gpu-pool", "cpu-pool"]
     assert all(0 < pool.num_cpus <= 0.5 for pool in way.plan.pools)
     pools = [

@@ -24,9 +24,9 @@ from enginehouse.contract.manifest import (
     Manifest,
     SignatureRecord,
 )
-from enginehouse.faces.scoring.engine_pools import EnginePool, Plan, free_cores, plan
-from enginehouse.faces.scoring.via_engines import scorer_pools
-from enginehouse.faces.scoring.ways import choose_way
+from enginehouse.faces.scoring.ways.choice import choose_way
+from enginehouse.faces.scoring.ways.engine_pools import EnginePool, Plan, free_cores, plan
+from enginehouse.faces.scoring.ways.via_engines import scorer_pools
 
 MODEL = ModelConfig(name="m", version="1")
 ONNX, VINO = artifact("onnx-fp32", "onnx"), artifact("openvino-fp32", "openvino")

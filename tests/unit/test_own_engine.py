@@ -20,9 +20,9 @@ from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, Inv
 from enginehouse.contract.manifest import EngineKind, Manifest
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
-from enginehouse.faces.scoring import via_engines
-from enginehouse.faces.scoring.engine_pools import EnginePool
-from enginehouse.faces.scoring.via_engines import OwnEngine, OwnEngineOf
+from enginehouse.faces.scoring.ways import via_engines
+from enginehouse.faces.scoring.ways.engine_pools import EnginePool
+from enginehouse.faces.scoring.ways.via_engines import OwnEngine, OwnEngineOf
 from enginehouse.pools import engine_calls, loading
 
 pytest.importorskip("onnxruntime")
@@ -201,7 +201,7 @@ async def test_an_engine_that_is_stuck_for_good_is_given_up(
 
 
 def test_nothing_of_serve_is_imported_for_it() -> None:
-    code = "import sys, enginehouse.faces.scoring.via_engines as _; print(*sys.modules)"
+    code = "import sys, enginehouse.faces.scoring.ways.via_engines as _; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     modules = set(found.stdout.split())
     assert "enginehouse.pools.loading" in modules

@@ -1,7 +1,7 @@
 """What computes in a scoring job: the one seam between the rows (reading, casting, writing) and what answers them.
 
-There are two kinds: through the running application's routers (`via_serve`) and by an engine in the scorer's own
-process (`via_engines`). A job may have several pools of either, each with the batch size that suits it.
+There are two kinds: through the running application's routers (`ways.via_serve`) and by an engine in the scorer's own
+process (`ways.via_engines`). A job may have several pools of either, each with the batch size that suits it.
 """
 
 from __future__ import annotations

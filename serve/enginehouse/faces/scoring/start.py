@@ -23,8 +23,8 @@ from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look
 from enginehouse.faces.scoring.readers import Limits
 from enginehouse.faces.scoring.results.report import Report
-from enginehouse.faces.scoring.via_serve import ThroughServe
-from enginehouse.faces.scoring.ways import Known, Via, choose_way, known
+from enginehouse.faces.scoring.ways.choice import Known, Via, choose_way, known
+from enginehouse.faces.scoring.ways.via_serve import ThroughServe
 
 #: Logical CPUs of a scorer that asks the application: it reads, casts and waits. A local cluster has few to give.
 SCORER_CPUS = 0.25
@@ -125,7 +125,7 @@ def ready(
         return Ready(made, (_through_serve(found, least, most),), sentence)
     # Here, since small jobs are done without.
     from enginehouse.cluster import node_facts
-    from enginehouse.faces.scoring.via_engines import scorer_pools
+    from enginehouse.faces.scoring.ways.via_engines import scorer_pools
 
     nodes, notes = node_facts.gather()
     made.notes += notes

@@ -17,7 +17,7 @@ from enginehouse.contract.store import Store
 from enginehouse.contract.tensors import Computed, Tensors, nbytes
 from enginehouse.engines import allocator
 from enginehouse.faces.scoring.answering import Answered, ScorerPool
-from enginehouse.faces.scoring.engine_pools import EnginePool, Plan
+from enginehouse.faces.scoring.ways.engine_pools import EnginePool, Plan
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.hosting import STUCK_FOR_GOOD_S

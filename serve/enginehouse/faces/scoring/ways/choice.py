@@ -12,7 +12,7 @@ from enginehouse.contract.config import ModelConfig, PoolConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.contract.manifest import Manifest
 from enginehouse.contract.store import Store
-from enginehouse.faces.scoring.engine_pools import Plan, plan
+from enginehouse.faces.scoring.ways.engine_pools import Plan, plan
 
 Via: TypeAlias = Literal["serve", "engines"]
 
