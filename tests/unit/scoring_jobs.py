@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import dataset
+from pyarrow import dataset, parquet
 
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
 from enginehouse.faces.scoring import job
@@ -76,3 +76,9 @@ def score(
 def results(target: Path, form: str = "parquet") -> pa.Table:
     """All rows of results."""
     return dataset.dataset(target, format={"jsonl": "json"}.get(form, form)).to_table()
+
+
+def write(path: Path, group: int = 10, **columns: Any) -> Path:
+    """A Parquet file with these columns."""
+    parquet.write_table(pa.table(columns), path, row_group_size=group)
+    return path
