@@ -154,7 +154,7 @@ class Folder:
         except Exception as error:
             # fsspec's backends raise their own classes.
             said = getattr(error, "strerror", None) or str(error)
-            raise StoreUnavailable(f"{self.path(name)}: {type(error).__name__}: {said}") from None
+            raise StoreUnavailable(f"{self.path(name)} cannot be used: {type(error).__name__}: {said}") from None
 
 
 def digest(data: bytes) -> str:
