@@ -121,7 +121,7 @@ LINES = {
     "\xff": "undecodable",
     '{"id": 2, "x": "1.5"}': "cast",
     '{"id": 3, "x": {"a": 1}}': "cast",
-    '{"id": 4, "x": [1]}': "cast",
+    '{"id": 4, "x": [1]}': "shape",
     '{"id": "five", "x": 1}': "cast",
     '{"id": 1.5, "x": 1}': "cast",
     '{"id": 6, "x": 1e400}': "undecodable",

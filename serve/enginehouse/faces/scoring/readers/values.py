@@ -100,7 +100,7 @@ def _column(values: Sequence[Any], column: Wanted) -> tuple[pa.Array, dict[int, 
         # Each by itself is right, and they have no common type: numbers of lists and numbers, say.
         depths = {place: _depth(value) for place, value in enumerate(values) if value is not None}
         usual = Counter(depths.values()).most_common(1)[0][0]
-        wrong = {place: _why(values[place], column) for place, depth in depths.items() if depth != usual}
+        wrong = {place: _nested(values[place], column) for place, depth in depths.items() if depth != usual}
         wrong = wrong or {place: _why(values[place], column) for place in depths}
     return pa.nulls(len(values)), wrong
 
@@ -135,9 +135,18 @@ def _depth(value: Any) -> int:
     return 1 + _depth(value[0]) if isinstance(value, list) and value else int(isinstance(value, list))
 
 
+def _nested(value: Any, column: Wanted) -> Bad:
+    told = f"column {column.name!r} has the value {_shown(value)}, with lists in lists otherwise than most rows"
+    return Bad("shape", told)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def _why(value: Any, column: Wanted) -> Bad:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    shown = _shown(value)
     if column.use == "as it is":
         return Bad("cast", f"column {column.name!r} has the value {shown}, and was {column.kind} in the first rows")
     wants = "text" if column.use == "text" else "numbers that 64 bits hold"
