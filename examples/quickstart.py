@@ -199,7 +199,7 @@ def batch_path(images: np.ndarray, folder: Path, env: dict[str, str]) -> Route:
     table = dataset.dataset(target).to_table().sort_by("id")
     if table["id"].to_pylist() != list(range(len(images))):
         raise SystemExit("batch scoring lost or repeated rows")
-    logits = np.array(table["logits"].to_pylist())
+    logits = np.array(table["output.logits"].to_pylist())
     return Route(logits.argmax(1).tolist(), ", ".join(table["backend"].unique().to_pylist()), [], len(images) / elapsed)
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from enginehouse.contract.tensors import Signature, TensorSpec
     from enginehouse.engines import Engine, load_engine
     from enginehouse.faces.python.client import Client
+    from enginehouse.faces.scoring.start import score
 
 __all__ = [
     "AppConfig",
@@ -89,6 +90,7 @@ __all__ = [
     "TensorSpec",
     "UnsupportedEncoding",
     "load_engine",
+    "score",
 ]
 
 #: Where each name is that is not an error.
@@ -98,6 +100,7 @@ _MODULE_OF = {
     "LatencyTable": "contract.latency",
     "Manifest": "contract.manifest",
     "Client": "faces.python.client",
+    "score": "faces.scoring.start",
     "AppConfig": "contract.config",
     "Catalog": "contract.config",
     "ModelConfig": "contract.config",

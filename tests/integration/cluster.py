@@ -262,6 +262,13 @@ class Cluster:
             **({"cwd": self.folder} | options),
         )
 
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        """`enginehouse ...` against this cluster, running; what it says can be read at its end."""
+        command = [sys.executable, "-m", "enginehouse", *arguments, "--address", self.address]
+        env = self.env | {"RAY_ADDRESS": self.address}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
+
     def cli(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """`enginehouse ...` against this cluster."""
         address = [] if arguments[0] == "infer" else ["--address", self.address]

@@ -219,7 +219,7 @@ def test_scoring_answers_rows_with_and_without_such_values(house: House, folder:
     result = house.cluster.cli("score", "swallow", str(tmp_path / "in.npz"), str(tmp_path / "out"), timeout=150)
     assert result.returncode == 0, result.stderr
     table = dataset.dataset(tmp_path / "out").to_table().sort_by("id").to_pydict()
-    y = np.array(table["y"], np.float32)
+    y = np.array(table["output.y"], np.float32)
     np.testing.assert_allclose(y, reference(folder, "swallow", {"x": x}), rtol=1e-4, atol=1e-5)
     assert table["backend"][40] == "gpu-pool"
     assert set(table["backend"]) == {"cpu-pool", "gpu-pool"}

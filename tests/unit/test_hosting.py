@@ -169,14 +169,14 @@ async def test_one_that_loads_slowly_holds_up_no_other(
 ) -> None:
     for name in ("slow", "m", "n"):
         publish(tmp_path, name, "1", 3.0)
-    go_on, load = threading.Event(), Loader._engine
+    go_on, load = threading.Event(), Loader.load_now
 
     def slowly(loader: Loader, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         if config.name == "slow":
             go_on.wait(10)
         return load(loader, url, config, note)
 
-    monkeypatch.setattr(Loader, "_engine", slowly)
+    monkeypatch.setattr(Loader, "load_now", slowly)
     hosted = hosting_here()
     slow, m, n = ({"name": name, "version": "1"} for name in ("slow", "m", "n"))
     hosted.follow(catalog(tmp_path, slow, m))
@@ -200,7 +200,7 @@ async def test_so_many_load_at_once_and_no_more(tmp_path: Path, monkeypatch: pyt
     names = [f"m{number}" for number in range(2 * LOADS_AT_ONCE)]
     for name in names:
         publish(tmp_path, name, "1", 3.0)
-    load, at_once, most = Loader._engine, [0], [0]
+    load, at_once, most = Loader.load_now, [0], [0]
     lock = threading.Lock()
 
     def counted(loader: Loader, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
@@ -212,7 +212,7 @@ async def test_so_many_load_at_once_and_no_more(tmp_path: Path, monkeypatch: pyt
             at_once[0] -= 1
         return load(loader, url, config, note)
 
-    monkeypatch.setattr(Loader, "_engine", counted)
+    monkeypatch.setattr(Loader, "load_now", counted)
     hosted = hosting_here()
     hosted.follow(catalog(tmp_path, *({"name": name, "version": "1"} for name in names)))
     await until(lambda: len(hosted.models) == len(names))
@@ -225,14 +225,14 @@ async def test_a_load_that_does_not_end_is_given_up_and_closed_if_it_ends_after_
     monkeypatch.setattr(loading, "LOAD_WITHIN_S", 0.2)
     monkeypatch.setattr(hosting, "RETRY_AFTER_S", 0.05)
     publish(tmp_path, "m", "1", 3.0)
-    go_on, load, begun = threading.Event(), Loader._engine, list[str]()
+    go_on, load, begun = threading.Event(), Loader.load_now, list[str]()
 
     def slowly(loader: Loader, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         begun.append(config.name)
         go_on.wait(10)
         return load(loader, url, config, note)
 
-    monkeypatch.setattr(Loader, "_engine", slowly)
+    monkeypatch.setattr(Loader, "load_now", slowly)
     hosted = hosting_here()
     hosted.follow(catalog(tmp_path, {"name": "m", "version": "1"}))
     await until(lambda: "m@1" in hosted.reports and "not loaded within" in hosted.reports["m@1"]["reason"])

@@ -30,6 +30,9 @@ NAMES = [
     ("ray._private.node", "Node.get_session_dir_path"),
     ("ray._private.node", "Node.kill_monitor"),
     ("ray._private.services", "start_api_server"),
+    ("ray._private.node", "Node.kill_dashboard"),
+    ("ray._private.state", "available_resources_per_node"),
+    ("ray._private.state", "actors"),
     ("ray.serve.context", "_get_global_client"),
     ("ray.serve._private.client", "ServeControllerClient.get_serve_details"),
     ("ray.serve._private.client", "ServeControllerClient.deploy_apps"),
@@ -111,3 +114,15 @@ def test_what_a_local_cluster_sets_for_haproxy_is_still_read() -> None:
     # The wrapper finds the configuration after `-f`, and the pid of what it becomes is the one that Ray looks for.
     start = source("ray.serve._private.haproxy", "HAProxyApi._start_and_wait_for_haproxy")
     assert '"-f", self.config_file_path' in start and "create_subprocess_exec" in start
+
+
+def test_a_replica_is_known_by_the_name_of_its_actor() -> None:
+    from ray.serve._private.common import DeploymentID, ReplicaID
+
+    from enginehouse.pools import ray_private
+
+    name = ReplicaID("abc", DeploymentID("onnxruntime-cpu", "enginehouse")).to_full_id_str()
+    assert name == f"{ray_private._REPLICA}enginehouse#onnxruntime-cpu#abc"
+    assert {'"Name"', '"NodeID"'} <= set(
+        source("ray._private.state", "GlobalState._gen_actor_info").replace(":", " ").split()
+    )

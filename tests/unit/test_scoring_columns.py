@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import decimal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
 
-from enginehouse.contract.errors import ConfigError, InvalidInput
-from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
-from enginehouse.faces.scoring.columns import column_of, tensor_of
-from enginehouse.faces.scoring.job import _check_names, _from_npz, _from_parquet
-
-from .foreign_bodies import FOREIGN
+from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.tensors import DTYPES, TensorSpec
+from enginehouse.faces.scoring.rows.columns import cast, check_type, column_of, type_of
 
 WHOLE = [np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")]
 FLOATS = [DTYPES[name] for name in ("FP16", "FP32", "FP64", "BF16")]
@@ -30,8 +25,20 @@ def spec(dtype: Any, *shape: int | None) -> TensorSpec:
 
 
 def read(values: Any, wanted: TensorSpec, kind: pa.DataType | None = None) -> np.ndarray:
+    """The tensor of a column whose rows have one shape; raises InvalidInput with the first bad row and its reason."""
     column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values, kind)])
-    return tensor_of(column, wanted, pa.chunked_array([[f"row-{at}" for at in range(len(column))]]))
+    check_type(column.type, wanted)
+    found = cast(column, wanted)
+    if found.bad:
+        row, why = min(found.bad.items())
+        raise InvalidInput(f"row {row}: {why.reason}")
+    ((rows, array),) = found.blocks
+    assert rows.tolist() == list(range(len(column)))
+    return array
+
+
+def tensor_column(array: np.ndarray) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(array))
 
 
 def near(dtype: np.dtype) -> Sequence[int]:
@@ -49,7 +56,7 @@ def test_a_whole_number_arrives_as_it_is_or_is_refused(source: np.dtype, target:
         try:
             (got,) = read(np.array([value], source), spec(target))
         except InvalidInput as error:
-            assert f"column 'x' has the value {value} in the row of id 'row-0'" in str(error)
+            assert f"row 0: column 'x' has the value {value}, which" in str(error)
             assert not _holds(target, value), (value, target)
         else:
             assert int(got if target in WHOLE else float(got)) == value
@@ -95,8 +102,8 @@ COLUMNS = {
     "lists of one size": pa.chunked_array([X.tolist()], pa.list_(pa.list_(pa.float32(), 3), 2)),
     "several chunks": pa.chunked_array([X[:1].tolist(), X[1:].tolist()], pa.list_(pa.list_(pa.float32()))),
     "a part of a longer column": pa.chunked_array([[*X.tolist(), *X.tolist()]]).slice(4),
-    "tensors": pa.chunked_array([column_of(X)]),
-    "tensors in chunks": pa.chunked_array([column_of(X[:3]), column_of(X[3:])]),
+    "tensors": pa.chunked_array([tensor_column(X)]),
+    "tensors in chunks": pa.chunked_array([tensor_column(X[:3]), tensor_column(X[3:])]),
 }
 
 
@@ -113,11 +120,11 @@ def test_text_is_read_from_every_kind_of_column() -> None:
 
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
-    "null": ([1.0, None], np.float32, r"column 'x' has no value \(null\) in the row of id 'row-1'"),
-    "null list": ([[1.0], None, [2.0]], np.float32, "no value .* in the row of id 'row-1'"),
-    "null in a list": ([[1.0, 2.0], [3.0, None]], np.float32, "no value .* in the row of id 'row-1'"),
-    "null text": (["a", None], object, "no value .* in the row of id 'row-1'"),
-    "ragged": ([[1.0], [1.0, 2.0]], np.float32, "rows of different shapes: lists of 1 and 2 values"),
+    "null": ([1.0, None], np.float32, r"row 1: column 'x' has no value \(null\)"),
+    "null list": ([[1.0], None, [2.0]], np.float32, "row 1: .* no value"),
+    "null in a list": ([[1.0, 2.0], [3.0, None]], np.float32, "row 1: .* no value"),
+    "null text": (["a", None], object, "row 1: .* no value"),
+    "ragged": ([[[1.0], [1.0, 2.0]]], np.float32, "different shapes in itself: lists of 1 and 2 values"),
     "decimal": (
         [decimal.Decimal("1.5")],
         np.float32,
@@ -126,9 +133,9 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "text for numbers": (["1.5"], np.float32, "holds string, and the model wants x: FP32.*; write numbers"),
     "numbers for text": ([1], object, "holds int64, and the model wants x: BYTES.*; write text"),
     "struct": ([{"a": 1.0}], np.float32, "holds struct<a: double>"),
-    "narrowed": ([[1, 2], [3_000_000_000, 5]], np.int32, "the value 3000000000 in the row of id 'row-1', which INT32"),
-    "a half for a flag": ([0.5], np.bool_, "the value 0.5 .* which BOOL"),
-    "two for a flag": ([2], np.bool_, "the value 2 .* which BOOL"),
+    "narrowed": ([[1, 2], [3_000_000_000, 5]], np.int32, "row 1: .* the value 3000000000, which INT32"),
+    "a half for a flag": ([0.5], np.bool_, "the value 0.5, which BOOL"),
+    "two for a flag": ([2], np.bool_, "the value 2, which BOOL"),
 }
 
 
@@ -139,56 +146,39 @@ def test_what_a_model_cannot_take_is_refused_by_column_and_row(kind: str) -> Non
         read(values, spec(dtype))
 
 
-@pytest.mark.parametrize(("name", "way_out"), [("id", "with --id-column"), ("backend", "another name in the model")])
-def test_an_output_never_takes_the_place_of_another_column(name: str, way_out: str) -> None:
-    outputs = (TensorSpec("y", np.dtype(np.float32), (None,)), TensorSpec(name, np.dtype(np.float32), (None,)))
-    with pytest.raises(ConfigError, match=f"an output '{name}'.*{way_out}"):
-        _check_names(Signature((spec(np.float32),), outputs), "id")
+def test_rows_of_several_shapes_are_cast_apart() -> None:
+    column = pa.chunked_array([[[1.0], None, [2.0, 3.0], [4.0], [5.0, None]]])
+    found = cast(column, spec(np.float32, None))
+    assert {row: why.kind for row, why in found.bad.items()} == {1: "null", 4: "null"}
+    assert [(rows.tolist(), array.tolist()) for rows, array in found.blocks] == [([0, 3], [[1], [4]]), ([2], [[2, 3]])]
 
 
-def test_answers_are_written_as_they_are() -> None:
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.none() | st.lists(st.none() | st.lists(st.none() | st.integers(-300, 300), max_size=2), max_size=2)))
+def test_every_row_is_cast_as_it_is_alone_or_is_bad(rows: list[Any]) -> None:
+    kind = pa.list_(pa.list_(pa.int64()))
+    together = cast(pa.chunked_array([pa.array(rows, kind)]), spec(np.int8, None, None))
+    found = {row: array[at] for own, array in together.blocks for at, row in enumerate(own.tolist())}
+    assert sorted([*found, *together.bad]) == list(range(len(rows)))
+    for at, row in enumerate(rows):
+        alone = cast(pa.chunked_array([pa.array([row], kind)]), spec(np.int8, None, None))
+        if alone.bad:
+            assert together.bad[at] == alone.bad[0]
+        else:
+            np.testing.assert_array_equal(found[at], alone.blocks[0][1][0])
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_answers_are_written_as_they_are(free: bool) -> None:
     for array in (
         X,
         X[:, 0, 0],
+        X[:, :0],
         X.astype(DTYPES["BF16"]),
-        np.array([b"a", b"\xff"], object),
+        np.array(["a", "\xfc"], object),
         np.array([["a"]], object),
     ):
-        column = pa.chunked_array([column_of(array)])
-        wanted = spec(object if array.dtype.hasobject else np.float32)
-        np.testing.assert_array_equal(read(column, wanted), array.astype(wanted.dtype))
-
-
-ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
-    "another name": ({"z": X}, "no column x; it has z"),
-    "one number": ({"x": np.float32(1)}, "'x' is one number; give an array with one row for each request"),
-    "no rows": ({"x": X[:0]}, "no rows"),
-    "fewer ids": ({"x": X, "id": np.arange(3)}, "arrays differ in rows: {'x': 4, 'id': 3}"),
-    "objects": ({"x": np.array([{}], object)}, "not a readable .npz of plain arrays: Object arrays"),
-}
-
-
-@pytest.mark.parametrize("kind", ARRAYS)
-def test_a_file_of_arrays_that_cannot_be_scored_is_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
-    arrays, message = ARRAYS[kind]
-    np.savez(tmp_path / "in.npz", **arrays)
-    with pytest.raises(InvalidInput, match=message):
-        _from_npz(str(tmp_path / "in.npz"), ["x"], "id")
-
-
-def test_a_column_of_ids_that_is_not_there_is_told_with_the_option(tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", x=X)
-    parquet.write_table(pa.table({"x": [1.0], "nr": [1]}), tmp_path / "in.parquet")
-    told = "no column {}, which results are joined by; it has x.*: name one with --id-column"
-    with pytest.raises(InvalidInput, match=told.format("key")):
-        _from_npz(str(tmp_path / "in.npz"), ["x"], "key")
-    with pytest.raises(InvalidInput, match=told.format("id")):
-        _from_parquet(str(tmp_path / "in.parquet"), ["x"], "id")
-    with pytest.raises(InvalidInput, match="none.parquet: no such file or folder"):
-        _from_parquet(str(tmp_path / "none.parquet"), ["x"], "id")
-
-
-def test_a_picture_that_is_called_npz_is_called_a_picture(tmp_path: Path) -> None:
-    (tmp_path / "in.npz").write_bytes(FOREIGN["jpeg"][0])
-    with pytest.raises(InvalidInput, match="it is a JPEG picture"):
-        _from_npz(str(tmp_path / "in.npz"), ["x"], "id")
+        wanted = TensorSpec("y", array.dtype, (None, *([None] * (array.ndim - 1) if free else array.shape[1:])))
+        column = column_of(array, type_of(wanted, batched=True))
+        assert column.type == type_of(wanted, batched=True)
+        assert column.to_pylist() == array.tolist()

@@ -59,8 +59,8 @@ def connected(address: str) -> Iterator[str]:
     try:
         yield address
     finally:
-        # Serve's thread may be told of a new replica just now, and then asks the Ray that is gone.
-        logging.getLogger("asyncio").addFilter(_is_ours)
+        # What Serve has in the background of a process that asked something finds Ray gone, and says so in tracebacks.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         ray.shutdown()
 
 
@@ -68,10 +68,6 @@ def check_ray_is_not_imported() -> None:
     """Raise RuntimeError when Ray was imported, and has read its environment, before ours was set."""
     if "ray" in sys.modules:
         raise RuntimeError("Ray was imported before the environment that it reads on import was set")
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    return "LongPollClient" not in record.getMessage()
 
 
 def quiet() -> None:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
-from ray import serve
 
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, Overloaded
@@ -18,11 +17,12 @@ from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
 from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.engines import Engine
 from enginehouse.engines.padding import Padder, Place
+from enginehouse.pools.batch_queue import Queue, Together, serve_queue
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.engine_calls import STUCK_S, EngineCalls, Lane, Split
 from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
 
-#: A call of more rows than this many full batches is queued in slices of that many.
+#: In Serve a call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
 #: Seconds for which closing waits for the calls in flight; a call that is stuck keeps its engine until it ends.
 CLOSE_S = 60.0
@@ -40,7 +40,8 @@ class LoadedModel:
     `measured` are (rows, milliseconds) timed in this process. An engine that is not `is_shared` has one caller, which
     coalesces its requests itself: its calls skip the batch queue, unless the catalog sets `batch_wait_ms`. Calls take
     `cores`, which all models of the process share (None: no other model counts); with `splits` several calls are
-    computed at once while there is more than one. With a `padder` calls of several lengths share an engine call.
+    computed at once while there is more than one. With a `padder` calls of several lengths share an engine call. What
+    is not `in_serve`, in no replica, has a batch queue that needs none.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class LoadedModel:
         cores: Cores | None = None,
         splits: Split | None = None,
         padder: Padder | None = None,
+        in_serve: bool = True,
     ) -> None:
         self.engine = engine
         self.kind = kind
@@ -66,6 +68,7 @@ class LoadedModel:
         self._padder = padder
         self._engine_calls = EngineCalls(kind, artifact, flag or nullcontext(), padder)
         self._is_shared = is_shared
+        self._in_serve = in_serve
         self._cores = cores or Cores(1)
         self._splits = splits
         self._waits_for_batches = False
@@ -87,15 +90,11 @@ class LoadedModel:
         # One engine call at a time for each lane: a CPU engine already uses all of its threads.
         self._threads = ThreadPoolExecutor(self.lanes, thread_name_prefix=manifest.name)
 
-        # serve.batch keeps one queue per decorated function, hence a function per model. It never waits for more items:
-        # those that make a batch have waited together, and enter together.
-        @serve.batch(  # type: ignore[untyped-decorator]
-            max_batch_size=self.max_rows, batch_wait_timeout_s=0.0, max_concurrent_batches=self.lanes
-        )
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
             return await self._in_engine(self._engine_calls.run, items)
 
-        self._batched = run
+        # Those that make a batch have waited together, and enter together: it never waits for more.
+        self._batched: Queue = serve_queue(run, self.max_rows, self.lanes) if in_serve else Together(run)
 
     def set_batching(self, config: ModelConfig) -> None:
         """Apply `max_batch_size` and `batch_wait_ms` of the catalog; calls in the queue stay there."""
@@ -229,13 +228,14 @@ class LoadedModel:
                 async with asyncio.timeout(CLOSE_S):
                     await self._no_calls.wait()
         # In the engine's thread: after what it computes.
-        closed = asyncio.get_running_loop().run_in_executor(self._threads, self._close_engines)
+        closed = asyncio.get_running_loop().run_in_executor(self._threads, self.close_engines)
         self._threads.shutdown(wait=False)
         await asyncio.wait([closed], timeout=CLOSE_S)
         if closed.done():
             closed.result()
 
-    def _close_engines(self) -> None:
+    def close_engines(self) -> None:
+        """Release the engines' memory at once, whatever they compute."""
         try:
             self.engine.close()
         finally:
@@ -255,7 +255,7 @@ class LoadedModel:
     async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         now = time.monotonic()
         slice_rows = self.max_rows * SLICE_BATCHES
-        if not self.engine.signature.batched or rows <= slice_rows:
+        if not self.engine.signature.batched or rows <= slice_rows or not self._in_serve:
             place = self._place(requests) if self._is_shared or self._waits_for_batches else Place(())
             return await self._queued(Item(requests, rows, now, now + budget_s, *place))
         # One slice at a time, so that calls of others are computed in between.

@@ -38,17 +38,25 @@ class Loader:
     """Loads models on the first of `engines` that `choose_artifact` prefers, with `threads` threads each.
 
     `name` is that of what hosts them, for errors. A `router` does not load what has crashed a process of this node.
-    Their calls share `cores`, if there are any.
+    Their calls share `cores`, if there are any. Outside of Serve (not `in_serve`) a model has one caller, whose calls
+    are full: they wait in a queue only where several of them are computed at once, or padded.
     """
 
     def __init__(
-        self, name: str, engines: Sequence[EngineKind], threads: int, router: bool, cores: Cores | None = None
+        self,
+        name: str,
+        engines: Sequence[EngineKind],
+        threads: int,
+        router: bool,
+        cores: Cores | None = None,
+        in_serve: bool = True,
     ) -> None:
         self._name = name
         self._engines = engines
         self._threads = threads
         self._router = router
         self._cores = cores
+        self._in_serve = in_serve
         self._places = asyncio.Semaphore(LOADS_AT_ONCE)
         # A thread for every place, and for every load that was given up, which ends when it ends.
         self._pool = ThreadPoolExecutor(1024, thread_name_prefix="load")
@@ -75,7 +83,7 @@ class Loader:
         # Bounded, since each of those before it is.
         async with self._places:
             began = time.monotonic()
-            future = self._pool.submit(self._engine, *wanted(), note)
+            future = self._pool.submit(self.load_now, *wanted(), note)
             loading = asyncio.wrap_future(future)
             until = began + LOAD_WITHIN_S
             while not loading.done() and time.monotonic() < until:
@@ -98,7 +106,11 @@ class Loader:
             await asyncio.to_thread(record.collect)
         return [key for key, loaded in models.items() if record.of(loaded.identity)]
 
-    def _engine(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
+    def load_now(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
+        """Load a model of the store at `url` in this thread, however long that takes; see `load`.
+
+        Raises ArtifactMissing where there is nothing for these engines, and any other EnginehouseError.
+        """
         store = Store(url)
         manifest = store.manifest(config.name, config.version, config.digest).timed_for(int8_products())
         numerics = rule_of(config, manifest)
@@ -141,10 +153,11 @@ class Loader:
             rows,
             measured,
             flag,
-            is_shared=not self._router,
+            is_shared=not self._router and (self._in_serve or splits is not None or padder is not None),
             cores=self._cores,
             splits=splits,
             padder=padder,
+            in_serve=self._in_serve,
         )
         loaded.identity = identity
         return loaded

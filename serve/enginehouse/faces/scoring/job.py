@@ -1,245 +1,300 @@
-"""Batch scoring with Ray Data: rows of Parquet or NPZ are answered by the live backends; outputs keep the id column."""
+"""A scoring job from its beginning to its end.
+
+    INPUT -> files -> units -> scorers of all pools -> one file of results a unit, in OUTPUT -> report
+
+Every unit is done once: its results and its line in the ledger are published in one step each, and the same command
+finds them and goes on (see `ledger`). Rows that cannot be scored are put apart (see `rejected`).
+
+Not on Ray Data, in this one place, because of what it is (Ray 2.60): blocks are cut anew in every run, so there are no
+units that a later run could know; a pool of its actors has one shape of resources and one size of batches; its listing
+takes a whole CPU, which a small cluster does not have; and it starts for seconds. What is used is Ray's actors.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import zipfile
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import ray
-from pyarrow import dataset, parquet
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from enginehouse.contract.errors import ConfigError, InvalidInput
+from enginehouse.contract.tensors import Signature
+from enginehouse.faces.scoring import ledger, mapping, readers, sources, units
+from enginehouse.faces.scoring.answering import ScorerPool
+from enginehouse.faces.scoring.lease import Lease
+from enginehouse.faces.scoring.ledger import Ledger, Line
+from enginehouse.faces.scoring.mapping import Mapped
+from enginehouse.faces.scoring.progress import Look, Progress
+from enginehouse.faces.scoring.readers import Limits
+from enginehouse.faces.scoring.results import report, writing
+from enginehouse.faces.scoring.results.report import Report
+from enginehouse.faces.scoring.storage import Folder, digest
+from enginehouse.faces.scoring.task import Task
+from enginehouse.faces.scoring.units import Unit
 
-from enginehouse.contract.errors import ConfigError, EnginehouseError, InferenceFailed, InvalidInput
-from enginehouse.contract.magic import seen_in
-from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.faces.python.client import Client
-from enginehouse.faces.scoring.columns import column_of, tensor_of
-from enginehouse.routing.policy import LAST
+#: Jobs of so few units are scored in this process: starting another one takes longer.
+_FEW = 2
+#: Files that are looked at at once: behind a URL each is a round trip or more.
+_AT_ONCE = 8
 
-#: Logical CPUs of one scoring actor, and of one reading or writing task. With Ray Data's default of a whole CPU, tasks
-#: are never scheduled on a small cluster whose engines hold the others.
-ACTOR_CPUS = 0.25
-IO_CPUS = 0.25
-#: Rows of one request to the router, and requests that one actor has in flight.
-REQUEST_ROWS = 32
-REQUESTS_IN_FLIGHT = 8
-#: Rows of one Ray Data block made from an .npz file.
-PIECE_ROWS = 4096
-_TRIES = 3
-#: What rows that have no id are numbered in.
-_ID = "id"
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A job as it was asked for."""
+
+    source: str
+    target: str
+    mapped: Mapped = field(default_factory=Mapped)
+    source_format: str | None = None
+    target_format: str = "parquet"
+    limit: int | None = None
+    sample: float = 1.0
+    max_rejected: str | None = None
+    restart: bool = False
+
+    def terms(self, model: Scored) -> dict[str, Any]:
+        """What has to be the same for the job to go on, as messages call it."""
+        return {
+            "model": f"{model.name}@{model.version}",
+            "the bundle": model.digest,
+            "INPUT": self.source,
+            "--format": self.source_format,
+            "--map": {name: list(columns) for name, columns in self.mapped.inputs.items()},
+            "--constant": dict(self.mapped.constants),
+            "--id-column": self.mapped.id_column,
+            "--keep": list(self.mapped.keep),
+            "--rename": dict(self.mapped.rename),
+            "--top-k": self.mapped.top_k,
+            "--labels": digest("\n".join(self.mapped.labels).encode())[:16] if self.mapped.labels else None,
+            "--output-format": self.target_format,
+            "--limit": self.limit,
+            "--sample": self.sample,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Result of a scoring run: rows written, and the backends that answered, sorted."""
+    """The model that scores: which bundle, and what its requests are."""
 
-    rows: int
-    backends: tuple[str, ...]
+    name: str
+    version: str
+    digest: str
+    signature: Signature
 
 
-def score(
-    model: str,
-    signature: Signature,
-    source: str,
-    target: str,
-    *,
-    id_column: str = _ID,
-    min_actors: int = 1,
-    max_actors: int = 4,
-    progress: bool = True,
-) -> Scored:
-    """Score every row of `source` and write `id_column` plus one column per output to Parquet files under `target`.
+@dataclass(slots=True)
+class Job:
+    """A job that is ready to run: what is left of it, and what earlier runs did."""
 
-    `source` is a Parquet file or folder with one column per input, or an .npz file with one array per input; the rows
-    of one without ids are numbered from 0, unless a column of them was named. The pool of scoring actors grows from
-    `min_actors` to `max_actors`.
-    Raises ConfigError when too few CPUs are free (Ray Data would wait for ever), InvalidInput for a source that cannot
-    be read or lacks columns, and the EnginehouseError that stopped scoring.
+    task: Task
+    ledger: Ledger
+    units: list[Unit]
+    lines: dict[str, Line]
+    notes: list[str]
+    #: What is written when it runs: what the job is, if it is new; further units; and lines that no longer hold.
+    document: Mapping[str, Any] | None
+    fresh: list[Unit]
+    damaged: list[Line]
+    max_rejected: int | None = None
+
+    @property
+    def left(self) -> list[Unit]:
+        """Units without a line."""
+        return [unit for unit in self.units if unit.name not in self.lines]
+
+    @property
+    def rows(self) -> int:
+        """All rows of all units."""
+        return sum(unit.rows for unit in self.units)
+
+
+def prepared(asked: Asked, model: Scored, limits: Limits | None = None) -> Job:
+    """The job that `asked` means: a new one, or the one that is in OUTPUT, of which finished units are verified.
+
+    Nothing is written yet. Raises InvalidInput and ConfigError for what cannot be scored, saying what was found and
+    what would do; also if the job in OUTPUT is another one.
     """
-    _check_names(signature, id_column)
-    _check_free_cpus(min_actors)
-    DataContext.get_current().enable_progress_bars = progress
-    names = [spec.name for spec in signature.inputs]
-    rows = _from_npz(source, names, id_column) if source.endswith(".npz") else _from_parquet(source, names, id_column)
-    scored = rows.map_batches(
-        _Scorer,
-        fn_constructor_kwargs={"model": model, "signature": signature, "id_column": id_column},
-        batch_size=REQUEST_ROWS * REQUESTS_IN_FLIGHT,
-        # As Arrow has them: numpy would lose nulls, and the digits of large ids beside them.
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=min_actors, max_size=max_actors, initial_size=min_actors),
-        num_cpus=ACTOR_CPUS,
-    )
-    try:
-        scored.write_parquet(target, ray_remote_args={"num_cpus": IO_CPUS})
-    except Exception as error:
-        raise _unwrapped(error) from None
-    written = dataset.dataset(target)
-    backends = written.to_table(columns=[_BACKEND]).column(_BACKEND).unique().to_pylist()
-    return Scored(written.count_rows(), tuple(sorted(backends)))
-
-
-_BACKEND = "backend"
-
-
-class _Scorer:
-    """Ray Data actor: sends a batch as several requests, all in flight at once."""
-
-    def __init__(self, model: str, signature: Signature, id_column: str) -> None:
-        self._client = Client()
-        self._model, self._signature, self._id_column = model, signature, id_column
-
-    async def __call__(self, batch: pa.Table) -> Any:
-        count = batch.num_rows
-        if not count:
-            return
-        ids = batch.column(self._id_column)
-        inputs = {spec.name: tensor_of(batch.column(spec.name), spec, ids) for spec in self._signature.inputs}
-        step = REQUEST_ROWS if self._signature.batched else 1
-        answers = await asyncio.gather(
-            *(self._answer(_rows(inputs, start, step, self._signature.batched)) for start in range(0, count, step))
-        )
-        result: dict[str, Any] = {self._id_column: ids}
-        for spec in self._signature.outputs:
-            parts = [answer["outputs"][spec.name] for answer in answers]
-            result[spec.name] = column_of(np.concatenate(parts) if self._signature.batched else np.stack(parts))
-        sizes = [min(step, count - start) for start in range(0, count, step)]
-        result[_BACKEND] = pa.array(np.repeat([answer["backend"] for answer in answers], sizes))
-        yield pa.table(result)
-
-    async def _answer(self, inputs: Tensors) -> dict[str, Any]:
-        for attempt in range(_TRIES):
-            try:
-                return await self._client.answer_async(self._model, inputs, deadline_s=60, priority=LAST)
-            except EnginehouseError as error:
-                if not error.retryable or attempt == _TRIES - 1:
-                    raise
-                await asyncio.sleep(1.0 * (attempt + 1))
-        raise AssertionError("unreachable")
-
-
-def _from_parquet(source: str, names: list[str], id_column: str) -> Dataset:
-    """One block per row group, read by tasks of IO_CPUS: Ray Data's own reader lists files in a task of a whole CPU."""
-    try:
-        files = dataset.dataset(source)
-    except FileNotFoundError:
-        raise InvalidInput(f"{source}: no such file or folder") from None
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{source}: not readable as Parquet: {error}") from None
-    columns = [id_column, *names]
-    _check_columns(source, names, files.schema.names)
-    _check_id(source, id_column, files.schema.names)
-    pieces = [
-        {"file": piece.path, "row_group": piece.row_groups[0].id}
-        for file in files.get_fragments()
-        for piece in file.split_by_row_group()
-    ]
-    if not files.count_rows():
-        raise InvalidInput(f"{source}: no rows")
-
-    def read(piece: dict[str, np.ndarray]) -> Any:
-        with files.filesystem.open_input_file(str(piece["file"][0])) as stream:
-            yield parquet.ParquetFile(stream).read_row_group(int(piece["row_group"][0]), columns=columns)
-
-    return ray.data.from_items(pieces).map_batches(read, batch_size=1, num_cpus=IO_CPUS)
-
-
-def _from_npz(source: str, names: list[str], id_column: str) -> Dataset:
-    if not Path(source).is_file():
-        raise InvalidInput(f"{source}: no such file")
-    try:
-        with np.load(source, allow_pickle=False) as file:
-            _check_columns(source, names, file.files)
-            if id_column != _ID:
-                _check_id(source, id_column, file.files)
-            # Others may be of any kind, and are not asked for.
-            arrays = {name: file[name] for name in file.files if name in (*names, id_column)}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{source}: not a readable .npz of plain arrays: {seen_in(Path(source), error)}") from None
-    if scalars := [name for name, array in arrays.items() if not array.ndim]:
-        raise InvalidInput(f"{source}: {scalars[0]!r} is one number; give an array with one row for each request")
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) != 1:
-        raise InvalidInput(f"{source}: arrays differ in rows: {counts}")
-    count = counts[names[0]]
-    if not count:
-        raise InvalidInput(f"{source}: no rows")
-    arrays.setdefault(id_column, np.arange(count))
-    columns = [id_column, *names]
-    return ray.data.from_blocks(
-        [
-            pa.table({name: column_of(arrays[name][start : start + PIECE_ROWS]) for name in columns})
-            for start in range(0, count, PIECE_ROWS)
-        ]
-    )
-
-
-def _check_names(signature: Signature, id_column: str) -> None:
-    """Raises ConfigError for an output that would be written over the id or over who answered."""
-    outputs = {spec.name for spec in signature.outputs}
-    if id_column in outputs:
+    if asked.target_format not in writing.ENDS:
+        raise ConfigError(f"--output-format {asked.target_format!r} is none of {', '.join(writing.ENDS)}")
+    if not 0 < asked.sample <= 1:
+        raise ConfigError(f"--sample {asked.sample:g} is no share of the rows; it is more than 0 and at most 1")
+    listing = sources.listing(asked.source, asked.source_format)
+    notes = [f"left out {each}" for each in listing.skipped]
+    terms = asked.terms(model)
+    folder, found = _folder(asked, terms, notes)
+    book = Ledger(folder, terms)
+    known = book.listed() if found else []
+    changed, added = ledger.differing(known, listing.files)
+    if found and (told := ledger.changes(found["terms"], terms) + changed):
         raise ConfigError(
-            f"the model has an output {id_column!r}, which is the column that results are joined by; call that column "
-            "something else, with --id-column"
+            f"{folder.url} has another job: {'; '.join(told)}. Name another OUTPUT, or score anew beside it with "
+            "--restart"
         )
-    if _BACKEND in outputs:
-        raise ConfigError(
-            f"the model has an output {_BACKEND!r}, the name of the column that says who answered; give the output "
-            "another name in the model"
-        )
+    if found:
+        plan = mapping.Plan.parse(found["plan"])
+    else:
+        plan = mapping.plan(asked.mapped, model.signature, listing, readers.of(listing.format).look(listing.files[0]))
+    if plan.is_typed and listing.format != "images":
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            looks = threads.map(readers.of(listing.format).look, added)
+            for file, look in zip(added, looks, strict=True):
+                mapping.check_alike(plan, model.signature, file, look, listing.files[0])
+    task = Task(model.signature, plan, folder.url, asked.target_format, _key(terms))
+    limit = None if asked.limit is None else asked.limit - sum(unit.part.rows for unit in known)
+    fresh = units.cut(added, limits or Limits(), len(known), limit, asked.sample)
+    if not known and not fresh:
+        raise InvalidInput(f"{asked.source}: no rows")
+    if fresh:
+        task.try_first_rows(fresh[0])
+    document = None if found else {"terms": terms, "plan": plan.document(), "began": time.time()}
+    lines, damaged = book.verified(book.lines())
+    notes += [f"{line.output} is not what it was; its unit is scored again" for line in damaged]
+    job = Job(task, book, [*known, *fresh], lines, notes, document, fresh, damaged)
+    job.max_rejected = _most(asked.max_rejected, job.rows)
+    if lines:
+        notes.append(f"going on: {len(lines)} of {len(job.units)} units are done")
+    return job
 
 
-def _check_columns(source: str, wanted: list[str], have: list[str]) -> None:
-    missing = [name for name in wanted if name not in have]
-    if missing:
-        raise InvalidInput(f"{source}: no column {', '.join(missing)}; it has {', '.join(have) or 'none'}")
+def run(
+    job: Job,
+    pools: Sequence[ScorerPool],
+    *,
+    look: Look = "none",
+    stopping: Callable[[], bool] = lambda: False,
+    here: bool | None = None,
+    forecast_s: float | None = None,
+) -> Report:
+    """Score what is left of `job`; the report is in OUTPUT/_job too.
+
+    `here`: in this process, else in actors of Ray; by default small jobs are. `stopping` is asked all the time: when it
+    is true, units under way are finished and no others begun. Raises the EnginehouseError that stopped it, also when
+    more rows were rejected than allowed; what is finished stays so.
+    """
+    lease = Lease(job.ledger.folder)
+    with lease.held():
+        _begin(job)
+        began, before = time.time(), len(job.lines)
+        progress = Progress(job.rows, sum(line.rows for line in job.lines.values()), look)
+        workers = None
+        try:
+            if here if here is not None else is_small(job) and [pool.name for pool in pools] == ["serve"]:
+                _run_here(job, pools[0], progress, stopping)
+            elif job.left:
+                from enginehouse.faces.scoring.workers import Workers, check_room
+
+                check_room(pools)
+                workers = Workers(job.task, pools, stopping)
+                for line in workers.lines(job.left):
+                    lease.renew()
+                    _done(job, progress, line)
+        finally:
+            progress.end()
+            told = workers.told() if workers is not None else {}
+            units = len(job.lines) - before
+            this = report.Run(began, time.time(), units, progress.new, forecast_s=forecast_s, **told)
+            report.keep_run(job.ledger.folder, this)
+        made = report.made(job.ledger.folder, job.lines, job.rows, len(job.units))
+        report.publish(job.ledger.folder, made, job.ledger.terms)
+    return made
 
 
-def _check_id(source: str, id_column: str, have: list[str]) -> None:
-    if id_column not in have:
+def is_small(job: Job) -> bool:
+    """Whether it is done before another process would have started."""
+    return len(job.left) <= _FEW
+
+
+def _run_here(job: Job, pool: ScorerPool, progress: Progress, stopping: Callable[[], bool]) -> None:
+    from enginehouse.faces.scoring.scorer import Scorer, score_here
+
+    async def all_of_it() -> None:
+        scorer = Scorer(job.task, pool.answering, pool.name)
+
+        def done(line: Line) -> bool:
+            _done(job, progress, line)
+            return not stopping()
+
+        try:
+            await score_here(scorer, job.left, done)
+        finally:
+            scorer.close()
+
+    if not job.left:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(all_of_it())
+    else:
+        # In a notebook, say, whose loop is busy with the very call that this is.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, all_of_it()).result()
+
+
+def _done(job: Job, progress: Progress, line: Line | None) -> None:
+    progress.add(line)
+    if line is None:
+        return
+    job.lines[line.unit] = line
+    rejected = sum(each.rejected for each in job.lines.values())
+    if job.max_rejected is not None and rejected > job.max_rejected:
         raise InvalidInput(
-            f"{source}: no column {id_column}, which results are joined by; it has {', '.join(have)}: name one with "
-            "--id-column"
+            f"{rejected} rows were rejected so far, more than the {job.max_rejected} of --max-rejected; why is in "
+            f"{job.ledger.folder.path(line.rejected_file)}"
         )
 
 
-def _rows(inputs: Tensors, start: int, step: int, batched: bool) -> Tensors:
-    if batched:
-        return {name: array[start : start + step] for name, array in inputs.items()}
-    return {name: array[start] for name, array in inputs.items()}
+def _begin(job: Job) -> None:
+    """Write down what is to be done."""
+    book = job.ledger
+    if job.document is not None and not book.begin(job.document):
+        raise ConfigError(f"{book.folder.url}: another command has begun a job there; start this one again")
+    if job.fresh:
+        book.add(job.fresh)
+    for line in job.damaged:
+        book.discard(line)
+    book.folder.clear_parts()
 
 
-def _check_free_cpus(actors: int) -> None:
-    free = ray.available_resources().get("CPU", 0.0)
-    needed = actors * ACTOR_CPUS + 2 * IO_CPUS
-    if free < needed:
-        total = ray.cluster_resources().get("CPU", 0.0)
+def _folder(asked: Asked, terms: Mapping[str, Any], notes: list[str]) -> tuple[Folder, dict[str, Any] | None]:
+    """OUTPUT, and the job that is in it; with `restart`, the first one beside it without another job."""
+    folder = Folder(asked.target)
+    found = Ledger(folder).found()
+    number = 2
+    while asked.restart and found is not None:
+        folder = Folder(f"{asked.target.rstrip('/')}-{number}")
+        found, number = Ledger(folder).found(), number + 1
+    if asked.restart and number > 2:
+        notes.append(f"scoring anew into {folder.url}")
+    if found is None and folder.sizes():
+        raise ConfigError(f"{folder.url} is not empty, and no job is there to go on with; name a new folder")
+    return folder, found
+
+
+def _key(terms: Mapping[str, Any]) -> str:
+    """What names model and options in the names of results."""
+    return hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _most(text: str | None, rows: int) -> int | None:
+    """Rows that may be rejected: a number, or a share as `1%` or `0.01`. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+        elif "." in text:
+            share = float(text)
+        else:
+            return int(text)
+        if not 0 <= share <= 1:
+            raise ValueError
+    except ValueError:
         raise ConfigError(
-            f"scoring needs {needed:g} free logical CPUs ({actors} actors of {ACTOR_CPUS:g}, {IO_CPUS:g} each to read "
-            f"and to write), but {free:g} of {total:g} are free; add a CPU node or lower the pools' num_cpus"
-        )
-
-
-def _unwrapped(error: BaseException) -> EnginehouseError:
-    """The error of an actor, without the errors that Ray and Ray Data wrap around it."""
-    cause: BaseException | None = error
-    text = ""
-    while cause is not None:
-        if isinstance(cause, EnginehouseError):
-            return cause
-        text += f"{getattr(cause, 'traceback_str', '')}\n{cause}\n"
-        last, cause = cause, getattr(cause, "cause", None) or cause.__cause__
-    # Ray Data chains its error to ours, and pickling turns such a chain into text.
-    if ours := re.findall(r"^enginehouse\.(\w+): (.*)$", text, re.MULTILINE):
-        name, message = ours[0]
-        if name == "InvalidInput":
-            return InvalidInput(message)
-        return InferenceFailed(f"scoring stopped: {name}: {message}")
-    return InferenceFailed(f"scoring stopped: {type(last).__name__}: {last}")
+            f"--max-rejected {text!r} is neither a number of rows nor a share such as 1% or 0.01"
+        ) from None
+    return int(share * rows)

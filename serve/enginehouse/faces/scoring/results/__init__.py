@@ -1,0 +1,1 @@
+"""What a job leaves: files of results, rejected rows, and the report."""

@@ -1,0 +1,55 @@
+"""Rows that were not scored: `OUTPUT/_rejected/UNIT.jsonl`, one line each with id, place, kind and reason."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse.faces.scoring.rows.columns import Bad
+
+#: Where they are, below OUTPUT. Readers of folders of results leave out names like this.
+FOLDER = "_rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One row: what it is called (None if that could not be read), its file, its number there, and why."""
+
+    id: Any
+    file: str
+    row: int
+    bad: Bad
+
+
+def written(rows: Sequence[Rejected]) -> bytes:
+    """The file of a unit's rejected rows."""
+    lines = [
+        {"id": plain(each.id), "file": each.file, "row": each.row, "kind": each.bad.kind, "reason": each.bad.reason}
+        for each in sorted(rows, key=lambda each: (each.file, each.row))
+    ]
+    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+
+
+def kinds(rows: Sequence[Rejected]) -> dict[str, int]:
+    """How many of each kind."""
+    return dict(Counter(each.bad.kind for each in rows))
+
+
+def plain(value: Any) -> Any:
+    """A value of Arrow as JSON has it: exact numbers stay numbers, bytes are base64, all else is its text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return str(value)

@@ -1,0 +1,74 @@
+"""A unit's answers -> its file of results: the columns of `mapping.results` in the order of the rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from enginehouse.contract.tensors import Signature, Tensors
+from enginehouse.faces.scoring.results.rejected import plain
+from enginehouse.faces.scoring.results.top import Top
+from enginehouse.faces.scoring.rows.columns import column_of, type_of
+
+#: The formats of results, and how their files end.
+ENDS = {"parquet": "parquet", "jsonl": "jsonl", "arrow": "arrow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Answers to some rows: their numbers in the unit's table, the outputs with the rows in front, who answered."""
+
+    rows: np.ndarray
+    outputs: Tensors
+    backend: str
+    version: str
+
+
+def table(
+    parts: Sequence[Part],
+    passed_on: Sequence[pa.ChunkedArray],
+    signature: Signature,
+    schema: pa.Schema,
+    top: Top | None = None,
+) -> pa.Table:
+    """The results of a unit; `passed_on` are the id and the kept columns, of all of its rows."""
+    numbers = np.concatenate([part.rows for part in parts]) if parts else np.zeros(0, np.int64)
+    order = pa.array(np.argsort(numbers, kind="stable"))
+    rows = pa.array(np.sort(numbers))
+    columns = [_of_type(column, schema.field(at).type).take(rows) for at, column in enumerate(passed_on)]
+    for spec in signature.outputs:
+        kind = type_of(spec, signature.batched)
+        each = [column_of(part.outputs[spec.name], kind) for part in parts]
+        columns.append(pa.chunked_array(each, kind).take(order))
+    for spec in top.outputs(signature) if top is not None else ():
+        best = [top.column(part.outputs[spec.name], spec) for part in parts if top is not None]
+        columns.append(pa.chunked_array(best, top.kind(spec) if top is not None else None).take(order))
+    for names in ([part.version for part in parts], [part.backend for part in parts]):
+        counts = [len(part.rows) for part in parts]
+        told = pa.array(np.repeat(np.array(names, object), counts).tolist() if parts else [], pa.string())
+        columns.append(told.take(order))
+    return pa.table(columns, schema=schema)
+
+
+def _of_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == kind else compute.cast(column, kind)
+
+
+def encoded(results: pa.Table, form: str) -> bytes:
+    """The file of `results`."""
+    if form == "jsonl":
+        # The standard library: orjson turns NaN into null. What JSON has no form for is text or base64.
+        lines = (json.dumps(plain(row), ensure_ascii=False).encode() for row in results.to_pylist())
+        return b"".join(line + b"\n" for line in lines)
+    sink = pa.BufferOutputStream()
+    if form == "arrow":
+        with pa.ipc.new_file(sink, results.schema) as writer:
+            writer.write_table(results)
+    else:
+        parquet.write_table(results, sink)
+    return bytes(sink.getvalue())

@@ -1,0 +1,1 @@
+"""Who computes: the running application, or engines of the job's own."""
