@@ -30,7 +30,6 @@ NAMES = [
     ("ray._private.node", "Node.get_session_dir_path"),
     ("ray._private.node", "Node.kill_monitor"),
     ("ray._private.services", "start_api_server"),
-    ("ray._private.node", "Node.kill_dashboard"),
     ("ray._private.state", "available_resources_per_node"),
     ("ray._private.state", "actors"),
     ("ray.serve.context", "_get_global_client"),

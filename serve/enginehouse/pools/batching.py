@@ -67,8 +67,7 @@ class LoadedModel:
         self.identity = ""
         self._padder = padder
         self._engine_calls = EngineCalls(kind, artifact, flag or nullcontext(), padder)
-        self._is_shared = is_shared
-        self._in_serve = in_serve
+        self._is_shared, self._in_serve = is_shared, in_serve
         self._cores = cores or Cores(1)
         self._splits = splits
         self._waits_for_batches = False
@@ -76,7 +75,7 @@ class LoadedModel:
         # Of more rows in a call nobody has looked whether each stays as it is alone.
         self._verified_rows = manifest.max_batch
         #: Limit of rows in one engine call.
-        self.max_rows = self._best_rows
+        self.max_rows = best_rows
         companions = padder.companions if padder else None
         self._waiting_room = WaitingRoom(self._rows_at_once, self._cores, self._lanes, companions)
         self.last_used = time.monotonic()
