@@ -26,6 +26,7 @@ _DECIDING: Mapping[str, Mapping[int, str]] = {
     "IDFT": {1: "axes", 2: "length"},
     "IRDFT": {1: "axes", 2: "length"},
     "OneHot": {1: "depth"},
+    "Pad": {1: "pads in front", 2: "pads behind"},
     "RDFT": {1: "axes", 2: "length"},
     "Range": {2: "step"},
     "ScatterElementsUpdate": {1: "places", 3: "axis"},
