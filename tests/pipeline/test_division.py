@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from enginehouse.contract.errors import InvalidInput
+from enginehouse.contract.errors import ConversionFailed, InvalidInput
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.graph.division import PREFIX, guard_divisions
 from enginehouse_build.graph.graph import graphs
@@ -201,3 +201,13 @@ def test_operators_that_onnx_does_not_know_hide_no_division() -> None:
     proto = pair(*parts)
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     assert guard_divisions(proto) == 0, "floats"
+
+
+def test_openvino_takes_no_number_of_turns_from_a_request(tmp_path: Path) -> None:
+    # It takes -1 for as many as it likes.
+    proto = looped(i64)
+    del proto.graph.initializer[0]
+    proto.graph.input.extend(values({"times": (i64, [])}))
+    adopt(save(tmp_path / "given.onnx", proto), tmp_path / "m.onnx", batched=False)
+    with pytest.raises(ConversionFailed, match="number of turns"), engine_of(tmp_path, onnx.load(tmp_path / "m.onnx")):
+        pass

@@ -188,7 +188,10 @@ class Asked:
         """
         found: list[Probe] = []
         own = (self._ends(), self._louder(), self._larger(values))
-        for each in (*own, map(self._told, probes), self._strangers(values)):
+        # What bounds floats on one side comes last: it would keep out strangers of the samples' range, which refuse.
+        sided = [probe for probe in probes if probe.is_sided]
+        others = [probe for probe in probes if not probe.is_sided]
+        for each in (*own, map(self._told, others), self._strangers(values), map(self._told, sided)):
             self._began = time.monotonic()
             found += each
         return found

@@ -113,6 +113,13 @@ class Probe:
         return ",".join(self.within.plain_parts())
 
     @property
+    def is_sided(self) -> bool:
+        """Whether it bounds floats on one side."""
+        has_side = isinstance(self.within, Region) and (self.within.at_least, self.within.less_than) != (None, None)
+        request = self.request
+        return has_side and request is not None and all(request[name].dtype.kind not in "iu" for name in self.names)
+
+    @property
     def _is_blank(self) -> bool:
         return isinstance(self.within, Region) and bool(self.within.not_zero or self.within.not_constant)
 

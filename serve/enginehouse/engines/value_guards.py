@@ -22,6 +22,7 @@ _DECIDING: Mapping[str, Mapping[int, str]] = {
     "DFT": {1: "axes", 2: "length"},
     "Gather": {2: "axis"},
     "GatherND": {1: "places"},
+    "Loop": {0: "number of turns"},
     "NonMaxSuppression": {2: "number of boxes"},
     "IDFT": {1: "axes", 2: "length"},
     "IRDFT": {1: "axes", 2: "length"},
