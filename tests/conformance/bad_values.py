@@ -167,6 +167,7 @@ ALL = [
         [A, line("p", 4)],
         {"a": ones(4, 4), "p": ids(0, 0, 0, 1)},
         {"p": ids(-9, 0, 0, 0)},
+        unsafe=True,
     ),
     bad(
         "pad_reflect",
@@ -174,6 +175,7 @@ ALL = [
         [A, line("p", 4)],
         {"a": ones(4, 4), "p": ids(0, 0, 0, 1)},
         {"p": ids(0, 40, 0, 0)},
+        unsafe=True,
     ),
     bad(
         "topk_of_more",

@@ -43,9 +43,9 @@ def name_nodes(proto: onnx.ModelProto) -> None:
             seen.add(node.name)
 
 
-def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+def constants(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, onnx.TensorProto]:
     """Tensors of `graph` whose value is in the file, by name; weights that old models list as inputs count."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    found = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
             if attribute.HasField("t"):

@@ -120,12 +120,12 @@ def verify(
                 exact(f"{name} on {kind}", answers, _pairs(source), rounding)
             unproven = slices.unproven()
             samples, right = tensor_file.read(source / SAMPLES)[0], plain_session(source / MODEL, threads)
-            beyond = Beyond(artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding)
-            reached = beyond.check()
-            for axis, size in reached.extents.items():
-                extents[axis] = min(size, extents.get(axis, size))
             explains = by_rounding(rounding, right, limits)
             found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES), explains)
+            asked = artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding
+            reached = Beyond(*asked, found).check()
+            for axis, size in reached.extents.items():
+                extents[axis] = min(size, extents.get(axis, size))
             if (longest := reached.longest) is not None:
                 found, more = narrowed(kind, engine.infer, artifact, right, longest, samples, reached.whole, found)
                 faults += more

@@ -19,6 +19,7 @@ from enginehouse.contract.parity import LIMITS, WHOLE, first_difference
 from enginehouse.contract.probes import Probe
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.inputs.extents import between, enlarged, extents_at, independent
+from enginehouse_build.inputs.floats import FLOAT
 from enginehouse_build.inputs.last_words import asking
 from enginehouse_build.inputs.samples import take
 from enginehouse_build.inputs.scales import power_above
@@ -26,7 +27,6 @@ from enginehouse_build.reference.branches import ROWS, Branch, broken, remedy
 from enginehouse_build.reference.company import Ask
 from enginehouse_build.reference.conditioning import Rounding
 from enginehouse_build.reference.onnx import reason
-from enginehouse_build.reference.probes import FLOAT
 from enginehouse_build.reference.strangers import Door, strangers
 
 #: Seconds for extents at which no known branch is another one; a small model needs a fraction.
@@ -188,7 +188,10 @@ class Asked:
         """
         found: list[Probe] = []
         own = (self._ends(), self._louder(), self._larger(values))
-        for each in (*own, map(self._told, probes), self._strangers(values)):
+        # What bounds floats on one side comes last: it would keep out strangers of the samples' range, which refuse.
+        sided = [probe for probe in probes if probe.is_sided]
+        others = [probe for probe in probes if not probe.is_sided]
+        for each in (*own, map(self._told, others), self._strangers(values), map(self._told, sided)):
             self._began = time.monotonic()
             found += each
         return found

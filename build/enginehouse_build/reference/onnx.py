@@ -13,6 +13,7 @@ import onnx
 
 from enginehouse.contract.errors import ExportFailed, InvalidInput
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
+from enginehouse_build.graph.division import guard_divisions
 from enginehouse_build.reference.domains import domains_of
 
 #: How ONNX Runtime says in which node it failed, and with which class of error.
@@ -30,11 +31,12 @@ _WHERE_IN_RUNTIME = re.compile(r"\s?/onnxruntime_src/\S+:\d+ .*?\)(?: const)? ")
 
 
 def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
-    """Strip `proto` of its writer's notes, save it to `path` and return its signature.
+    """Strip `proto` of its writer's notes, guard its divisions, save it to `path` and return its signature.
 
     Raises ExportFailed for tensors that cannot be served, and for a fixed dim 0 when `batched`.
     """
     _strip_metadata(proto)
+    guard_divisions(proto)
     signature = signature_of(proto, batched)
     if batched:
         check_batch(signature, of_no_input(proto))

@@ -25,7 +25,8 @@ from enginehouse.contract.probes import Probe
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.graph import graphs
 from enginehouse_build.graph.sizes import sizing
-from enginehouse_build.inputs.scales import Scaled, faint, loud, power_above
+from enginehouse_build.inputs.floats import THIRD, dotted, far, largest_of, names_of, untried, wrapping
+from enginehouse_build.inputs.scales import Scaled, faint, loud
 from enginehouse_build.reference import blank
 
 #: Exponents of the magnitudes that are tried. Of whole numbers: from where 16-bit floats take neighbours for one
@@ -37,8 +38,6 @@ ALONE = tuple(sorted({1, 2, 6, 13, *WHOLE}))
 _BOTH_SIGNS = 1 << 8
 #: How long the reference may be asked what is likely to be answered rightly, by kind of probe: slow models have less.
 _SECONDS = 8.0
-#: Of floats: the ends of fp16, of fp32's whole numbers, of 32 and of 64 bits, and far beyond; 2^200 is beyond fp32.
-FLOAT = (15, 24, 31, 62, 100, 200)
 #: Beyond this fp32 takes neighbours for one, which samples may not have: that they passed proves nothing there.
 TOLD_APART = 2**24
 #: How far company is from the samples, in the largest of their values.
@@ -46,8 +45,6 @@ FAR = 64
 #: Magnitudes of a stranger's floats, up to the end of fp32.
 STRANGE = (8, 11, 15, 24, 31, 62, 100, 127)
 SEED = 0
-#: Special values in every third element, and in one of each row: two infinities in a sum are no number.
-_THIRD = 3
 #: Rows of a probe, and the bytes of a row from which on it has but one.
 _ROWS, _LARGE_ROW = 4, 1 << 16
 #: Masks are below this; types of so many bytes are tried to their ends.
@@ -73,8 +70,12 @@ def make(
     node = sizing(proto) if wide else ""
     # Numbers of few bits do not make large sizes.
     ids = tuple(name for name in whole if name not in wide) if node else whole
-    probes = [answered(run, each) for each in (*_not_finite(base), *_far(base, samples))]
-    probes += _in_time(run, _scaled(loud(samples, _floats(base), signature.batched)))[0]
+    turns = any(inner.op_type in ("Loop", "Scan") for graph in graphs(proto) for inner in graph.node)
+    probes = [answered(run, each) for each in _not_finite(base)]
+    probes += _in_time(run, _scaled(loud(samples, names_of(base), signature.batched)))[0]
+    # Before much larger ones, which bind to what the samples have.
+    probes += _in_time(run, (Unanswered(*each) for each in untried(base, samples, wrapping(proto), turns)))[0]
+    probes += [answered(run, Unanswered(*each)) for each in far(base, samples)]
     if signature.batched and max_rows > 1:
         probes += _strangers(run, samples)
     if node:
@@ -83,7 +84,7 @@ def make(
     probes += tried
     if len(ids) > 1 or not are_all:
         probes += [answered(run, each) for each in _neighbours(base, samples, ids)]
-    if any(inner.op_type in ("Loop", "Scan") for graph in graphs(proto) for inner in graph.node):
+    if turns:
         # A zero might keep it turning.
         return probes
     some = _few_rows(samples, blank.ROWS) if signature.batched else samples
@@ -101,6 +102,7 @@ class Unanswered(NamedTuple):
     request: Tensors
     inside: bool = False
     scaled: bool = False
+    every: bool = False
 
 
 def _scaled(requests: Iterable[Scaled]) -> Iterator[Unanswered]:
@@ -118,7 +120,7 @@ def of_whole(base: Tensors, samples: Tensors, names: Sequence[str]) -> Iterator[
 def answered(run: Callable[[Tensors], Tensors] | None, asked: Unanswered) -> Probe:
     """The probe with what `run` answers; None asks nobody yet."""
     answer = _tried(run, asked.request) if run is not None else None
-    return Probe(*asked[:4], answer, inside=asked.inside, scaled=asked.scaled)
+    return Probe(*asked[:4], answer, inside=asked.inside, scaled=asked.scaled, every=asked.every)
 
 
 def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[Unanswered]) -> tuple[list[Probe], bool]:
@@ -138,28 +140,12 @@ def _in_time(run: Callable[[Tensors], Tensors], asked: Iterable[Unanswered]) -> 
 
 
 def _not_finite(base: Tensors) -> Iterator[Unanswered]:
-    for name in _floats(base):
+    for name in names_of(base):
         for value, called in ((np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")):
-            for step in (_THIRD, base[name][0:1].size + 1 if base[name].ndim else 1):
-                changed = {**base, name: _dotted(base[name], np.array(value), step)}
+            # In every third element, and in one of each row: two infinities in a sum are no number.
+            for step in (THIRD, base[name][0:1].size + 1 if base[name].ndim else 1):
+                changed = {**base, name: dotted(base[name], np.array(value), step)}
                 yield Unanswered((name,), "finite", called, changed)
-
-
-def _far(base: Tensors, samples: Tensors) -> Iterator[Unanswered]:
-    """Floats beyond those of the samples, which the gate has compared: in each input by itself, ever larger."""
-    generator = np.random.default_rng(SEED)
-    for name in _floats(base):
-        array = base[name]
-        seen = samples[name].astype(np.float64).ravel()
-        within = power_above(float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)))
-        top = math.log2(_largest_of(array.dtype))
-        for exponent in FLOAT:
-            if within >= 2**exponent or exponent > top:
-                continue
-            values = 2.0**exponent * generator.uniform(0.5, 1, array.shape) * generator.choice((-1, 1), array.shape)
-            changed = {**base, name: _dotted(array, values, _THIRD)}
-            yield Unanswered((name,), within, f"magnitudes of 2^{exponent}", changed)
-            within = 2**exponent
 
 
 def _strangers(run: Callable[[Tensors], Tensors], samples: Tensors) -> Iterator[Probe]:
@@ -174,21 +160,21 @@ def _strangers(run: Callable[[Tensors], Tensors], samples: Tensors) -> Iterator[
     alone = _tried(run, own)
     if alone is None:
         return
-    for name in _floats(stranger):
+    for name in names_of(stranger):
         array = stranger[name]
         special, large = [], []
         for value, called in ((np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")):
-            row = {**stranger, name: _dotted(array, np.array(value), _THIRD)}
+            row = {**stranger, name: dotted(array, np.array(value))}
             special.append(_beside(run, row, own, alone, (name,), "finite", called))
         seen = samples[name].astype(np.float64)
         largest = float(np.abs(seen[np.isfinite(seen)]).max(initial=0.0)) or 1.0
         # Company of so many times the largest is part of the proof.
         within = 2 ** max(math.frexp(FAR * largest)[1] - 1, 0)
         for exponent in STRANGE:
-            if 2**exponent <= within or exponent > math.log2(_largest_of(array.dtype)):
+            if 2**exponent <= within or exponent > math.log2(largest_of(array.dtype)):
                 continue
             # Of either sign, and not nothing on average.
-            signs = np.where(np.arange(array.size) % _THIRD, 1.0, -1.0).reshape(array.shape)
+            signs = np.where(np.arange(array.size) % THIRD, 1.0, -1.0).reshape(array.shape)
             row = {**stranger, name: (2.0**exponent * signs).astype(array.dtype)}
             large.append(_beside(run, row, own, alone, (name,), within, f"magnitudes of 2^{exponent}"))
             within = 2**exponent
@@ -307,22 +293,6 @@ def _shown(end: int) -> str:
 
 def _largest_whole(array: np.ndarray) -> int:
     return max(int(array.max(initial=0)), -int(array.min(initial=0)))
-
-
-def _floats(base: Tensors) -> list[str]:
-    return [name for name, array in base.items() if array.size and array.dtype.kind in "fV"]
-
-
-def _dotted(array: np.ndarray, values: np.ndarray, step: int) -> np.ndarray:
-    """`array` with each `step`-th element from `values`, in the order of memory."""
-    changed = array.copy()
-    changed.reshape(-1)[::step] = np.broadcast_to(values, array.shape).reshape(-1)[::step].astype(array.dtype)
-    return changed
-
-
-def _largest_of(dtype: np.dtype) -> float:
-    # ml_dtypes' bfloat16 has the range of fp32.
-    return float(np.finfo(dtype if dtype.kind == "f" else np.float32).max)
 
 
 def _few_rows(request: Tensors, least: int = 1) -> Tensors:

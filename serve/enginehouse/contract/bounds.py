@@ -23,9 +23,9 @@ Axes: TypeAlias = tuple[int, ...]
 class Region:
     """A bound that one number does not say; all of its parts hold.
 
-    `below` is a bound of the plain kind. Whole numbers are `at_least` and `less_than` these. `not_zero` are sets of
-    axes: nowhere in the input is everything along such a set 0, with none of them no element is; `not_constant` the
-    same for one value all over, whichever it is. `not_faint` are such sets with an exponent: nowhere is the largest
+    `below` is a bound of the plain kind. All numbers are `at_least` and `less_than` these, NaN is not. `not_zero` are
+    sets of axes: nowhere in the input is everything along such a set 0, with none of them no element is; `not_constant`
+    the same for one value all over, whichever it is. `not_faint` are such sets with an exponent: nowhere is the largest
     magnitude along the set less than that power of two, unless it is 0.
     """
 
@@ -65,7 +65,7 @@ class Values:
     def __init__(self, inputs: Tensors) -> None:
         self._inputs = inputs
         self._largest: dict[str, float | int] = {}
-        self._extremes: dict[str, tuple[int, int]] = {}
+        self._extremes: dict[str, tuple[float | int, float | int]] = {}
         self._blank: dict[tuple[str, Axes, _What], bool] = {}
 
     def beyond(self, bounds: InputBounds) -> str:
@@ -112,11 +112,11 @@ class Values:
         if (region.at_least is not None or region.less_than is not None) and array.size:
             extremes = self._extremes.get(name)
             if extremes is None:
-                low, high = np.minimum.reduce(array, axis=None).item(), np.maximum.reduce(array, axis=None).item()
-                extremes = self._extremes[name] = low, high
-            if region.at_least is not None and extremes[0] < region.at_least:
+                extremes = self._extremes[name] = _ends(array)
+            # NaN is neither.
+            if region.at_least is not None and not extremes[0] >= region.at_least:
                 return _named(extremes[0])
-            if region.less_than is not None and extremes[1] >= region.less_than:
+            if region.less_than is not None and not extremes[1] < region.less_than:
                 return _named(extremes[1])
         for axes, what in _slices(region):
             has = self._blank.get((name, axes, what))
@@ -165,7 +165,7 @@ def _both(one: InputBound | None, other: InputBound | None) -> InputBound:
     if isinstance(below, int) and (low is not None or high is not None):
         low, high = max(1 - below, 1 - below if low is None else low), min(below, below if high is None else high)
     if low is not None and high is not None:
-        # Whole numbers, which are finite anyhow.
+        # What has both ends is finite anyhow.
         below = None
     if low is not None and high is not None and low == 1 - high:
         below, low, high = high, None, None
@@ -280,6 +280,19 @@ def _largest(array: np.ndarray) -> float | int:
     high: float | int = np.maximum.reduce(array, axis=None).item()
     low: float | int = np.minimum.reduce(array, axis=None).item()
     return high if high != high else max(high, -low)
+
+
+def _ends(array: np.ndarray) -> tuple[float | int, float | int]:
+    """The least and the largest, both NaN if there is one; of what is not empty, without a copy."""
+    if array.dtype.kind in "iu" or array.dtype.itemsize != 2:
+        return np.minimum.reduce(array, axis=None).item(), np.maximum.reduce(array, axis=None).item()
+    # As whole numbers, 16-bit floats are in their order where they are positive, and in the opposite one elsewhere.
+    bits, signed = array.view(np.uint16), array.view(np.int16)
+    nearest, last, largest = bits.min(), bits.max(), signed.max()
+    low = last if last > _MAGNITUDE else nearest
+    high = largest.view(np.uint16) if largest >= 0 else nearest
+    low, high = (float(each.view(array.dtype)) for each in (low, high))
+    return (low, high) if low == low and high == high else (math.nan, math.nan)
 
 
 def _named(value: float | int) -> str:

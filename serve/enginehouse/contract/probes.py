@@ -39,7 +39,7 @@ class Probe:
     about company the first `beside` rows are the company that has the values, and the answers of the rows after them,
     which are the reference's to each of these alone, are what is compared. `inside`: the samples have smaller and
     larger values than these, and the gate has judged those. `scaled`: samples times one number, which a model may well
-    answer to no digit of its own: a difference that rounding explains is none.
+    answer to no digit of its own: a difference that rounding explains is none. `every`: int8 is asked as well.
     """
 
     names: tuple[str, ...]
@@ -50,6 +50,7 @@ class Probe:
     beside: int = 0
     inside: bool = False
     scaled: bool = False
+    every: bool = False
 
     def fault(
         self,
@@ -93,7 +94,7 @@ class Probe:
 
         Nor can it tell from 0 what is small beside that.
         """
-        return artifact.precision != "int8" or not (self._is_about_range or self.inside)
+        return artifact.precision != "int8" or self.every or not (self._is_about_range or self.inside)
 
     def tells(self, bounds: dict[str, InputBound]) -> bool:
         """Whether a fault would narrow `bounds`, and is not that of values which they keep out already."""
@@ -112,6 +113,13 @@ class Probe:
         return ",".join(self.within.plain_parts())
 
     @property
+    def is_sided(self) -> bool:
+        """Whether it bounds floats on one side."""
+        has_side = isinstance(self.within, Region) and (self.within.at_least, self.within.less_than) != (None, None)
+        request = self.request
+        return has_side and request is not None and all(request[name].dtype.kind not in "iu" for name in self.names)
+
+    @property
     def _is_blank(self) -> bool:
         return isinstance(self.within, Region) and bool(self.within.not_zero or self.within.not_constant)
 
@@ -127,11 +135,13 @@ class Probe:
     def _is_about_range(self) -> bool:
         """Whether it is about how large measurements may be: floats and numbers of few bits, but not about their sign.
 
-        Wider whole numbers are ids.
+        Of floats the sign counts as well: int8 is calibrated with the samples'. Wider whole numbers are ids.
         """
-        if self.request is None or self.beside or self._is_blank or self.within in ("finite", Region(at_least=0)):
+        if self.request is None or self.beside or self._is_blank or self.within == "finite":
             return False
-        return any(self.request[name].dtype.kind not in "iu" or self._is_narrow(name) for name in self.names)
+        if any(self.request[name].dtype.kind not in "iu" for name in self.names):
+            return True
+        return self.within != Region(at_least=0) and any(map(self._is_narrow, self.names))
 
     def _is_narrow(self, name: str) -> bool:
         assert self.request is not None
@@ -169,6 +179,7 @@ def write(path: Path, probes: Sequence[Probe]) -> None:
             **_region(probe.within),
             "is_inside": np.array(probe.inside),
             "is_scaled": np.array(probe.scaled),
+            "is_every": np.array(probe.every),
             "values": np.array([probe.values.encode()], dtype=object),
             "is_made": np.array(probe.request is not None),
             "is_answered": np.array(probe.answer is not None),
@@ -192,6 +203,7 @@ def read(path: Path) -> list[Probe]:
                 beside=int(about["beside"]) if "beside" in about else 0,
                 inside=bool(about.get("is_inside", False)),
                 scaled=bool(about.get("is_scaled", False)),
+                every=bool(about.get("is_every", False)),
             )
             for about, request, answer in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
         ]
