@@ -6,6 +6,9 @@
 
 A process writes the first two; the next one to start on the node, or a router that looks, turns those of dead processes
 into the third. After SIGKILL the trace is empty, so no engine is blamed.
+
+Where the cache folder takes no more, they are in a folder of the process itself, from which no later process learns;
+and where that does not either, nothing is recorded: a record is no reason to die.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ logger = logging.getLogger("ray.serve")
 FORGET_AFTER_S = 24 * 3600.0
 #: Bytes of an engine's slot in the memory map (flag, engine id), and number of slots.
 _SLOT, _SLOTS = 64, 1024
+_BYTES = _SLOT * _SLOTS
 
 
 class Flag:
@@ -56,17 +60,21 @@ class Flag:
 
 
 class Crashes:
-    """Crash record of this process in `folder`. Creating it reads and removes the files of dead processes."""
+    """Crash record of this process in `folder`. Creating it reads and removes the files of dead processes.
 
-    def __init__(self, folder: Path) -> None:
+    Without a folder nothing is recorded. Raises OSError where the record would have no room.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._used = 0
+        if folder is None:
+            self._memory = mmap.mmap(-1, _BYTES)
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.collect()
         own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}-{_host()}"
-        with own.with_suffix(".running").open("w+b") as file:
-            file.truncate(_SLOT * _SLOTS)
-            self._memory = mmap.mmap(file.fileno(), _SLOT * _SLOTS)
-        self._used = 0
+        self._memory = _mapped(own.with_suffix(".running"))
         # Open for the life of the process: faulthandler's signal handler writes to it.
         self._trace = own.with_suffix(".trace").open("w")
         # The handler that Ray installed is called after this one, so Ray's log has its trace too.
@@ -83,6 +91,8 @@ class Crashes:
 
     def of(self, engine: str) -> str:
         """Text about the last crash of an engine on this node; empty when there was none within FORGET_AFTER_S."""
+        if self._folder is None:
+            return ""
         path = self._folder / f"{engine}.crashed"
         try:
             if time.time() - path.stat().st_mtime > FORGET_AFTER_S:
@@ -93,7 +103,7 @@ class Crashes:
 
     def collect(self) -> None:
         """Take note of the crashes of processes of this node that have died since."""
-        for running in self._folder.glob("*.running"):
+        for running in self._folder.glob("*.running") if self._folder else ():
             # The folder may be shared: whether another host's process lives is unknown.
             if not running.stem.endswith(f"-{_host()}") or _is_alive(running.stem):
                 continue
@@ -111,7 +121,10 @@ class Crashes:
                     engine = slot[1:].rstrip(b"\0").decode()
                     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mine.stat().st_mtime))
                     crash = f"crashed process {running.stem.partition('-')[0]} at {when} UTC: {text.splitlines()[0]}"
-                    (self._folder / f"{engine}.crashed").write_text(crash)
+                    try:
+                        running.with_name(f"{engine}.crashed").write_text(crash)
+                    except OSError as error:
+                        logger.warning("%s %s, which cannot be recorded: %s", engine, crash, error)
             mine.unlink(missing_ok=True)
             trace.unlink(missing_ok=True)
 
@@ -127,12 +140,36 @@ def of_this_process() -> Crashes:
     """
     with _lock:
         if not _records:
-            try:
-                _records.append(Crashes(cache_folder() / "crashes"))
-            except OSError as error:
-                logger.warning("crashes are not recorded: %s", error)
-                _records.append(Crashes(Path(tempfile.mkdtemp(prefix="enginehouse-"))))
+            _records.append(_recorded())
         return _records[0]
+
+
+def _recorded() -> Crashes:
+    try:
+        return Crashes(cache_folder() / "crashes")
+    except OSError as error:
+        logger.warning("crashes are not recorded for later processes: %s", error)
+    try:
+        return Crashes(Path(tempfile.mkdtemp(prefix="enginehouse-")))
+    except OSError as error:
+        logger.warning("crashes are not recorded at all: %s", error)
+    return Crashes(None)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A new file as memory, zeros. Raises OSError where the disk has no room for all of it."""
+    try:
+        with path.open("w+b") as file:
+            # Not `truncate`: pages of a sparse file take room when they are written, and on a full disk that is SIGBUS.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, _BYTES)
+            else:
+                file.write(bytes(_BYTES))
+                file.flush()
+            return mmap.mmap(file.fileno(), _BYTES)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def engine_id(folder: Path, kind: EngineKind, artifact: Artifact) -> str:
