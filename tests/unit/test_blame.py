@@ -49,6 +49,9 @@ class Replicas:
         #: Where its crashes are recorded: for none but itself.
         self.cache = store.with_name("cache")
         self.deaths = 0
+        #: More of its environment, and the process that runs.
+        self.environment: dict[str, str] = {}
+        self.process: asyncio.subprocess.Process | None = None
         self.is_replaced = True
 
     @contextlib.asynccontextmanager
@@ -70,11 +73,11 @@ class Replicas:
                 sys.executable,
                 *command,
                 cwd=ROOT,
-                env=os.environ | {"ENGINEHOUSE_CACHE": str(self.cache)},
+                env=os.environ | {"ENGINEHOUSE_CACHE": str(self.cache)} | self.environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
             )
-            channel = Channel("ort")
+            self.process, channel = process, Channel("ort")
             try:
                 assert process.stdout is not None
                 await channel.open(json.loads(await asyncio.wait_for(process.stdout.readline(), 60)))

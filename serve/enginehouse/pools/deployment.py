@@ -86,12 +86,18 @@ class Pool:
         return await loaded.infer(requests, rows, budget_s - (time.monotonic() - began))
 
     async def infer_isolated(
-        self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+        self,
+        model_key: str,
+        requests: Sequence[Tensors],
+        rows: int,
+        budget_s: float,
+        begun: Callable[[bool], None],
+        company: bool,
     ) -> Computed:
         """As `infer`, for a request that may have crashed a replica: see `LoadedModel.infer_isolated`."""
         began = time.monotonic()
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
-        return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun)
+        return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun, company)
 
     async def __del__(self) -> None:
         """Drain: Serve awaits this before it stops a replica."""

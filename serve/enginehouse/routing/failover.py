@@ -15,8 +15,8 @@
 What is told apart, by how an attempt ends:
 
 - *Lost* with its replica (ReplicaLost): the request may have killed it, so it is suspected. From now on it is sent
-  isolated, alone in the process of a replica, and never into a router's. When it is lost once more, isolated and not
-  in the same event, it is at fault and is not sent again.
+  isolated, alone in the process of a replica, and never into a router's. How often it may be lost there is said in
+  `suspicion`.
 - For any other error, the table `contract.errors.FAULTS` says what may still help:
   *nothing*: it has failed. Another engine may be less strict and answer something.
   *another if sick*: it has failed, unless this backend fails others too; what fails in the next one as well has failed.
@@ -37,23 +37,23 @@ from typing import Any, Protocol
 from enginehouse.contract.errors import (
     DeadlineExceeded,
     EnginehouseError,
-    InferenceFailed,
     NoBackend,
     Overloaded,
     ReplicaLost,
 )
 from enginehouse.contract.tensors import Tensors
+from enginehouse.pools.isolation import STILL_S
 from enginehouse.routing.answer import Answer
 from enginehouse.routing.backends import Backend, attempt_s
 from enginehouse.routing.coalescing import Recalled
 from enginehouse.routing.policy import Choice, Demand
+from enginehouse.routing.suspicion import Suspicion
 from enginehouse.routing.view import ModelVersion
-from enginehouse.transport.router_end import ISOLATED
 
 #: Seconds until the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
-#: Replicas that are lost within so many seconds may have been lost for one reason, such as their node.
-ONE_EVENT_S = 0.25
+#: Seconds that a suspected request may wait for its isolation, beyond those of an attempt.
+ISOLATION_S = 2 * STILL_S
 
 
 class Ranking(Protocol):
@@ -97,12 +97,11 @@ class Failover:
         "_inputs",
         "_is_counted",
         "_lasting",
-        "_lost",
-        "_lost_at",
         "_may_mend",
         "_priority",
         "_ranking",
         "_refused",
+        "_suspicion",
         "_version",
         "attempts",
         "failures",
@@ -126,14 +125,11 @@ class Failover:
         #: Backends that were asked, and what came of those that did not answer.
         self.attempts = 0
         self.failures: list[str] = []
-        # When a replica was lost with this request for the first time, and what the last such error says. Here and
-        # below not the error: with its traceback it would keep this request's inputs.
-        self._lost_at = math.inf
-        self._lost: tuple[Any, ...] = ()
+        self._suspicion = Suspicion()
         # The backend in which it failed while that failed others too.
         self._failed_in = ""
         # Of this round: arguments of the last Overloaded; class and arguments of the last error that waiting does not
-        # mend, and whether it may mend another one.
+        # mend, and whether it may mend another one. Not the errors, whose tracebacks would keep this request's inputs.
         self._refused: tuple[Any, ...] | None = None
         self._lasting: tuple[type[EnginehouseError], tuple[Any, ...]] | None = None
         self._may_mend = False
@@ -178,9 +174,9 @@ class Failover:
             self._ranking.check_served(self._version)
         if not ranked and not self._ranking.may_wait(self._version, choices, self._demand, is_new):
             refusal = self._ranking.refusal(self._version, choices, self._demand)
-            if self._lost and isinstance(refusal, NoBackend):
+            if self._suspicion.last and isinstance(refusal, NoBackend):
                 # Another router that this request were handed to would not know that it is suspected.
-                pool, reason, stage = self._lost
+                pool, reason, stage = self._suspicion.last
                 raise ReplicaLost(pool, f"{reason}; {refusal}", stage)
             raise refusal
         return ranked
@@ -196,21 +192,19 @@ class Failover:
         # Given up before the deadline only if another backend or replica could answer.
         until = self._deadline
         if has_others or choice.backend.replicas > 1:
-            until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
+            patience_s = ISOLATION_S if self._demand.suspected else 0.0
+            until = min(until, time.monotonic() + attempt_s(choice.predicted_ms) + patience_s)
         try:
             if self._demand.suspected:
                 outputs, timing = await backend.infer_isolated(self._inputs, rows, until)
             else:
                 outputs, timing = await backend.infer(self._inputs, rows, until, self._priority)
         except ReplicaLost as error:
-            now = time.monotonic()
-            if error.stage == ISOLATED and now - self._lost_at > ONE_EVENT_S:
-                raise InferenceFailed(
-                    f"two replicas were lost while they computed this request, the second time isolated: {error}"
-                ) from None
-            self._lost_at, self._lost, self._may_mend = min(self._lost_at, now), error.args, True
+            self._may_mend = True
             self._demand = self._demand._replace(suspected=True)
             self.failures.append(str(error))
+            if wait_s := self._suspicion.lost(error, time.monotonic()):
+                await asyncio.sleep(wait_s)
         except EnginehouseError as error:
             if isinstance(error, DeadlineExceeded) and until == self._deadline:
                 raise

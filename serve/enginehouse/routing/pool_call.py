@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from enginehouse.contract.config import APP_NAME
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.tensors import Computed, Tensors
+from enginehouse.pools.isolation import STILL_S
 from enginehouse.routing import replicas
 from enginehouse.routing.timeout import Timeout
+from enginehouse.transport.frames import Isolated
 from enginehouse.transport.router_end import Channel
 
 
@@ -18,8 +20,8 @@ class PoolCall:
     """Sends requests for one model version to `pool`; a `backends.Sender`.
 
     `expected_ms` predicts the engine's time for a call. `take_demand_ms` returns the demand since the last call, which
-    is sent along for the autoscaler. A call raises Overloaded when every replica refuses it, DeadlineExceeded,
-    and whatever else `Channel.infer` raises.
+    is sent along for the autoscaler. An isolated call goes where it can be alone, if there is such a replica. A call
+    raises Overloaded when every replica refuses it, DeadlineExceeded, and whatever else `Channel.infer` raises.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class PoolCall:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
         began = time.monotonic()
         free = self.free(began)
+        how = Isolated.STRICTLY if isolated else Isolated.NO
         try:
             with Timeout(budget_s):
                 while True:
@@ -49,13 +52,21 @@ class PoolCall:
                     expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
                     try:
                         return await channel.infer(
-                            self._model_key, requests, rows, budget_s - (now - began), expected_ms, isolated, demand_ms
+                            self._model_key, requests, rows, budget_s - (now - began), expected_ms, how, demand_ms
                         )
                     except EnginehouseError as error:
                         # Full, stuck or too long a queue; or it cannot read the bundle, and the next one may.
                         if not isinstance(error, Overloaded) and error.fault.help != "another":
                             raise
                         free.remove(channel)
+                        waited_s = time.monotonic() - began
+                        if (
+                            how == Isolated.STRICTLY
+                            and isinstance(error, Overloaded)
+                            and (not free or waited_s > STILL_S)
+                        ):
+                            # All of them load something, or compute what takes long: that may never end.
+                            how, free = Isolated.IF_POSSIBLE, self.free(time.monotonic())
                         if not free:
                             raise
         except TimeoutError:
