@@ -20,7 +20,7 @@ from ray.serve._private.config import DeploymentConfig
 
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.tensors import Computed, Tensors
-from enginehouse.pools import isolation
+from enginehouse.pools import crashes, isolation
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.transport.replica_end import Listener
 
@@ -53,7 +53,7 @@ async def answer(store: str, names: Sequence[str]) -> None:
         return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun, company)
 
     listener = Listener("ort", infer, 256, infer_isolated)
-    print(json.dumps(await listener.start("127.0.0.1")), flush=True)
+    print(json.dumps({**await listener.start("127.0.0.1"), "record": crashes.path_here()}), flush=True)
     await asyncio.Event().wait()
 
 

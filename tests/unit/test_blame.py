@@ -49,6 +49,8 @@ class Replicas:
         #: Where its crashes are recorded: for none but itself.
         self.cache = store.with_name("cache")
         self.deaths = 0
+        #: Whether routers can read its record of crashes; they are on its node.
+        self.records = True
         #: More of its environment, and the process that runs.
         self.environment: dict[str, str] = {}
         self.process: asyncio.subprocess.Process | None = None
@@ -80,9 +82,11 @@ class Replicas:
             self.process, channel = process, Channel("ort")
             try:
                 assert process.stdout is not None
-                await channel.open(json.loads(await asyncio.wait_for(process.stdout.readline(), 60)))
+                address = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+                await channel.open(address)
                 self.cluster.report("ort", {model.key: "ready" for model in self.models})
                 self.cluster.replicas["ort"][0].channel = channel
+                self.cluster.replicas["ort"][0].record = address["record"] if self.records else ""
                 up.set()
                 await process.wait()
                 self.cluster.replicas["ort"] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse.pools import crashes
-from enginehouse.pools.crashes import FORGET_AFTER_S, Crashes
+from enginehouse.pools.crashes import FORGET_AFTER_S, Crashes, Death, death_of
 
 DIES = """
 import ctypes, os, signal, sys
@@ -25,9 +25,19 @@ from enginehouse.pools.crashes import Crashes
 record = Crashes(Path(sys.argv[1]))
 idle, busy, done = record.flag("idle"), record.flag("busy"), record.flag("done")
 with done: pass
+how, _, where = sys.argv[2].partition(" in ")
+def run_alone():
+    if how == "segfault": ctypes.string_at(0)
+    if how == "abort": os.abort()
 with busy:
-    if sys.argv[2] == "segfault": ctypes.string_at(0)
-    if sys.argv[2] == "abort": os.abort()
+    if where == "isolation": run_alone()
+    if where == "no thread of Python's":
+        libc = ctypes.CDLL(None)
+        thread, address = ctypes.c_ulong(), ctypes.cast(libc.strlen, ctypes.c_void_p)
+        libc.pthread_create(ctypes.byref(thread), None, address, None)
+        import time; time.sleep(20)
+    if how == "segfault": ctypes.string_at(0)
+    if how == "abort": os.abort()
     if sys.argv[2] == "kill": os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[2] == "exit": os._exit(3)
 """
@@ -49,6 +59,36 @@ def test_the_engine_that_was_computing_is_suspected_and_no_other(tmp_path: Path,
     assert not record.of("done")
     # Later processes know it too.
     assert Crashes(tmp_path).of("busy")
+
+
+@pytest.mark.parametrize("is_collected", [False, True])
+@pytest.mark.parametrize(
+    ("how", "death"),
+    [
+        ("segfault", Death.ELSEWHERE),
+        ("abort", Death.ELSEWHERE),
+        ("segfault in isolation", Death.IN_ISOLATED_CALL),
+        ("abort in isolation", Death.IN_ISOLATED_CALL),
+        ("segfault in no thread of Python's", Death.SOMEWHERE),
+        ("kill", Death.UNKNOWN),
+        ("exit", Death.UNKNOWN),
+    ],
+)
+def test_others_on_its_node_know_how_a_process_ended(
+    tmp_path: Path, how: str, death: Death, is_collected: bool
+) -> None:
+    die(tmp_path, how)
+    (running,) = tmp_path.glob("*.running")
+    record = str(running.with_suffix(""))
+    if is_collected:
+        Crashes(tmp_path)
+    assert death_of(record) == death
+    # Of a process of another host nothing is known, whatever lies in the folder.
+    assert death_of(f"{record}-elsewhere") == death_of("") == death_of(str(tmp_path / "1-1")) == Death.UNKNOWN
+
+
+def test_a_process_that_lives_has_not_ended_in_any_way(tmp_path: Path) -> None:
+    assert death_of(Crashes(tmp_path).path) == Death.UNKNOWN
 
 
 @pytest.mark.parametrize("how", ["kill", "exit"])

@@ -2,7 +2,8 @@
 
     CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine, its flag and its id
     CACHE/crashes/<pid>-<start>-<host>.trace     what faulthandler wrote when the process crashed; empty until then
-    CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal
+    CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal;
+                                                 on further lines what else its trace said
 
 A process writes the first two; the next one to start on the node, or a router that looks, turns those of dead processes
 into the third. After SIGKILL the trace is empty, so no engine is blamed.
@@ -22,6 +23,7 @@ import socket
 import tempfile
 import threading
 import time
+from enum import Enum
 from pathlib import Path
 
 import psutil
@@ -37,6 +39,8 @@ FORGET_AFTER_S = 24 * 3600.0
 #: Bytes of an engine's slot in the memory map (flag, engine id), and number of slots.
 _SLOT, _SLOTS = 64, 1024
 _BYTES = _SLOT * _SLOTS
+#: The function in whose thread isolated calls are computed, by its name in a trace.
+ISOLATED_CALL = "run_alone"
 
 
 class Flag:
@@ -67,6 +71,8 @@ class Crashes:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        #: Of the files of this process, without their suffix; "" where there are none.
+        self.path = ""
         self._used = 0
         if folder is None:
             self._memory = mmap.mmap(-1, _BYTES)
@@ -74,6 +80,7 @@ class Crashes:
         folder.mkdir(parents=True, exist_ok=True)
         self.collect()
         own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}-{_host()}"
+        self.path = str(own)
         self._memory = _mapped(own.with_suffix(".running"))
         # Open for the life of the process: faulthandler's signal handler writes to it.
         self._trace = own.with_suffix(".trace").open("w")
@@ -97,7 +104,7 @@ class Crashes:
         try:
             if time.time() - path.stat().st_mtime > FORGET_AFTER_S:
                 return ""
-            return path.read_text()
+            return path.read_text().partition("\n")[0]
         except OSError:
             return ""
 
@@ -120,11 +127,11 @@ class Crashes:
                 if slot[0]:
                     engine = slot[1:].rstrip(b"\0").decode()
                     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mine.stat().st_mtime))
-                    crash = f"crashed process {running.stem.partition('-')[0]} at {when} UTC: {text.splitlines()[0]}"
+                    crash = f"{_who(running.stem)} at {when} UTC: {text}"
                     try:
                         running.with_name(f"{engine}.crashed").write_text(crash)
                     except OSError as error:
-                        logger.warning("%s %s, which cannot be recorded: %s", engine, crash, error)
+                        logger.warning("%s %s, which cannot be recorded: %s", engine, crash.splitlines()[0], error)
             mine.unlink(missing_ok=True)
             trace.unlink(missing_ok=True)
 
@@ -172,10 +179,57 @@ def _mapped(path: Path) -> mmap.mmap:
         raise
 
 
+def path_here() -> str:
+    """`path` of the record of this process; "" before it has one."""
+    return _records[0].path if _records else ""
+
+
+class Death(Enum):
+    """How a process ended: by a fatal signal in an isolated call, in another thread of Python's, or in an unknown one;
+    or without one, as by SIGKILL, or nobody here knows."""
+
+    IN_ISOLATED_CALL = "a fatal signal in this call"
+    ELSEWHERE = "a fatal signal in another thread"
+    SOMEWHERE = "a fatal signal"
+    UNKNOWN = "no fatal signal that is known of"
+
+
+def death_of(path: str) -> Death:
+    """How a process of this host ended, given the `path` of its record; UNKNOWN for another host's. Reads files."""
+    record = Path(path)
+    if not path or not record.name.endswith(f"-{_host()}"):
+        return Death.UNKNOWN
+    trace = _text(record.with_suffix(".trace"))
+    if trace is None:
+        # Somebody has taken note of it meanwhile.
+        texts = filter(None, map(_text, record.parent.glob("*.crashed")))
+        trace = next((text for text in texts if text.startswith(f"{_who(record.name)} ")), "")
+    if not trace:
+        return Death.UNKNOWN
+    # Threads that an engine library has made are none of Python's: then no thread is called the current one.
+    _, names_it, threads = trace.partition("Current thread ")
+    if not names_it:
+        return Death.SOMEWHERE
+    return (
+        Death.IN_ISOLATED_CALL if f" in {ISOLATED_CALL}\n" in threads.partition("\n\n")[0] + "\n" else Death.ELSEWHERE
+    )
+
+
 def engine_id(folder: Path, kind: EngineKind, artifact: Artifact) -> str:
     """Identity of an engine across processes: a hash of the bundle's manifest, the engine kind and the artifact."""
     manifest = (folder / MANIFEST).read_bytes()
     return hashlib.sha256(b"\0".join([manifest, kind.encode(), artifact.name.encode()])).hexdigest()[:32]
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _who(stem: str) -> str:
+    return f"crashed process {stem.partition('-')[0]}"
 
 
 def _host() -> str:

@@ -15,7 +15,7 @@ import ray
 from enginehouse.contract.config import Catalog, PoolConfig
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.engines import allocator
-from enginehouse.pools import nodes
+from enginehouse.pools import crashes, nodes
 from enginehouse.pools.autoscaling import BUSY, DEMAND, MODELS
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.transport.replica_end import Listener
@@ -60,7 +60,12 @@ class Pool:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Serve's hook for what a replica publishes to routers; the controller calls it about once a second."""
-        return {"models": dict(self._hosted.reports), "address": self._address, "node": self._node}
+        return {
+            "models": dict(self._hosted.reports),
+            "address": self._address,
+            "node": self._node,
+            "record": crashes.path_here(),
+        }
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook for autoscaling metrics: MODELS, and BUSY and DEMAND since the last call; see `autoscaling`."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
 
 from enginehouse.contract.config import APP_NAME
-from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors
+from enginehouse.pools import crashes
 from enginehouse.pools.isolation import STILL_S
 from enginehouse.routing import replicas
+from enginehouse.routing.suspicion import stage_of
 from enginehouse.routing.timeout import Timeout
 from enginehouse.transport.frames import Isolated
-from enginehouse.transport.router_end import Channel
+from enginehouse.transport.router_end import UNDER_WAY, Channel
+
+#: Timeout in seconds for what a lost replica has left.
+LOOK_S = 1.0
 
 
 class PoolCall:
@@ -43,13 +49,14 @@ class PoolCall:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
         began = time.monotonic()
         free = self.free(began)
-        how = Isolated.STRICTLY if isolated else Isolated.NO
+        how, record = Isolated.STRICTLY if isolated else Isolated.NO, ""
         try:
             with Timeout(budget_s):
                 while True:
                     now = time.monotonic()
                     channel = freest(free, self._model_key, now)
                     expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
+                    record = replicas.record_of(APP_NAME, self._pool, channel) if isolated else ""
                     try:
                         return await channel.infer(
                             self._model_key, requests, rows, budget_s - (now - began), expected_ms, how, demand_ms
@@ -69,6 +76,9 @@ class PoolCall:
                             how, free = Isolated.IF_POSSIBLE, self.free(time.monotonic())
                         if not free:
                             raise
+        except ReplicaLost as error:
+            pool, reason, stage = error.args
+            raise ReplicaLost(pool, reason, await _refined(stage, record)) from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
 
@@ -83,6 +93,16 @@ class PoolCall:
         if not free:
             raise Overloaded(f"{self._pool}: its replicas take no more calls")
         return free
+
+
+async def _refined(stage: str, record: str) -> str:
+    """The stage of a call that was lost, with what the `record` of the lost replica's process says."""
+    if stage == UNDER_WAY:
+        return stage
+    # In a thread, for the folder may be slow.
+    looking = asyncio.ensure_future(asyncio.to_thread(crashes.death_of, record))
+    await asyncio.wait([looking], timeout=LOOK_S)
+    return stage_of(stage, looking.result() if looking.done() else crashes.Death.UNKNOWN)
 
 
 def freest(channels: Sequence[Channel], model_key: str, now: float) -> Channel:

@@ -45,6 +45,8 @@ class Replica:
     is_listed: bool = True
     #: When a connection may be tried again, on the clock of `time.monotonic`.
     retry_at: float = 0.0
+    #: Where its process records crashes, as far as it has said.
+    record: str = ""
     #: Why the last try to connect has failed.
     error: str = ""
 
@@ -73,10 +75,18 @@ class KnownReplicas:
             known = self.by_id.get(replica_id)
             if known is not None:
                 known.reports = stats.get("models", known.reports)
+                known.record = stats.get("record", known.record)
             elif stats.get("address"):
                 # Before its first report it is of no use.
                 channel = Channel(self.pool)
-                self.by_id[replica_id] = Replica(replica_id, stats["models"], stats["address"], channel, stats["node"])
+                self.by_id[replica_id] = Replica(
+                    replica_id,
+                    stats["models"],
+                    stats["address"],
+                    channel,
+                    stats["node"],
+                    record=stats.get("record", ""),
+                )
 
 
 #: (application, deployment) -> its replicas, for every handle of this process.
@@ -99,6 +109,11 @@ def of_pool(app: str, pool: str) -> list[Replica]:
     return [
         replica for replica in list(known.by_id.values()) if replica.channel.is_open and not replica.channel.is_draining
     ]
+
+
+def record_of(app: str, pool: str, channel: Channel) -> str:
+    """Where the replica at the other end of a connection records crashes; "" when that is not known."""
+    return next((replica.record for replica in of_pool(app, pool) if replica.channel is channel), "")
 
 
 def out_of_reach(app: str, pool: str) -> list[Replica]:

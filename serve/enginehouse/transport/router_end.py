@@ -36,6 +36,8 @@ FULL_S = 0.1
 #: `ReplicaLost.stage` of a call that was lost somewhere on its way, or computed beside any others; while the engine
 #: computed it and nothing else in its process; and while it did beside what could not be waited for, such as a load.
 UNDER_WAY, ISOLATED, IN_COMPANY = "under way", "isolated in the engine", "in the engine beside what takes long there"
+#: As ISOLATED, where it is known that a fatal signal ended the process.
+CRASHED = "isolated in the engine, by a fatal signal"
 #: Limit of bytes in the write buffer, above which calls are refused.
 MAX_UNSENT_BYTES = 32 << 20
 
