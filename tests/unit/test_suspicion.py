@@ -7,7 +7,7 @@ import random
 import pytest
 
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed, ReplicaLost
-from enginehouse.routing.suspicion import MOST_IN_COMPANY, MOST_ISOLATED, ONE_EVENT_S, Suspicion
+from enginehouse.routing.failover import MOST_IN_COMPANY, MOST_ISOLATED, ONE_EVENT_S, Suspicion
 from enginehouse.transport.router_end import CRASHED, IN_COMPANY, ISOLATED, UNDER_WAY
 
 STAGES = {"u": UNDER_WAY, "i": ISOLATED, "c": IN_COMPANY, "x": CRASHED}

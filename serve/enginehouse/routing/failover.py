@@ -15,8 +15,17 @@
 What is told apart, by how an attempt ends:
 
 - *Lost* with its replica (ReplicaLost): the request may have killed it, so it is suspected. From now on it is sent
-  isolated, alone in the process of a replica, and never into a router's. How often it may be lost there is said in
-  `suspicion`.
+  isolated, alone in the process of a replica, and never into a router's. Of a further loss counts how it was lost:
+
+      under way                  not in an engine, or nobody knows: says nothing
+      isolated in the engine     by a fatal signal: it is at fault, InferenceFailed. Without one, its process may have
+                                 been killed from outside, or for its memory: at the second time it is at fault
+      in the engine, beside what takes long there, such as a load
+                                 a fatal signal in its own thread is as good as being isolated without one;
+                                 else it is tried MOST_IN_COMPANY times, then it ends as ReplicaLost, unblamed
+
+  What is lost within ONE_EVENT_S after a loss that counted may have been lost for the same reason: it does not count.
+
 - For any other error, the table `contract.errors.FAULTS` says what may still help:
   *nothing*: it has failed. Another engine may be less strict and answer something.
   *another if sick*: it has failed, unless this backend fails others too; what fails in the next one as well has failed.
@@ -37,6 +46,7 @@ from typing import Any, Protocol
 from enginehouse.contract.errors import (
     DeadlineExceeded,
     EnginehouseError,
+    InferenceFailed,
     NoBackend,
     Overloaded,
     ReplicaLost,
@@ -47,13 +57,19 @@ from enginehouse.routing.answer import Answer
 from enginehouse.routing.backends import Backend, attempt_s
 from enginehouse.routing.coalescing import Recalled
 from enginehouse.routing.policy import Choice, Demand
-from enginehouse.routing.suspicion import Suspicion
 from enginehouse.routing.view import ModelVersion
+from enginehouse.transport.router_end import CRASHED, IN_COMPANY, ISOLATED, UNDER_WAY
 
 #: Seconds until the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
 #: Seconds that a suspected request may wait for its isolation, beyond those of an attempt.
 ISOLATION_S = 2 * STILL_S
+#: Replicas that are lost within so many seconds may have been lost for one reason, such as their node.
+ONE_EVENT_S = 0.25
+#: Losses while it was isolated, without a fatal signal, after which a request ends.
+MOST_ISOLATED = 2
+#: Losses in company after which a request ends.
+MOST_IN_COMPANY = 3
 
 
 class Ranking(Protocol):
@@ -82,6 +98,57 @@ class Ranking(Protocol):
     def backend(self, version: ModelVersion, choice: Choice) -> Backend:
         """The backend that was chosen."""
         ...
+
+
+class Suspicion:
+    """What is known of one request by the replicas that were lost with it."""
+
+    __slots__ = ("_counted_at", "_in_company", "_isolated", "last")
+
+    def __init__(self) -> None:
+        #: Arguments of the last ReplicaLost; empty before any. Not the error: with its traceback it would keep the
+        #: request's inputs.
+        self.last: tuple[Any, ...] = ()
+        self._counted_at = 0.0
+        self._isolated = self._in_company = 0
+
+    def lost(self, error: ReplicaLost, now: float) -> float:
+        """Receive that a replica was lost with it; the seconds until it may be tried again.
+
+        `now` is a time of `time.monotonic`. Raises what ends it.
+        """
+        is_first, self.last = not self.last, error.args
+        if is_first:
+            self._counted_at = now
+        elif error.stage != UNDER_WAY:
+            if now - self._counted_at <= ONE_EVENT_S:
+                # Else it might end one replica after the other within the event.
+                return ONE_EVENT_S
+            self._counted_at = now
+            if (end := self._judged(error)) is not None:
+                raise end from None
+        return 0.0
+
+    def _judged(self, error: ReplicaLost) -> EnginehouseError | None:
+        if error.stage == CRASHED:
+            return InferenceFailed(
+                f"two replicas were lost while they computed this request, the second time isolated: {error}"
+            )
+        self._isolated += error.stage == ISOLATED
+        if self._isolated == MOST_ISOLATED:
+            return InferenceFailed(
+                f"three replicas were lost while they computed this request, two of them while it was isolated: {error}"
+            )
+        self._in_company += error.stage == IN_COMPANY
+        if self._in_company < MOST_IN_COMPANY:
+            return None
+        pool, reason, stage = error.args
+        return ReplicaLost(
+            pool,
+            f"{reason}; {MOST_IN_COMPANY} replicas were lost while they computed this request beside what takes long "
+            "there, such as a load: which of them is at fault is unknown",
+            stage,
+        )
 
 
 class Failover:

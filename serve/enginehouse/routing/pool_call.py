@@ -11,12 +11,12 @@ from enginehouse.contract.config import APP_NAME
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools import crashes
+from enginehouse.pools.crashes import Death
 from enginehouse.pools.isolation import STILL_S
 from enginehouse.routing import replicas
-from enginehouse.routing.suspicion import stage_of
 from enginehouse.routing.timeout import Timeout
 from enginehouse.transport.frames import Isolated
-from enginehouse.transport.router_end import UNDER_WAY, Channel
+from enginehouse.transport.router_end import CRASHED, IN_COMPANY, ISOLATED, UNDER_WAY, Channel
 
 #: Timeout in seconds for what a lost replica has left.
 LOOK_S = 1.0
@@ -102,7 +102,17 @@ async def _refined(stage: str, record: str) -> str:
     # In a thread, for the folder may be slow.
     looking = asyncio.ensure_future(asyncio.to_thread(crashes.death_of, record))
     await asyncio.wait([looking], timeout=LOOK_S)
-    return stage_of(stage, looking.result() if looking.done() else crashes.Death.UNKNOWN)
+    return stage_of(stage, looking.result() if looking.done() else Death.UNKNOWN)
+
+
+def stage_of(stage: str, death: Death) -> str:
+    """How far a request was that was lost at `stage` with a process that ended so."""
+    if stage == ISOLATED and death in (Death.IN_ISOLATED_CALL, Death.SOMEWHERE):
+        return CRASHED
+    if stage == IN_COMPANY and death == Death.IN_ISOLATED_CALL:
+        # What was beside it may have broken what it found there.
+        return ISOLATED
+    return stage
 
 
 def freest(channels: Sequence[Channel], model_key: str, now: float) -> Channel:
