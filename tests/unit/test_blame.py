@@ -237,6 +237,8 @@ async def test_a_router_gives_up_its_own_engine_when_that_crashes_another_proces
             await house.ask("p", poison(CRASHES), Hints(backend="ort"))
         await until(lambda: residents.reports[config.key]["state"] == "failed", 20)
         assert "crashed process" in residents.reports[config.key]["reason"]
+        # A new request does not wait for a replica that is not there yet.
+        await until(lambda: bool(cluster.replicas["ort"]), 60)
         assert (await house.ask("p", poison(9))).choice.backend.pool == "ort"
 
 
