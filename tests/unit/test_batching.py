@@ -249,8 +249,8 @@ async def test_begun_is_called_before_an_isolated_call_is_computed(load: Load) -
 
     model.engine = SimpleNamespace(infer=watched, signature=LOOKUP.signature, close=model.engine.close)  # type: ignore[assignment]
     x = {"x": np.array([[3, 4]])}
-    outputs, timing = await model.infer_isolated([x], 1, 10, lambda: order.append("begun"))
+    outputs, timing = await model.infer_isolated([x], 1, 10, lambda _: order.append("begun"), False)
     assert (order, timing.batch_rows) == (["begun", "computes"], 1)
     np.testing.assert_array_equal(outputs["y"], TABLE[x["x"]])
     with pytest.raises(InvalidInput):
-        await model.infer_isolated([{"x": np.array([[99, 0]])}], 1, 10, lambda: None)
+        await model.infer_isolated([{"x": np.array([[99, 0]])}], 1, 10, lambda _: None, False)

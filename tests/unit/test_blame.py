@@ -49,6 +49,11 @@ class Replicas:
         #: Where its crashes are recorded: for none but itself.
         self.cache = store.with_name("cache")
         self.deaths = 0
+        #: Whether routers can read its record of crashes; they are on its node.
+        self.records = True
+        #: More of its environment, and the process that runs.
+        self.environment: dict[str, str] = {}
+        self.process: asyncio.subprocess.Process | None = None
         self.is_replaced = True
 
     @contextlib.asynccontextmanager
@@ -70,16 +75,18 @@ class Replicas:
                 sys.executable,
                 *command,
                 cwd=ROOT,
-                env=os.environ | {"ENGINEHOUSE_CACHE": str(self.cache)},
+                env=os.environ | {"ENGINEHOUSE_CACHE": str(self.cache)} | self.environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
             )
-            channel = Channel("ort")
+            self.process, channel = process, Channel("ort")
             try:
                 assert process.stdout is not None
-                await channel.open(json.loads(await asyncio.wait_for(process.stdout.readline(), 60)))
+                address = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+                await channel.open(address)
                 self.cluster.report("ort", {model.key: "ready" for model in self.models})
                 self.cluster.replicas["ort"][0].channel = channel
+                self.cluster.replicas["ort"][0].record = address["record"] if self.records else ""
                 up.set()
                 await process.wait()
                 self.cluster.replicas["ort"] = []
@@ -230,6 +237,8 @@ async def test_a_router_gives_up_its_own_engine_when_that_crashes_another_proces
             await house.ask("p", poison(CRASHES), Hints(backend="ort"))
         await until(lambda: residents.reports[config.key]["state"] == "failed", 20)
         assert "crashed process" in residents.reports[config.key]["reason"]
+        # A new request does not wait for a replica that is not there yet.
+        await until(lambda: bool(cluster.replicas["ort"]), 60)
         assert (await house.ask("p", poison(9))).choice.backend.pool == "ort"
 
 

@@ -116,7 +116,7 @@ async def test_callers_that_give_up_hold_nobody_up_wherever_they_are(load: Load)
 async def test_while_an_isolated_call_computes_others_gather(load: Load) -> None:
     model, engine = await counting(load, 0.1)
     x = [{"x": np.zeros((1, 2), np.int64)}]
-    isolated = asyncio.create_task(model.infer_isolated(x, 1, 10, lambda: None))
+    isolated = asyncio.create_task(model.infer_isolated(x, 1, 10, lambda _: None, False))
     await asyncio.sleep(0.01)
     first = asyncio.create_task(model.infer(x, 1, 10))
     await asyncio.sleep(0.01)

@@ -8,7 +8,6 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +16,7 @@ from tests.unit.loaded_models import LOOKUP, Load, Slow
 
 from enginehouse.contract.errors import DeadlineExceeded, Overloaded
 from enginehouse.contract.tensors import Tensors
-from enginehouse.pools import engine_calls, isolation
+from enginehouse.pools import isolation
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.isolation import Isolation
 
@@ -99,24 +98,51 @@ def test_every_wait_ends_at_its_own_deadline_and_holds_nobody_up_after_it(held: 
             other.submit(beside).result(10)
 
 
-def test_nobody_waits_to_be_alone_while_an_engine_is_loaded() -> None:
-    entrance = Isolation()
-    with ThreadPoolExecutor(1) as other:
+@pytest.mark.parametrize("lasts", ["loading", "beside"])
+def test_nobody_waits_to_be_alone_until_what_is_lasting_is_over(lasts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "STILL_S", 0.2)
+    entrance, out = Isolation(), 0.0 if lasts == "loading" else 0.2
+    with ThreadPoolExecutor(3) as others, getattr(entrance, lasts)(time.monotonic() + 1):
 
-        def alone() -> float:
+        def refused() -> float:
             began = time.monotonic()
             with pytest.raises(TimeoutError), entrance.alone(began + 20):
                 pytest.fail("it is not alone")
             return time.monotonic() - began
 
-        with entrance.beside(time.monotonic() + 1):
-            waits = other.submit(alone)
+        def enter(how: str, *more: bool) -> tuple[float, float, bool | None]:
+            with getattr(entrance, how)(time.monotonic() + 20, *more) as is_alone:
+                entered = time.monotonic()
+                time.sleep(0.2)
+                return entered, time.monotonic(), is_alone
+
+        # Whoever wants to be really alone is told so, be it first in the queue or not.
+        assert all(out - 0.1 <= waited.result(10) < out + 1 for waited in [others.submit(refused) for _ in range(2)])
+        # Others enter, one at a time; and while one is inside nobody else begins, not even a load.
+        began = time.monotonic()
+        both = [others.submit(enter, "alone", True) for _ in range(2)]
+        time.sleep(0.05)
+        third = others.submit(enter, "loading" if lasts == "beside" else "beside")
+        first, second = sorted(entered.result(10) for entered in both)
+        assert (first[2], second[2]) == (False, False)
+        assert first[0] - began < 1
+        assert first[1] <= second[0] and second[1] <= third.result(10)[0]
+
+
+def test_a_call_that_ends_soon_is_waited_for_and_then_it_is_alone() -> None:
+    entrance = Isolation()
+    with ThreadPoolExecutor(2) as others:
+
+        def beside() -> None:
+            with entrance.beside(time.monotonic() + 1):
+                time.sleep(0.2)
+
+        for company in (False, True):
+            inside = others.submit(beside)
             time.sleep(0.05)
-            assert not waits.done()
-        # The first place in the queue is given to a load that came before.
-        waits.cancel()
-        with entrance.loading(time.monotonic() + 1):
-            assert other.submit(alone).result(10) < 1
+            with entrance.alone(time.monotonic() + 20, company) as is_alone:
+                assert is_alone and len(entrance._inside) == 1
+            inside.result(10)
 
 
 class Recorder(Slow):
@@ -147,7 +173,7 @@ async def test_while_one_model_computes_a_suspect_no_model_of_the_process_comput
     begun: list[float] = []
 
     async def suspect(model: LoadedModel) -> None:
-        await model.infer_isolated(X, 1, 20, lambda: begun.append(time.monotonic()))
+        await model.infer_isolated(X, 1, 20, lambda _: begun.append(time.monotonic()), False)
 
     async def usual(model: LoadedModel) -> None:
         for _ in range(20):
@@ -179,12 +205,12 @@ async def test_a_call_that_others_keep_waiting_ends_at_its_deadline_and_is_not_c
     with ThreadPoolExecutor(1) as other:
         holding = other.submit(hold, release)
         await asyncio.sleep(0.05)
-        extra: tuple[Callable[[], None], ...] = (lambda: begun.append(1),) if call == "infer_isolated" else ()
+        extra: tuple[object, ...] = (lambda _: begun.append(1), False) if call == "infer_isolated" else ()
         with pytest.raises(error):
             await asyncio.wait_for(getattr(model, call)(X, 1, 0.1, *extra), 3)
         assert spans == begun == []
         # Nor is one whose caller has given up.
-        late = asyncio.create_task(model.infer_isolated(X, 1, 20, lambda: begun.append(1)))
+        late = asyncio.create_task(model.infer_isolated(X, 1, 20, lambda _: begun.append(1), False))
         await asyncio.sleep(0.05)
         late.cancel()
         await asyncio.wait([late])
@@ -194,17 +220,47 @@ async def test_a_call_that_others_keep_waiting_ends_at_its_deadline_and_is_not_c
     assert (len(spans), begun) == (1, [])
 
 
+async def test_a_suspect_is_answered_soon_whatever_else_goes_on_in_its_process(load: Load) -> None:
+    """A load that never ends, seen from here: nobody waits for it."""
+    model, begun = recorded(load, "first", 0.0, []), list[bool]()
+    release = threading.Event()
+
+    def go_on() -> None:
+        with isolation.of_this_process.loading(time.monotonic() + 1):
+            release.wait(20)
+
+    with ThreadPoolExecutor(1) as other:
+        going_on = other.submit(go_on)
+        await asyncio.sleep(0.05)
+        try:
+            began = time.monotonic()
+            with pytest.raises(Overloaded, match="being loaded"):
+                await model.infer_isolated(X, 1, 20, begun.append, False)
+            for _ in range(5):
+                outputs, _ = await model.infer_isolated(X, 1, 20, begun.append, True)
+                np.testing.assert_array_equal(outputs["y"], X[0]["x"])
+            assert time.monotonic() - began < 1
+        finally:
+            release.set()
+        going_on.result(5)
+    await model.infer_isolated(X, 1, 20, begun.append, True)
+    assert begun == [False] * 5 + [True]
+
+
 async def test_a_suspect_waits_no_longer_than_others_may_be_held_up(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_calls, "STILL_S", 0.1)
+    monkeypatch.setattr(isolation, "STILL_S", 0.1)
     spans: list[tuple[str, float, float]] = []
     busy, other = recorded(load, "busy", 0.6, spans), recorded(load, "other", 0.0, spans)
     computing = asyncio.create_task(busy.infer(X, 1, 20))
     await asyncio.sleep(0.05)
     with pytest.raises(Overloaded, match="other engines of this process compute"):
-        await other.infer_isolated(X, 1, 20, lambda: None)
+        await other.infer_isolated(X, 1, 20, lambda _: None, False)
     assert not computing.done()
+    begun: list[bool] = []
+    await other.infer_isolated(X, 1, 20, begun.append, True)
+    assert begun == [False] and not computing.done()
     await other.infer(X, 1, 20)
     assert not computing.done()
     await computing

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,5 +192,43 @@ def test_how_long_a_replica_is_busy_is_known_from_its_answers(run: Run) -> None:
             release.set()
             await long
             assert channel.wait_ms(time.monotonic(), "m@1") == 0
+
+    run(work())
+
+
+def test_an_isolated_call_goes_where_it_can_be_alone_and_else_where_it_cannot(
+    run: Run, known: dict[str, Replica]
+) -> None:
+    """What replicas are asked is said as integers, and old ones take both for one thing."""
+    asked: list[tuple[str, bool]] = []
+
+    def isolated(name: str, loads: bool) -> Any:
+        async def infer(
+            model: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Any, company: bool
+        ) -> Computed:
+            asked.append((name, company))
+            if loads and not company:
+                raise Overloaded("an engine is being loaded")
+            begun(not loads)
+            return await echo(model, requests, rows, budget_s)
+
+        return infer
+
+    async def work() -> None:
+        async with connected() as (one_end, one), connected() as (other_end, other):
+            one_end.infer_isolated, other_end.infer_isolated = isolated("one", True), isolated("other", True)
+            known["one"], known["other"] = replica("one", one), replica("other", other)
+            call = PoolCall("pool", "m@1")
+            await call(X, 1, 10, isolated=True)
+            assert sorted(asked[:2]) == [("one", False), ("other", False)] and asked[2][1]
+            other_end.infer_isolated = isolated("other", False)
+            for _ in range(10):
+                asked.clear()
+                await call(X, 1, 10, isolated=True)
+                assert asked[-1] == ("other", False)
+            # One that is full is left alone: what is lasting is another matter.
+            one_end.max_calls = other_end.max_calls = 0
+            with pytest.raises(Overloaded, match="take no more calls"):
+                await call(X, 1, 10, isolated=True)
 
     run(work())

@@ -19,7 +19,7 @@ from enginehouse.engines import Engine
 from enginehouse.engines.padding import Padder, Place
 from enginehouse.pools.batch_queue import Queue, Together, serve_queue
 from enginehouse.pools.cores import Cores
-from enginehouse.pools.engine_calls import STUCK_S, EngineCalls, Lane, Split
+from enginehouse.pools.engine_calls import EngineCalls, Lane, Split
 from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
 
 #: In Serve a call of more rows than this many full batches is queued in slices of that many.
@@ -152,9 +152,7 @@ class LoadedModel:
         once when the backlog alone would take longer or the engine is stuck, DeadlineExceeded when the deadline passes
         in the queue, InferenceFailed, and EngineUnavailable once it is being closed.
         """
-        if (stuck_s := self.stuck_s) > 0:
-            # Retryable: another replica of the pool may have a working engine.
-            raise Overloaded(f"{self.kind} has been computing one call for {stuck_s:.0f} s", STUCK_S)
+        self._engine_calls.check_not_stuck()
         if self.backlog_ms > budget_s * 1e3:
             raise Overloaded(
                 f"{self.kind} is busy for {self.backlog_ms:.3g} ms with what others sent", self.backlog_ms / 1e3
@@ -168,21 +166,22 @@ class LoadedModel:
             self._end_call()
 
     async def infer_isolated(
-        self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[bool], None], company: bool
     ) -> Computed:
-        """As `infer`, alone in the process; `begun` runs on the event loop right before the engine computes.
+        """As `infer`, alone in the process, or with `company` beside what is lasting there (see `isolation`).
 
-        For a request that may crash the process: the router must know that this call was in an engine, and no other
-        call of any model. Skips the batch queue. Raises Overloaded when other engines take too long to end.
+        For a request that may crash the process: `begun` runs on the event loop right before the engine computes, with
+        whether it is alone: the router must know. Skips the batch queue. Raises Overloaded when others take too long.
         """
+        self._engine_calls.check_not_stuck()
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = Item(requests, rows, now, now + budget_s)
         answered: asyncio.Future[Computed | EnginehouseError] = loop.create_future()
 
-        async def begin() -> bool:
+        async def begin(is_alone: bool) -> bool:
             # Cancelled: the thread may still wait, and nobody would be to blame for what it computed then.
             if not answered.cancelled():
-                begun()
+                begun(is_alone)
             return not answered.cancelled()
 
         def deliver(answer: Computed | EnginehouseError) -> None:
@@ -193,8 +192,9 @@ class LoadedModel:
             self._engine_calls.run_alone(
                 lane,
                 item,
+                company,
                 # Waited for: computing may end this process, and then nothing could be sent.
-                lambda: asyncio.run_coroutine_threadsafe(begin(), loop).result(BEGUN_S),
+                lambda is_alone: asyncio.run_coroutine_threadsafe(begin(is_alone), loop).result(BEGUN_S),
                 lambda answer: loop.call_soon_threadsafe(deliver, answer),
             )
             return []

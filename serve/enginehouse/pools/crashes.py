@@ -2,10 +2,14 @@
 
     CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine, its flag and its id
     CACHE/crashes/<pid>-<start>-<host>.trace     what faulthandler wrote when the process crashed; empty until then
-    CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal
+    CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal;
+                                                 on further lines what else its trace said
 
 A process writes the first two; the next one to start on the node, or a router that looks, turns those of dead processes
 into the third. After SIGKILL the trace is empty, so no engine is blamed.
+
+Where the cache folder takes no more, they are in a folder of the process itself, from which no later process learns;
+and where that does not either, nothing is recorded: a record is no reason to die.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import socket
 import tempfile
 import threading
 import time
+from enum import Enum
 from pathlib import Path
 
 import psutil
@@ -34,6 +39,9 @@ logger = logging.getLogger("ray.serve")
 FORGET_AFTER_S = 24 * 3600.0
 #: Bytes of an engine's slot in the memory map (flag, engine id), and number of slots.
 _SLOT, _SLOTS = 64, 1024
+_BYTES = _SLOT * _SLOTS
+#: The function in whose thread isolated calls are computed, by its name in a trace.
+ISOLATED_CALL = "run_alone"
 
 
 class Flag:
@@ -57,17 +65,24 @@ class Flag:
 
 
 class Crashes:
-    """Crash record of this process in `folder`. Creating it reads and removes the files of dead processes."""
+    """Crash record of this process in `folder`. Creating it reads and removes the files of dead processes.
 
-    def __init__(self, folder: Path) -> None:
+    Without a folder nothing is recorded. Raises OSError where the record would have no room.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        #: Of the files of this process, without their suffix; "" where there are none.
+        self.path = ""
+        self._used = 0
+        if folder is None:
+            self._memory = mmap.mmap(-1, _BYTES)
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.collect()
         own = folder / f"{os.getpid()}-{psutil.Process().create_time():.0f}-{_host()}"
-        with own.with_suffix(".running").open("w+b") as file:
-            file.truncate(_SLOT * _SLOTS)
-            self._memory = mmap.mmap(file.fileno(), _SLOT * _SLOTS)
-        self._used = 0
+        self.path = str(own)
+        self._memory = _mapped(own.with_suffix(".running"))
         # Open for the life of the process: faulthandler's signal handler writes to it.
         self._trace = own.with_suffix(".trace").open("w")
         # The handler that Ray installed is called after this one, so Ray's log has its trace too.
@@ -84,17 +99,19 @@ class Crashes:
 
     def of(self, engine: str) -> str:
         """Text about the last crash of an engine on this node; empty when there was none within FORGET_AFTER_S."""
+        if self._folder is None:
+            return ""
         path = self._folder / f"{engine}.crashed"
         try:
             if time.time() - path.stat().st_mtime > FORGET_AFTER_S:
                 return ""
-            return path.read_text()
+            return path.read_text().partition("\n")[0]
         except OSError:
             return ""
 
     def collect(self) -> None:
         """Take note of the crashes of processes of this node that have died since."""
-        for running in self._folder.glob("*.running"):
+        for running in self._folder.glob("*.running") if self._folder else ():
             # The folder may be shared: whether another host's process lives is unknown.
             if not running.stem.endswith(f"-{_host()}") or _is_alive(running.stem):
                 continue
@@ -111,8 +128,11 @@ class Crashes:
                 if slot[0]:
                     engine = slot[1:].rstrip(b"\0").decode()
                     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mine.stat().st_mtime))
-                    crash = f"crashed process {running.stem.partition('-')[0]} at {when} UTC: {text.splitlines()[0]}"
-                    (self._folder / f"{engine}.crashed").write_text(crash)
+                    crash = f"{_who(running.stem)} at {when} UTC: {text}"
+                    try:
+                        running.with_name(f"{engine}.crashed").write_text(crash)
+                    except OSError as error:
+                        logger.warning("%s %s, which cannot be recorded: %s", engine, crash.splitlines()[0], error)
             mine.unlink(missing_ok=True)
             trace.unlink(missing_ok=True)
 
@@ -128,18 +148,89 @@ def of_this_process() -> Crashes:
     """
     with _lock:
         if not _records:
-            try:
-                _records.append(Crashes(private_cache() / "crashes"))
-            except (OSError, ConfigError) as error:
-                logger.warning("crashes are not recorded: %s", error)
-                _records.append(Crashes(Path(tempfile.mkdtemp(prefix="enginehouse-"))))
+            _records.append(_recorded())
         return _records[0]
+
+
+def _recorded() -> Crashes:
+    try:
+        return Crashes(private_cache() / "crashes")
+    except (OSError, ConfigError) as error:
+        logger.warning("crashes are not recorded for later processes: %s", error)
+    try:
+        return Crashes(Path(tempfile.mkdtemp(prefix="enginehouse-")))
+    except OSError as error:
+        logger.warning("crashes are not recorded at all: %s", error)
+    return Crashes(None)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A new file as memory, zeros. Raises OSError where the disk has no room for all of it."""
+    try:
+        with path.open("w+b") as file:
+            # Not `truncate`: pages of a sparse file take room when they are written, and on a full disk that is SIGBUS.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, _BYTES)
+            else:
+                file.write(bytes(_BYTES))
+                file.flush()
+            return mmap.mmap(file.fileno(), _BYTES)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def path_here() -> str:
+    """`path` of the record of this process; "" before it has one."""
+    return _records[0].path if _records else ""
+
+
+class Death(Enum):
+    """How a process ended: by a fatal signal in an isolated call, in another thread of Python's, or in an unknown one;
+    or without one, as by SIGKILL, or nobody here knows."""
+
+    IN_ISOLATED_CALL = "a fatal signal in this call"
+    ELSEWHERE = "a fatal signal in another thread"
+    SOMEWHERE = "a fatal signal"
+    UNKNOWN = "no fatal signal that is known of"
+
+
+def death_of(path: str) -> Death:
+    """How a process of this host ended, given the `path` of its record; UNKNOWN for another host's. Reads files."""
+    record = Path(path)
+    if not path or not record.name.endswith(f"-{_host()}"):
+        return Death.UNKNOWN
+    trace = _text(record.with_suffix(".trace"))
+    if trace is None:
+        # Somebody has taken note of it meanwhile.
+        texts = filter(None, map(_text, record.parent.glob("*.crashed")))
+        trace = next((text for text in texts if text.startswith(f"{_who(record.name)} ")), "")
+    if not trace:
+        return Death.UNKNOWN
+    # Threads that an engine library has made are none of Python's: then no thread is called the current one.
+    _, names_it, threads = trace.partition("Current thread ")
+    if not names_it:
+        return Death.SOMEWHERE
+    return (
+        Death.IN_ISOLATED_CALL if f" in {ISOLATED_CALL}\n" in threads.partition("\n\n")[0] + "\n" else Death.ELSEWHERE
+    )
 
 
 def engine_id(folder: Path, kind: EngineKind, artifact: Artifact) -> str:
     """Identity of an engine across processes: a hash of the bundle's manifest, the engine kind and the artifact."""
     manifest = (folder / MANIFEST).read_bytes()
     return hashlib.sha256(b"\0".join([manifest, kind.encode(), artifact.name.encode()])).hexdigest()[:32]
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _who(stem: str) -> str:
+    return f"crashed process {stem.partition('-')[0]}"
 
 
 def _host() -> str:

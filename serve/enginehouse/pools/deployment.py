@@ -15,7 +15,7 @@ import ray
 from enginehouse.contract.config import Catalog, PoolConfig
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.engines import allocator
-from enginehouse.pools import nodes
+from enginehouse.pools import crashes, nodes
 from enginehouse.pools.autoscaling import BUSY, DEMAND, MODELS
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.transport.replica_end import Listener
@@ -60,7 +60,12 @@ class Pool:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Serve's hook for what a replica publishes to routers; the controller calls it about once a second."""
-        return {"models": dict(self._hosted.reports), "address": self._address, "node": self._node}
+        return {
+            "models": dict(self._hosted.reports),
+            "address": self._address,
+            "node": self._node,
+            "record": crashes.path_here(),
+        }
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook for autoscaling metrics: MODELS, and BUSY and DEMAND since the last call; see `autoscaling`."""
@@ -86,12 +91,18 @@ class Pool:
         return await loaded.infer(requests, rows, budget_s - (time.monotonic() - began))
 
     async def infer_isolated(
-        self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float, begun: Callable[[], None]
+        self,
+        model_key: str,
+        requests: Sequence[Tensors],
+        rows: int,
+        budget_s: float,
+        begun: Callable[[bool], None],
+        company: bool,
     ) -> Computed:
         """As `infer`, for a request that may have crashed a replica: see `LoadedModel.infer_isolated`."""
         began = time.monotonic()
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
-        return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun)
+        return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun, company)
 
     async def __del__(self) -> None:
         """Drain: Serve awaits this before it stops a replica."""

@@ -20,8 +20,8 @@ from enginehouse.pools.waiting_room import Item
 
 #: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
 STUCK_S, STUCK = 10.0, 10.0
-#: Seconds for which an isolated call waits until the other engines of the process are still: nobody computes meanwhile.
-STILL_S = 10.0
+#: Seconds for which an isolated call waits for its turn, behind others that are isolated.
+TURN_S = 10.0
 #: Seconds after an isolated call for its answer to leave this process, before another call begins.
 DELIVERED_S = 0.01
 #: Weight of the newest call in the moving averages of the time and the rows of a call.
@@ -76,6 +76,11 @@ class EngineCalls:
         stuck = (now - since for since, after_s in list(self._under_way.values()) if now - since > after_s)
         return max(stuck, default=0.0)
 
+    def check_not_stuck(self) -> None:
+        """Raise Overloaded if a call is stuck: another replica of the pool may have a working engine."""
+        if (stuck_s := self.stuck_s) > 0:
+            raise Overloaded(f"{self._kind} has been computing one call for {stuck_s:.0f} s", STUCK_S)
+
     def run(self, lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
         """Compute `items` beside other models, as soon as no isolated call computes."""
         try:
@@ -89,20 +94,22 @@ class EngineCalls:
         self,
         lane: Lane,
         item: Item,
-        begin: Callable[[], bool],
+        company: bool,
+        begin: Callable[[bool], bool],
         deliver: Callable[[Computed | EnginehouseError], object],
     ) -> None:
         """Compute `item` while no other model of this process computes, and `deliver` its answer while that holds.
 
-        Not computed when `begin`, called right before, says no. Overloaded is delivered when others take too long. Only
-        the first answer that `deliver` is called with counts.
+        With `company`, that may be beside what is lasting (see `isolation`); else Overloaded is delivered then. Not
+        computed when `begin`, called right before with whether it is alone, says no. Only the first answer that
+        `deliver` is called with counts.
         """
-        until = min(item.deadline, time.monotonic() + STILL_S)
+        until = min(item.deadline, time.monotonic() + TURN_S)
         answer: Computed | EnginehouseError
         answer = Overloaded(f"{self._kind}: other engines of this process compute or are being loaded")
         try:
-            with suppress(TimeoutError), isolation.of_this_process.alone(until):
-                if begin():
+            with suppress(TimeoutError), isolation.of_this_process.alone(until, company) as is_alone:
+                if begin(is_alone):
                     (answer,) = self._timely(lane, [item])
                     deliver(answer)
                     # The next call may end this process, and this one would be blamed.

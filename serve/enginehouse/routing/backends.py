@@ -35,7 +35,7 @@ class Sender(Protocol):
     ) -> Computed:
         """The outputs of all `requests`, of `rows` rows together, within `budget_s` seconds.
 
-        `isolated`: alone in its process; a resident engine refuses it.
+        `isolated`: alone in its process, as far as that can be; a resident engine refuses it.
         """
         ...
 

@@ -15,8 +15,17 @@
 What is told apart, by how an attempt ends:
 
 - *Lost* with its replica (ReplicaLost): the request may have killed it, so it is suspected. From now on it is sent
-  isolated, alone in the process of a replica, and never into a router's. When it is lost once more, isolated and not
-  in the same event, it is at fault and is not sent again.
+  isolated, alone in the process of a replica, and never into a router's. Of a further loss counts how it was lost:
+
+      under way                  not in an engine, or nobody knows: says nothing
+      isolated in the engine     by a fatal signal: it is at fault, InferenceFailed. Without one, its process may have
+                                 been killed from outside, or for its memory: at the second time it is at fault
+      in the engine, beside what takes long there, such as a load
+                                 a fatal signal in its own thread is as good as being isolated without one;
+                                 else it is tried MOST_IN_COMPANY times, then it ends as ReplicaLost, unblamed
+
+  What is lost within ONE_EVENT_S after a loss that counted may have been lost for the same reason: it does not count.
+
 - For any other error, the table `contract.errors.FAULTS` says what may still help:
   *nothing*: it has failed. Another engine may be less strict and answer something.
   *another if sick*: it has failed, unless this backend fails others too; what fails in the next one as well has failed.
@@ -43,19 +52,27 @@ from enginehouse.contract.errors import (
     ReplicaLost,
 )
 from enginehouse.contract.tensors import Tensors
+from enginehouse.pools.isolation import STILL_S
 from enginehouse.routing.answer import Answer
 from enginehouse.routing.backends import Backend, attempt_s
 from enginehouse.routing.coalescing import Recalled
 from enginehouse.routing.policy import Choice, Demand
 from enginehouse.routing.view import ModelVersion
-from enginehouse.transport.router_end import ISOLATED
+from enginehouse.transport.router_end import CRASHED, IN_COMPANY, ISOLATED, UNDER_WAY
 
 #: How the error of a request begins that takes replicas along: its sender is told as much.
 TWICE_LOST = "two replicas were lost while they computed this request, the second time isolated"
+THRICE_LOST = "three replicas were lost while they computed this request, two of them while it was isolated"
 #: Seconds until the ranking is tried again when every backend of a request has failed.
 BACKOFF_S = 0.05
+#: Seconds that a suspected request may wait for its isolation, beyond those of an attempt.
+ISOLATION_S = 2 * STILL_S
 #: Replicas that are lost within so many seconds may have been lost for one reason, such as their node.
 ONE_EVENT_S = 0.25
+#: Losses while it was isolated, without a fatal signal, after which a request ends.
+MOST_ISOLATED = 2
+#: Losses in company after which a request ends.
+MOST_IN_COMPANY = 3
 
 
 class Ranking(Protocol):
@@ -86,6 +103,53 @@ class Ranking(Protocol):
         ...
 
 
+class Suspicion:
+    """What is known of one request by the replicas that were lost with it."""
+
+    __slots__ = ("_counted_at", "_in_company", "_isolated", "last")
+
+    def __init__(self) -> None:
+        #: Arguments of the last ReplicaLost; empty before any. Not the error: with its traceback it would keep the
+        #: request's inputs.
+        self.last: tuple[Any, ...] = ()
+        self._counted_at = 0.0
+        self._isolated = self._in_company = 0
+
+    def lost(self, error: ReplicaLost, now: float) -> float:
+        """Receive that a replica was lost with it; the seconds until it may be tried again.
+
+        `now` is a time of `time.monotonic`. Raises what ends it.
+        """
+        is_first, self.last = not self.last, error.args
+        if is_first:
+            self._counted_at = now
+        elif error.stage != UNDER_WAY:
+            if now - self._counted_at <= ONE_EVENT_S:
+                # Else it might end one replica after the other within the event.
+                return ONE_EVENT_S
+            self._counted_at = now
+            if (end := self._judged(error)) is not None:
+                raise end from None
+        return 0.0
+
+    def _judged(self, error: ReplicaLost) -> EnginehouseError | None:
+        if error.stage == CRASHED:
+            return InferenceFailed(f"{TWICE_LOST}: {error}")
+        self._isolated += error.stage == ISOLATED
+        if self._isolated == MOST_ISOLATED:
+            return InferenceFailed(f"{THRICE_LOST}: {error}")
+        self._in_company += error.stage == IN_COMPANY
+        if self._in_company < MOST_IN_COMPANY:
+            return None
+        pool, reason, stage = error.args
+        return ReplicaLost(
+            pool,
+            f"{reason}; {MOST_IN_COMPANY} replicas were lost while they computed this request beside what takes long "
+            "there, such as a load: which of them is at fault is unknown",
+            stage,
+        )
+
+
 class Failover:
     """One request on its way: what was tried, what is known of it by now. Made anew for each request.
 
@@ -99,12 +163,11 @@ class Failover:
         "_inputs",
         "_is_counted",
         "_lasting",
-        "_lost",
-        "_lost_at",
         "_may_mend",
         "_priority",
         "_ranking",
         "_refused",
+        "_suspicion",
         "_version",
         "attempts",
         "failures",
@@ -128,14 +191,11 @@ class Failover:
         #: Backends that were asked, and what came of those that did not answer.
         self.attempts = 0
         self.failures: list[str] = []
-        # When a replica was lost with this request for the first time, and what the last such error says. Here and
-        # below not the error: with its traceback it would keep this request's inputs.
-        self._lost_at = math.inf
-        self._lost: tuple[Any, ...] = ()
+        self._suspicion = Suspicion()
         # The backend in which it failed while that failed others too.
         self._failed_in = ""
         # Of this round: arguments of the last Overloaded; class and arguments of the last error that waiting does not
-        # mend, and whether it may mend another one.
+        # mend, and whether it may mend another one. Not the errors, whose tracebacks would keep this request's inputs.
         self._refused: tuple[Any, ...] | None = None
         self._lasting: tuple[type[EnginehouseError], tuple[Any, ...]] | None = None
         self._may_mend = False
@@ -180,9 +240,9 @@ class Failover:
             self._ranking.check_served(self._version)
         if not ranked and not self._ranking.may_wait(self._version, choices, self._demand, is_new):
             refusal = self._ranking.refusal(self._version, choices, self._demand)
-            if self._lost and isinstance(refusal, NoBackend):
+            if self._suspicion.last and isinstance(refusal, NoBackend):
                 # Another router that this request were handed to would not know that it is suspected.
-                pool, reason, stage = self._lost
+                pool, reason, stage = self._suspicion.last
                 raise ReplicaLost(pool, f"{reason}; {refusal}", stage)
             raise refusal
         return ranked
@@ -198,19 +258,19 @@ class Failover:
         # Given up before the deadline only if another backend or replica could answer.
         until = self._deadline
         if has_others or choice.backend.replicas > 1:
-            until = min(until, time.monotonic() + attempt_s(choice.predicted_ms))
+            patience_s = ISOLATION_S if self._demand.suspected else 0.0
+            until = min(until, time.monotonic() + attempt_s(choice.predicted_ms) + patience_s)
         try:
             if self._demand.suspected:
                 outputs, timing = await backend.infer_isolated(self._inputs, rows, until)
             else:
                 outputs, timing = await backend.infer(self._inputs, rows, until, self._priority)
         except ReplicaLost as error:
-            now = time.monotonic()
-            if error.stage == ISOLATED and now - self._lost_at > ONE_EVENT_S:
-                raise InferenceFailed(f"{TWICE_LOST}: {error}") from None
-            self._lost_at, self._lost, self._may_mend = min(self._lost_at, now), error.args, True
+            self._may_mend = True
             self._demand = self._demand._replace(suspected=True)
             self.failures.append(str(error))
+            if wait_s := self._suspicion.lost(error, time.monotonic()):
+                await asyncio.sleep(wait_s)
         except EnginehouseError as error:
             if isinstance(error, DeadlineExceeded) and until == self._deadline:
                 raise

@@ -21,7 +21,7 @@ from enginehouse.contract.bounds import InputBounds, described, narrower
 from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import EngineKind, Manifest
-from enginehouse.pools.report import ModelReport
+from enginehouse.pools.report import ModelReport, ModelState
 from enginehouse.routing.policy import BackendState
 from enginehouse.transport.router_end import Address, Channel
 
@@ -45,6 +45,10 @@ class Replica:
     is_listed: bool = True
     #: When a connection may be tried again, on the clock of `time.monotonic`.
     retry_at: float = 0.0
+    #: Where its process records crashes, as far as it has said.
+    record: str = ""
+    #: Why the last try to connect has failed.
+    error: str = ""
 
     def has(self, model_key: str) -> bool:
         """Whether the model is warm there."""
@@ -71,10 +75,18 @@ class KnownReplicas:
             known = self.by_id.get(replica_id)
             if known is not None:
                 known.reports = stats.get("models", known.reports)
+                known.record = stats.get("record", known.record)
             elif stats.get("address"):
                 # Before its first report it is of no use.
                 channel = Channel(self.pool)
-                self.by_id[replica_id] = Replica(replica_id, stats["models"], stats["address"], channel, stats["node"])
+                self.by_id[replica_id] = Replica(
+                    replica_id,
+                    stats["models"],
+                    stats["address"],
+                    channel,
+                    stats["node"],
+                    record=stats.get("record", ""),
+                )
 
 
 #: (application, deployment) -> its replicas, for every handle of this process.
@@ -99,6 +111,37 @@ def of_pool(app: str, pool: str) -> list[Replica]:
     ]
 
 
+def record_of(app: str, pool: str, channel: Channel) -> str:
+    """Where the replica at the other end of a connection records crashes; "" when that is not known."""
+    return next((replica.record for replica in of_pool(app, pool) if replica.channel is channel), "")
+
+
+def out_of_reach(app: str, pool: str) -> list[Replica]:
+    """The replicas of a pool that run, but that this process tried in vain to connect to."""
+    known = _pools.get((app, pool))
+    if known is None:
+        return []
+    return [
+        replica
+        for replica in list(known.by_id.values())
+        if replica.is_listed and replica.error and not replica.channel.is_open and not replica.channel.is_draining
+    ]
+
+
+def why_out_of_reach(apart: Sequence[Replica]) -> str:
+    """Why those that are `out_of_reach` are, for people; "" where there are none."""
+    if not apart:
+        return ""
+    reasons = "; ".join(sorted({replica.error for replica in apart}))
+    return f"{len(apart)} of its replicas cannot be reached from this router: {reasons}"
+
+
+def reports_of(app: str, pool: str, model_key: str, state: ModelState) -> list[ModelReport]:
+    """What the connected replicas of a pool report of a model that is in this state there."""
+    reports = [replica.reports[model_key] for replica in of_pool(app, pool) if model_key in replica.reports]
+    return [report for report in reports if report["state"] == state]
+
+
 def connect() -> None:
     """Connect to every replica that has no connection, forget those that are gone. To be called several times a second.
 
@@ -120,8 +163,13 @@ def connect() -> None:
 async def _open(replica: Replica) -> None:
     try:
         await replica.channel.open(replica.address)
-    except EngineUnavailable as error:
-        logger.warning("replica %s: %s", replica.id, error)
+        replica.error = ""
+    except Exception as error:
+        # Also what a node lacks, such as the certificates that its environment names: it is tried again.
+        replica.error = str(
+            error.args[1] if isinstance(error, EngineUnavailable) else f"{type(error).__name__}: {error}"
+        )
+        logger.warning("replica %s: %s", replica.id, replica.error)
     finally:
         del _connecting[replica.id]
 

@@ -56,6 +56,7 @@ class ModelVersion:
 class BackendStatus:
     """One model version on one pool: replicas, how many have it `ready`, why it is not live or load notes.
 
+    `reason` also says why this router has no connection to some of the replicas, which count as well.
     `inputs_only` says for which values of inputs it answers, "" for all.
     """
 
@@ -140,12 +141,9 @@ class View:
         One that failed to load the model when it was last awake does not count.
         """
         return any(
-            status.state in ("idle", "loading") and not status.reason and self._suits(name, version, demand)
-            for name, status in (
-                (name, self._backend(name, pool, version))
-                for name, pool in self._pools.items()
-                if not pool.min_replicas
-            )
+            self._backend(name, pool, version).state in ("idle", "loading") and self._suits(name, version, demand)
+            for name, pool in self._pools.items()
+            if not pool.min_replicas and (name, version.key) not in self._failed
         )
 
     def may_come(self, version: ModelVersion, demand: Demand) -> bool:
@@ -199,7 +197,7 @@ class View:
                 self._failed.pop((name, model_key), None)
                 if state.table is not None and not pool_config.min_replicas:
                     self._measured[name, model_key] = state.table
-            elif not pool_config.min_replicas and (failed := _reports(name, model_key, "failed")):
+            elif not pool_config.min_replicas and (failed := replicas.reports_of(APP_NAME, name, model_key, "failed")):
                 self._failed[name, model_key] = f"when it was last awake: {failed[0]['reason']}"
         return states
 
@@ -216,16 +214,16 @@ class View:
 
     def _backend(self, name: str, pool: PoolConfig, version: ModelVersion) -> BackendStatus:
         model_key = version.key
-        known = replicas.of_pool(APP_NAME, name)
-        ready = _reports(name, model_key, "ready")
+        known, apart = replicas.of_pool(APP_NAME, name), replicas.out_of_reach(APP_NAME, name)
+        ready = replicas.reports_of(APP_NAME, name, model_key, "ready")
         state: BackendKind
         shown: ModelReport | None = None
         reason = ""
         if ready:
             state, shown = "live", ready[0]
-        elif failed := _reports(name, model_key, "failed"):
+        elif failed := replicas.reports_of(APP_NAME, name, model_key, "failed"):
             state, shown = "failing", failed[0]
-        elif unavailable := _reports(name, model_key, "unavailable"):
+        elif unavailable := replicas.reports_of(APP_NAME, name, model_key, "unavailable"):
             state, shown = "unavailable", unavailable[0]
         elif self._choice(name, version) is None:
             # With or without replicas, which run for other models too: this one will never be loaded there.
@@ -243,11 +241,11 @@ class View:
             pool=name,
             engine=pool.engine,
             state=state,
-            replicas=len(known),
+            replicas=len(known) + len(apart),
             ready=len(ready),
             artifact=shown["artifact"] if shown else "",
             precision=shown["precision"] if shown else "",
-            reason=shown["reason"] if shown else reason,
+            reason="; ".join(filter(None, (shown["reason"] if shown else reason, replicas.why_out_of_reach(apart)))),
             inputs_only=replicas.described_bounds(version.manifest, shown),
         )
 
@@ -321,9 +319,3 @@ class View:
 def _is_open_to(pool: PoolConfig, version: ModelVersion) -> bool:
     """Whether the pool is not reserved for other models."""
     return pool.models is None or version.config.name in pool.models
-
-
-def _reports(pool: str, model_key: str, state: ModelState) -> list[ModelReport]:
-    known = replicas.of_pool(APP_NAME, pool)
-    reports = [replica.reports[model_key] for replica in known if model_key in replica.reports]
-    return [report for report in reports if report["state"] == state]

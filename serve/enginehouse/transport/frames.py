@@ -13,12 +13,12 @@ A message, integers in little-endian order:
 
     replica                                     router
     HELLO, WELCOME                       ─> <─  PROOF    see handshake.py
-                                         <─     CALL [model key, rows, seconds left, isolated, demand in ms, metas]
+                                         <─     CALL [model key, rows, seconds left, Isolated, demand in ms, metas]
                                          <─     CANCEL   the call's answer is no longer needed
     ANSWER [timing, metas, backlog]      ─>     metas: `TensorMeta`s; backlog: ms that the model's queue takes
     FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
     FULL reason                          ─>     the call was refused
-    BEGUN                                ─>     the engine is about to compute an isolated call
+    BEGUN is alone                       ─>     the engine is about to compute an isolated call
     PONG                                 ─> <─  PING     heartbeat
     DRAINING                             ─>     send no more calls: the replica stops once those in flight are answered
 """
@@ -86,6 +86,14 @@ class Kind(IntEnum):
     WELCOME = 10
     FULL = 11
     BEGUN = 12
+
+
+class Isolated(IntEnum):
+    """How a call is computed: beside others; alone in its process, or refused where that cannot be; alone if it can."""
+
+    NO = 0
+    STRICTLY = 1
+    IF_POSSIBLE = 2
 
 
 class Message(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.transport import frames
-from enginehouse.transport.frames import Connection, Kind, Message
+from enginehouse.transport.frames import Connection, Isolated, Kind, Message
 from enginehouse.transport.handshake import KEY_BYTES, ReplicaHandshake, tls
 from enginehouse.transport.router_end import CONNECT_S, PING_S, Address
 
@@ -22,8 +22,9 @@ MAX_UNPROVEN = 128
 
 #: Computes requests: model key, requests, their rows together, seconds left until the deadline.
 Infer = Callable[[str, Sequence[Tensors], int, float], Awaitable[Computed]]
-#: As Infer, with nothing else in the engine; calls the last argument, on the event loop, right before it computes.
-InferIsolated = Callable[[str, Sequence[Tensors], int, float, Callable[[], None]], Awaitable[Computed]]
+#: As Infer, with nothing else in the process, or with the last argument nothing that could be waited for; calls the one
+#: before, on the event loop, right before it computes, with whether it is alone.
+InferIsolated = Callable[[str, Sequence[Tensors], int, float, Callable[[bool], None], bool], Awaitable[Computed]]
 
 
 class Listener:
@@ -177,7 +178,9 @@ class Accepted(Connection):
             inputs = await frames.decode_async(metas, message.tensors)
             if isolated and self._listener.infer_isolated:
                 begun = functools.partial(self.send, Kind.BEGUN, message.call)
-                outputs, timing = await self._listener.infer_isolated(model_key, [inputs], rows, budget_s, begun)
+                outputs, timing = await self._listener.infer_isolated(
+                    model_key, [inputs], rows, budget_s, begun, isolated == Isolated.IF_POSSIBLE
+                )
             else:
                 outputs, timing = await self._listener.infer(model_key, [inputs], rows, budget_s)
             output_metas, buffers = await frames.encode_async([outputs])

@@ -21,7 +21,7 @@ from enginehouse.contract import errors
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.transport import frames
-from enginehouse.transport.frames import Connection, Kind, Message, WireError
+from enginehouse.transport.frames import Connection, Isolated, Kind, Message, WireError
 from enginehouse.transport.handshake import RouterHandshake, tls
 
 #: Timeout in seconds for connecting and the handshake.
@@ -33,8 +33,11 @@ PING_S, QUIET_S = 0.4, 0.7
 SUSPECT_S, SILENT_S = 0.7, 2.0
 #: Seconds for which a replica that refused a call counts as full.
 FULL_S = 0.1
-#: `ReplicaLost.stage` of a call that was lost while the engine computed it and nothing else.
-ISOLATED = "isolated in the engine"
+#: `ReplicaLost.stage` of a call that was lost somewhere on its way, or computed beside any others; while the engine
+#: computed it and nothing else in its process; and while it did beside what could not be waited for, such as a load.
+UNDER_WAY, ISOLATED, IN_COMPANY = "under way", "isolated in the engine", "in the engine beside what takes long there"
+#: As ISOLATED, where it is known that a fatal signal ended the process.
+CRASHED = "isolated in the engine, by a fatal signal"
 #: Limit of bytes in the write buffer, above which calls are refused.
 MAX_UNSENT_BYTES = 32 << 20
 
@@ -73,8 +76,8 @@ class Channel(Connection):
         self._handshake: RouterHandshake | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
-        # Of these, the isolated calls that the engine computes now.
-        self._begun: set[int] = set()
+        # Of these, the stages of the isolated calls that the engine computes now.
+        self._begun: dict[int, str] = {}
         self._full_until = 0.0
         self._loads: defaultdict[str, _Load] = defaultdict(_Load)
         # Times of the last PING and of the last suspicion; anything received later settles both.
@@ -137,15 +140,15 @@ class Channel(Connection):
         rows: int,
         budget_s: float,
         expected_ms: float = 0.0,
-        isolated: bool = False,
+        isolated: Isolated = Isolated.NO,
         demand_ms: float = 0.0,
     ) -> Computed:
         """Outputs of `requests`, concatenated along dim 0, and their timing.
 
         `rows` is the number of rows together, `budget_s` the seconds until the deadline, which the caller enforces by
-        cancelling, and `expected_ms` the predicted time of the engine call. An `isolated` call has the engine to
-        itself; if it is lost there, `ReplicaLost.stage` is `ISOLATED`. `demand_ms` is the engine time demanded of
-        the pool at this router since the last call to any of its replicas, for autoscaling.
+        cancelling, and `expected_ms` the predicted time of the engine call. If an `isolated` call is lost in the
+        engine, `ReplicaLost.stage` is `ISOLATED` or `IN_COMPANY`. `demand_ms` is the engine time demanded of the pool
+        at this router since the last call to any of its replicas, for autoscaling.
 
         Raises EngineUnavailable if the connection was gone before or silent, ReplicaLost if it ended otherwise,
         Overloaded when it refuses the call or its write buffer is full, and whatever the replica answers with.
@@ -166,7 +169,7 @@ class Channel(Connection):
             message = await answer
         finally:
             del self._calls[number]
-            self._begun.discard(number)
+            self._begun.pop(number, None)
             load.sent_ms = load.sent_ms - expected_ms if self._calls else 0.0
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
@@ -200,7 +203,8 @@ class Channel(Connection):
             case Kind.DRAINING:
                 self.is_draining = True
             case Kind.BEGUN:
-                self._begun.add(message.call)
+                # A replica of the release before sends nothing with it, and computes alone only.
+                self._begun[message.call] = IN_COMPANY if message.content is False else ISOLATED
             case Kind.ANSWER | Kind.FAILURE | Kind.FULL:
                 self._resolve(message)
 
@@ -228,8 +232,7 @@ class Channel(Connection):
                 # Not ReplicaLost, which blames the request: a node that is cut off from the network is silent too.
                 answer.set_exception(EngineUnavailable(self._pool, f"its replica is gone: {reason}"))
             else:
-                stage = ISOLATED if number in self._begun else "under way"
-                answer.set_exception(ReplicaLost(self._pool, reason, stage))
+                answer.set_exception(ReplicaLost(self._pool, reason, self._begun.get(number, UNDER_WAY)))
 
     def _ping(self, now: float) -> None:
         self._pinged_at = now

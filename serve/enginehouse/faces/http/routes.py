@@ -29,7 +29,7 @@ from enginehouse.faces.http import body
 from enginehouse.faces.http.in_parts import InParts
 from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.routing.data_plane import DataPlane, Turn
-from enginehouse.routing.failover import TWICE_LOST
+from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
 
@@ -277,8 +277,9 @@ def _kept_inside(request: Request, error: Exception) -> Response:
     trace = None if isinstance(error, EnginehouseError) else error
     logger.error("request %s to %s: %s: %s", number, request.url.path, type(error).__name__, error, exc_info=trace)
     what = type(error).__name__ if isinstance(error, EnginehouseError) else "internal error"
-    if str(error).startswith(TWICE_LOST):
-        what = f"{what}: {TWICE_LOST}"
+    for told in (TWICE_LOST, THRICE_LOST):
+        if str(error).startswith(told):
+            what = f"{what}: {told}"
     return _json({"error": f"{what}: the reason is in the server's log under request {number}"}, 500)
 
 
