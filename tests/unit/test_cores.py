@@ -125,7 +125,7 @@ async def test_one_who_gives_up_before_the_engine_gives_its_cores_back() -> None
 def split_model(whole: LoadedModel, seconds: float, cores: Cores) -> LoadedModel:
     """As `whole`, of two lanes, around engines that take so long, whatever the cores."""
     splits = Split(Slow(seconds), 2, MAX_ROWS, 1)  # type: ignore[arg-type]
-    manifest = type("M", (), {"name": "lookup"})()
+    manifest = type("M", (), {"name": "lookup", "max_batch": MAX_ROWS})()
     return LoadedModel(
         Slow(seconds),  # type: ignore[arg-type]
         whole.kind,
