@@ -14,6 +14,7 @@ import onnx
 from enginehouse.contract.errors import ExportFailed, InvalidInput
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.graph.division import guard_divisions
+from enginehouse_build.graph.extremes import exact_extremes
 from enginehouse_build.reference.domains import domains_of
 
 #: How ONNX Runtime says in which node it failed, and with which class of error.
@@ -31,12 +32,14 @@ _WHERE_IN_RUNTIME = re.compile(r"\s?/onnxruntime_src/\S+:\d+ .*?\)(?: const)? ")
 
 
 def finish(proto: onnx.ModelProto, path: Path, batched: bool) -> Signature:
-    """Strip `proto` of its writer's notes, guard its divisions, save it to `path` and return its signature.
+    """Make `proto` what everything is made of: save it to `path` and return its signature.
 
+    It loses its writer's notes, and divisions and extremes that ONNX Runtime does not compute are written otherwise.
     Raises ExportFailed for tensors that cannot be served, and for a fixed dim 0 when `batched`.
     """
     _strip_metadata(proto)
     guard_divisions(proto)
+    exact_extremes(proto)
     signature = signature_of(proto, batched)
     if batched:
         check_batch(signature, of_no_input(proto))
