@@ -10,13 +10,14 @@ from benchmarks.mutations.judged import Subject, caught
 from benchmarks.mutations.models import MODELS
 from benchmarks.mutations.mutants import MUTANTS
 
+from enginehouse.contract.bounds import InputBounds, Region
 from enginehouse.contract.manifest import Format
 from enginehouse.contract.parity import LIMITS
 from enginehouse_build.judge.verify import Verified
 
 FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 #: What OpenVINO does not read, or answers wrongly as it is.
-KEPT_OUT = {("labeller", "openvino"), ("counter", "openvino")}
+KEPT_OUT = {("labeller", "openvino")}
 #: The whole fault, and a part of it.
 STRENGTHS = (1.0, 1 / 16)
 Judge = Callable[[str, bool], tuple[Subject, dict[Format, Verified]]]
@@ -65,11 +66,9 @@ def test_what_is_broken_in_fp32_is_caught(judge: Judge, name: str, format: Forma
         ("lost rare class, segmenter", 1, True, r"of \d+ in all \d+ are other ones, rounding decides"),
         ("swapped classes, labeller", 1 / 4, False, "limit"),
         ("one scale for all rows, classifier", 1 / 1024, True, "a row that shares its batch otherwise than alone"),
-        ("saturated activations, segmenter", 1 / 4, True, "for samples 8 times as large"),
         ("rest cut off, pooler", 1, True, r"at height = \d+: .*--axis height=MIN:OPT:MAX limits requests"),
         ("rest cut off, pooler", 1, False, r"at height = \d+: "),
         ("shifted ids, encoder", 1 / 16, False, "for ids all over the table of 'ids'"),
-        ("integers off by one, counter", 1, False, "for whole numbers of all sizes below 2"),
     ],
 )
 def test_what_the_samples_do_not_show_is_caught_and_told(
@@ -79,6 +78,23 @@ def test_what_the_samples_do_not_show_is_caught_and_told(
     found = judge(mutant.model, with_rows)[0].judged("onnx", "fp32", mutant.change(strength))
     assert found.status == "failed"
     assert re.search(what, found.reason or ""), found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "with_rows", "bounds"),
+    [
+        ("saturated activations, segmenter", 1 / 4, True, {"x": Region(at_least=-1, less_than=4)}),
+        ("integers off by one, counter", 1, False, {"id": Region(less_than=256)}),
+    ],
+)
+def test_what_is_wrong_beyond_the_samples_only_binds_requests(
+    judge: Judge, name: str, strength: float, with_rows: bool, bounds: InputBounds
+) -> None:
+    mutant = MUTANTS[name]
+    subject, sound = judge(mutant.model, with_rows)
+    assert not any(sound["onnx"].inputs_only.values())
+    found = subject.judged("onnx", "fp32", mutant.change(strength))
+    assert (found.status, found.inputs_only) == ("ready", {"onnxruntime-cpu": bounds})
 
 
 def test_missing_values_that_are_answered_otherwise_bind_requests(judge: Judge) -> None:

@@ -32,6 +32,7 @@ def test_an_import_reports_nothing(tmp_path: Path, code: str) -> None:
     assert list(home.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_build_in_all_precisions_reports_nothing(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "recorder")
     home = tmp_path / "home"

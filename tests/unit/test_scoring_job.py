@@ -17,6 +17,7 @@ from enginehouse.contract.errors import ConfigError, EngineUnavailable, Inferenc
 from enginehouse.contract.tensors import Domain, Tensors
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.readers import Limits
+from enginehouse.faces.scoring.results.plain import values
 
 from .scoring_jobs import ByFunction, results, same, score, signature, write
 
@@ -68,8 +69,27 @@ def test_ids_of_every_type_come_out_as_they_went_in(tmp_path: Path, kind: str, f
             "float",
             "half",
         )
-        assert repr(after.column(name).to_pylist()) == repr(before.column(name).to_pylist())
+        assert repr(values(after.column(name))) == repr(values(before.column(name)))
     assert after.column("output.y").to_pylist() == [0, 1, 2]
+
+
+NANOSECONDS = {
+    "point": (pa.timestamp("ns"), ["1970-01-01 00:00:00.000000001", None, "1970-01-01 00:18:19.511627776"]),
+    "of day": (pa.time64("ns"), ["00:00:00.000000001", None, "00:18:19.511627776"]),
+    "length": (pa.duration("ns"), [1, None, 2**40]),
+}
+
+
+@pytest.mark.parametrize("kind", NANOSECONDS)
+def test_nanoseconds_are_told_without_pandas(tmp_path: Path, kind: str) -> None:
+    dtype, told = NANOSECONDS[kind]
+    ids = pa.array([1, None, 2**40], dtype)
+    more = pa.array([[1], [], None], pa.list_(dtype))
+    write(tmp_path / "in.parquet", 2, id=ids, x=pa.array([0, 1, None], pa.float32()), more=more)
+    score(tmp_path / "in.parquet", tmp_path / "out", FLAT, mapped=Mapped(keep=("more",)), target_format="jsonl")
+    lines = [json.loads(line) for path in sorted((tmp_path / "out").glob("*.jsonl")) for line in path.open()]
+    assert [(line["id"], line["more"]) for line in lines] == [(told[0], [told[0]]), (told[1], [])]
+    assert [(each["id"], each["kind"]) for each in rejected(tmp_path / "out")] == [(told[2], "null")]
 
 
 def test_bad_rows_are_put_apart_and_their_neighbours_are_right(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed, InvalidInput
 from enginehouse.contract.tensors import Tensors
@@ -22,6 +23,7 @@ from enginehouse.faces.scoring.caution import BLAMED, Caution, clear, write
 from enginehouse.faces.scoring.ledger import Ledger, Line
 from enginehouse.faces.scoring.readers import Rows
 from enginehouse.faces.scoring.results import rejected, writing
+from enginehouse.faces.scoring.results.plain import values
 from enginehouse.faces.scoring.results.rejected import Rejected
 from enginehouse.faces.scoring.rows.batches import Group, asked
 from enginehouse.faces.scoring.rows.columns import Bad
@@ -128,7 +130,11 @@ class Scorer:
     ) -> Line:
         plan = self._task.plan
         ids = plan.ids(rows, unit.file)
-        apart = [self._rejected(ids[row].as_py(), unit, rows.numbers[row], why) for row, why in bad.items()]
+        known = values(ids.take(pa.array(list(bad), pa.int64())))
+        apart = [
+            self._rejected(each, unit, rows.numbers[row], why)
+            for each, (row, why) in zip(known, bad.items(), strict=True)
+        ]
         apart += [
             self._rejected(plan.bad_id(rows, number, unit.file), unit, number, why) for number, why in rows.bad.items()
         ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from enginehouse.faces.scoring.results.plain import plain
 from enginehouse.faces.scoring.rows.columns import Bad
 
 #: Where they are, below OUTPUT. Readers of folders of results leave out names like this.
@@ -38,18 +37,3 @@ def written(rows: Sequence[Rejected]) -> bytes:
 def kinds(rows: Sequence[Rejected]) -> dict[str, int]:
     """How many of each kind."""
     return dict(Counter(each.bad.kind for each in rows))
-
-
-def plain(value: Any) -> Any:
-    """A value of Arrow as JSON has it: exact numbers stay numbers, bytes are base64, all else is its text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return str(value)

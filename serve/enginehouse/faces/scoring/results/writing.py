@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse.faces.scoring.results.rejected import plain
+from enginehouse.faces.scoring.results.plain import plain, values
 from enginehouse.faces.scoring.results.top import Top
 from enginehouse.faces.scoring.rows.columns import column_of, type_of
 
@@ -63,8 +63,9 @@ def encoded(results: pa.Table, form: str) -> bytes:
     """The file of `results`."""
     if form == "jsonl":
         # The standard library: orjson turns NaN into null. What JSON has no form for is text or base64.
-        lines = (json.dumps(plain(row), ensure_ascii=False).encode() for row in results.to_pylist())
-        return b"".join(line + b"\n" for line in lines)
+        names, columns = results.column_names, map(values, results.columns)
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        return b"".join(json.dumps(plain(row), ensure_ascii=False).encode() + b"\n" for row in rows)
     sink = pa.BufferOutputStream()
     if form == "arrow":
         with pa.ipc.new_file(sink, results.schema) as writer:
