@@ -61,6 +61,39 @@ def test_the_engine_that_was_computing_is_suspected_and_no_other(tmp_path: Path,
     assert Crashes(tmp_path).of("busy")
 
 
+TWO = """
+import ctypes, sys, threading, time
+from pathlib import Path
+from enginehouse.pools.crashes import Crashes
+record = Crashes(Path(sys.argv[1]))
+beside, killer = record.flag("beside"), record.flag("killer")
+def compute():
+    with beside: time.sleep(30)
+threading.Thread(target=compute, daemon=True).start()
+time.sleep(0.2)
+def die():
+    with killer:
+        if sys.argv[2] == "here": ctypes.string_at(0)
+        libc = ctypes.CDLL(None)
+        thread, address = ctypes.c_ulong(), ctypes.cast(libc.strlen, ctypes.c_void_p)
+        libc.pthread_create(ctypes.byref(thread), None, address, None)
+        time.sleep(20)
+threading.Thread(target=die).start()
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "in a thread of the library"])
+def test_of_two_in_use_the_one_whose_thread_crashed_is_blamed_if_that_is_known(tmp_path: Path, where: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", TWO, str(tmp_path), where], capture_output=True, timeout=60, check=False
+    )
+    assert ran.returncode < 0
+    record = Crashes(tmp_path)
+    assert record.of("killer")
+    assert bool(record.of("beside")) == (where != "here")
+
+
 @pytest.mark.parametrize("is_collected", [False, True])
 @pytest.mark.parametrize(
     ("how", "death"),

@@ -1,12 +1,14 @@
 """Record of the engines that crashed a process of this node: a fatal signal came while they loaded or computed.
 
-    CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine, its flag and its id
+    CACHE/crashes/<pid>-<start>-<host>.running   memory map of a live process: per engine its flag, its id and the
+                                                 thread that uses it, of several one
     CACHE/crashes/<pid>-<start>-<host>.trace     what faulthandler wrote when the process crashed; empty until then
     CACHE/crashes/<engine>.crashed               an engine whose flag was set when its process crashed, and the signal;
                                                  on further lines what else its trace said
 
 A process writes the first two; the next one to start on the node, or a router that looks, turns those of dead processes
-into the third. After SIGKILL the trace is empty, so no engine is blamed.
+into the third. Where the trace names a thread that used one of them, that one is blamed, otherwise all that were in
+use. After SIGKILL the trace is empty, so no engine is blamed.
 
 Where the cache folder takes no more, they are in a folder of the process itself, from which no later process learns;
 and where that does not either, nothing is recorded: a record is no reason to die.
@@ -19,6 +21,7 @@ import hashlib
 import logging
 import mmap
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -37,31 +40,36 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds for which an engine is blamed after a crash; its runtime may have been replaced by then.
 FORGET_AFTER_S = 24 * 3600.0
-#: Bytes of an engine's slot in the memory map (flag, engine id), and number of slots.
-_SLOT, _SLOTS = 64, 1024
+#: Bytes of an engine's slot in the memory map (flag, engine id, thread), number of slots, and where the thread is.
+_SLOT, _SLOTS, _THREAD = 64, 1024, 56
 _BYTES = _SLOT * _SLOTS
 #: The function in whose thread isolated calls are computed, by its name in a trace.
 ISOLATED_CALL = "run_alone"
 
 
 class Flag:
-    """Marks an engine as in use, in `with` statements of any threads. Every call is marked: it costs one byte."""
+    """Marks an engine as in use, in `with` statements of any threads. Every call is marked: it costs nine bytes."""
 
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
         self._memory = memory
         self._offset = offset
         self._lock = threading.Lock()
-        self._uses = 0
+        self._threads: list[int] = []
 
     def __enter__(self) -> None:
         with self._lock:
-            self._uses += 1
-            self._memory[self._offset] = 1
+            self._threads.append(threading.get_ident())
+            self._mark()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._uses -= 1
-            self._memory[self._offset] = int(self._uses > 0)
+            self._threads.remove(threading.get_ident())
+            self._mark()
+
+    def _mark(self) -> None:
+        thread = self._threads[-1] if self._threads else 0
+        self._memory[self._offset + _THREAD : self._offset + _SLOT] = thread.to_bytes(8, "little")
+        self._memory[self._offset] = int(bool(self._threads))
 
 
 class Crashes:
@@ -123,16 +131,13 @@ class Crashes:
                 memory, text = mine.read_bytes(), trace.read_text() if trace.exists() else ""
             except OSError:
                 continue
-            slots = [memory[start : start + _SLOT] for start in range(0, len(memory), _SLOT)]
-            for slot in slots if text.strip() else ():
-                if slot[0]:
-                    engine = slot[1:].rstrip(b"\0").decode()
-                    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mine.stat().st_mtime))
-                    crash = f"{_who(running.stem)} at {when} UTC: {text}"
-                    try:
-                        running.with_name(f"{engine}.crashed").write_text(crash)
-                    except OSError as error:
-                        logger.warning("%s %s, which cannot be recorded: %s", engine, crash.splitlines()[0], error)
+            for engine in _blamed(memory, text) if text.strip() else ():
+                when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mine.stat().st_mtime))
+                crash = f"{_who(running.stem)} at {when} UTC: {text}"
+                try:
+                    running.with_name(f"{engine}.crashed").write_text(crash)
+                except OSError as error:
+                    logger.warning("%s %s, which cannot be recorded: %s", engine, crash.splitlines()[0], error)
             mine.unlink(missing_ok=True)
             trace.unlink(missing_ok=True)
 
@@ -178,6 +183,16 @@ def _mapped(path: Path) -> mmap.mmap:
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def _blamed(memory: bytes, trace: str) -> list[str]:
+    """The engines in use that the current thread of `trace` used; all in use where it used none, or none is named."""
+    slots = (memory[start : start + _SLOT] for start in range(0, len(memory), _SLOT))
+    used = [(slot[1:_THREAD], int.from_bytes(slot[_THREAD:], "little")) for slot in slots if slot[0]]
+    found = re.search(r"^Current thread 0x([0-9a-f]+)", trace, re.MULTILINE)
+    current = int(found[1], 16) if found else 0
+    blamed = [name for name, thread in used if thread == current] or [name for name, _ in used]
+    return [name.rstrip(b"\0").decode() for name in blamed]
 
 
 def path_here() -> str:
