@@ -140,6 +140,7 @@ def test_who_is_under_way_is_answered_and_who_comes_late_is_told_to_come_again(
     assert server.left() == [] and server.refuses_connections()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_it_at_once(start: Callable[..., LocalServer]) -> None:
     server = start("--models", "slow")
     waiting = [Asked(server, "slow", bundles.MAX_BATCH) for _ in range(16)]

@@ -99,6 +99,7 @@ def test_a_frozen_node_costs_no_request(whole: House) -> None:
     assert len(report.latencies) > 400
 
 
+@pytest.mark.slow
 def test_without_any_backend_the_refusal_is_quick_and_says_why(whole: House) -> None:
     url = f"http://{whole.url}/v2/models/scale/infer"
     began = time.monotonic()

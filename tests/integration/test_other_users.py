@@ -25,7 +25,8 @@ def _connects(path: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("umask", [0o000, pytest.param(0o077, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_token_sessions_and_sockets_are_this_users_alone(tmp_path: Path, umask: int) -> None:
     adopt_orphans()
     # pytest's folders are private already, and homes often are not.

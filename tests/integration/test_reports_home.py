@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.integration import bundles
 from tests.integration.cluster import adopt_orphans
 from tests.integration.local_server import LocalServer
@@ -11,6 +12,7 @@ from tests.planted import plant, those_that_ran
 from tests.recorder import Recorder
 
 
+@pytest.mark.slow
 def test_a_server_reports_nothing_and_runs_nothing_that_lies_beside_it(tmp_path: Path) -> None:
     adopt_orphans()
     recorder = Recorder(tmp_path / "recorder")

@@ -52,6 +52,7 @@ def test_a_resident_model_answers_in_the_router_and_its_pools_stand_by(restored:
     assert {name: house.cluster.replicas(name) for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_model_that_crashed_its_router_is_left_to_the_pools(house: House) -> None:
     house.publish("heavy", "1", 5, idles=30)
     house.add("heavy", "1", resident=True)

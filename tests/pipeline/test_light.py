@@ -17,18 +17,14 @@ from enginehouse_build.pipeline import build
 from .test_adopt import LIGHT, Runtime
 
 KINDS: dict[str, EngineKind] = {"onnx": "onnxruntime-cpu", "openvino": "openvino-cpu"}
-#: Small enough for every run, and the one that is worth looking at; the others take ten minutes together.
-QUICK = ("squeezenet",)
-MODELS = [
-    pytest.param(path.stem, marks=() if path.stem.removeprefix("light_") in QUICK else pytest.mark.slow)
-    for path in sorted(LIGHT.glob("*.onnx"))
-]
+MODELS = [path.stem for path in sorted(LIGHT.glob("*.onnx"))]
 
 
 def test_there_are_nine() -> None:
     assert len(MODELS) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_each_artifact_is_within_its_gate_or_says_why_not(name: str, tmp_path: Path) -> None:
     source = LIGHT / f"{name}.onnx"

@@ -35,6 +35,7 @@ def never(outputs, labels):
 """
 
 
+@pytest.mark.slow
 def test_another_metric_judges_again(recipe: Path) -> None:
     metrics = recipe.parent / "metrics.py"
     metrics.write_text(METRICS)
