@@ -34,9 +34,6 @@ from enginehouse.routing.versions import LiveVersions
 from enginehouse.routing.view import View
 from enginehouse.routing.waking import Waker
 
-#: Seconds that a new router waits for its models, which other processes may have yet to load.
-FIRST_S = 2.0
-
 
 @serve.ingress(routes.http)
 class Ingress:
@@ -77,15 +74,10 @@ class Ingress:
         await routes.answer(self, scope, receive, send)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take a new catalog; returns at once, but for the first one.
-
-        Nobody is sent here before that returns: a router that takes a lost one's place first gets to know what answers.
-        """
-        catalog, is_first = Catalog.parse(user_config), not self.versions.follows
+        """Take a new catalog; returns at once."""
+        catalog = Catalog.parse(user_config)
         self.versions.apply(catalog)
         self._residents.follow(catalog)
-        if is_first:
-            await self.versions.all_answer(FIRST_S)
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""

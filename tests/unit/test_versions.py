@@ -45,25 +45,6 @@ async def test_a_model_answers_from_the_moment_it_is_warm(cluster: Cluster, stor
     }
 
 
-async def test_who_waits_for_all_to_answer_waits_until_they_do_or_the_time_is_over(
-    cluster: Cluster, store: Path
-) -> None:
-    models = LiveVersions(View(POOLS, None, "here"))
-    assert not models.follows
-    models.apply(catalog(store, "1"))
-    assert models.follows
-    assert not await models.all_answer(0.3)
-    waiting = asyncio.create_task(models.all_answer(10))
-    await asyncio.sleep(0.3)
-    assert not waiting.done()
-    cluster.report("ort", {"m@1": "ready"})
-    assert await asyncio.wait_for(waiting, 5)
-    assert answers(models) == "1"
-    # Nothing to wait for.
-    models.apply(Catalog(store=str(store)))
-    assert await models.all_answer(0)
-
-
 async def test_a_new_version_takes_over_only_when_it_is_warm(cluster: Cluster, store: Path) -> None:
     models = await serving(cluster, store)
     models.apply(catalog(store, "2"))

@@ -42,8 +42,6 @@ def connected(address: str) -> Iterator[str]:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     host, _, port = address.rpartition(":")
     os.environ.update(proxies.exceptions([*proxies.THIS_MACHINE, *filter(None, [host])]))
-    # Else gRPC writes a line to the terminal for what it does as this process starts another one.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     light.without_pandas()
     import ray
 

@@ -108,20 +108,6 @@ class LiveVersions:
             self._keeper = asyncio.create_task(self._keep())
             self._connector = asyncio.create_task(_keep_connected())
 
-    @property
-    def follows(self) -> bool:
-        """Whether there has been a catalog."""
-        return self._keeper is not None
-
-    async def all_answer(self, within_s: float) -> bool:
-        """Wait until every model of the catalog answers, at most so long; whether they do."""
-        give_up = time.monotonic() + within_s
-        while not all(self.answering.get(model.name) for model in self._catalog.models):
-            if time.monotonic() >= give_up:
-                return False
-            await asyncio.sleep(PERIOD_S)
-        return True
-
     def check_health(self) -> None:
         """Raise when a task that follows the catalog or the replicas has died."""
         if self._keeper is not None and self._keeper.done():
