@@ -50,8 +50,17 @@ class LocalServer:
         return httpx.post(f"{self.url}/v2/models/{model}/infer", json={"inputs": [tensor]}, timeout=timeout)
 
     def left(self) -> list[psutil.Process]:
-        """Processes that came up since it was started and live; needs `adopt_orphans`."""
-        return [process for pid, process in descendants().items() if pid not in self._before]
+        """Processes that came up since it was started and live; needs `adopt_orphans`.
+
+        Not those that came up below one that was there before: a cluster of other tests starts its HAProxy anew.
+        """
+        return [process for pid, process in descendants().items() if pid not in self._before and self._is_its(process)]
+
+    def _is_its(self, process: psutil.Process) -> bool:
+        try:
+            return not any(parent.pid in self._before for parent in process.parents())
+        except psutil.NoSuchProcess:
+            return False
 
     def router_ports(self) -> list[int]:
         """Where its routers listen for HAProxy."""

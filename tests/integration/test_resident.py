@@ -107,6 +107,7 @@ def test_a_request_that_crashes_its_engine_costs_one_router_and_from_then_on_non
         routers = set(house.cluster.replicas("Router"))
         for _ in range(2):
             house.wait_live("killed", "gpu-pool")
+            wait_for(lambda: backends() == {"gpu-pool"}, 60, "both routers know that its pool is back")
             answer = send(CRASHES)
             assert answer is not None
             assert (answer.status_code, "two replicas were lost" in answer.text) == (500, True), answer.text
