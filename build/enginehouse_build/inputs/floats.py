@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from enginehouse.contract.bounds import InputBound, Region
+from enginehouse.contract.bounds import Region
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.graph.graph import graphs
 from enginehouse_build.inputs.scales import power_above
+from enginehouse_build.inputs.unanswered import Unanswered
 
 #: Exponents beyond the samples that are tried: the ends of fp16, of fp32's whole numbers, of 32 and of 64 bits, and far
 #: beyond; 2^200 is beyond fp32.
@@ -38,19 +39,7 @@ _WRAPPING = frozenset(
 SEED = 0
 
 
-class Floats(NamedTuple):
-    """As `contract.probes` has it: the inputs that a fault binds, how, the values in words, the request, what kind."""
-
-    names: tuple[str, ...]
-    within: InputBound
-    values: str
-    request: Tensors
-    inside: bool = False
-    scaled: bool = False
-    every: bool = False
-
-
-def far(base: Tensors, samples: Tensors) -> Iterator[Floats]:
+def far(base: Tensors, samples: Tensors) -> Iterator[Unanswered]:
     """Floats beyond those of the samples, which the gate has compared: in each input by itself, ever larger."""
     generator = np.random.default_rng(SEED)
     for name in names_of(base):
@@ -63,11 +52,11 @@ def far(base: Tensors, samples: Tensors) -> Iterator[Floats]:
                 continue
             values = 2.0**exponent * generator.uniform(0.5, 1, array.shape) * generator.choice((-1, 1), array.shape)
             changed = {**base, name: dotted(array, values)}
-            yield Floats((name,), within, f"magnitudes of 2^{exponent}", changed)
+            yield Unanswered((name,), within, f"magnitudes of 2^{exponent}", changed)
             within = 2**exponent
 
 
-def untried(base: Tensors, samples: Tensors, wraps: bool, turns: bool) -> Iterator[Floats]:
+def untried(base: Tensors, samples: Tensors, wraps: bool, turns: bool) -> Iterator[Unanswered]:
     """`base` with floats of kinds that the samples do not have, up to those of `far`: each sign, each input by itself.
 
     Where a graph `wraps`, int8 is asked as well what is no larger than the samples. One that `turns` in a loop is asked
@@ -76,7 +65,7 @@ def untried(base: Tensors, samples: Tensors, wraps: bool, turns: bool) -> Iterat
     for name in names_of(base):
         seen = _Seen.of(samples[name])
         if not turns:
-            yield Floats((name,), Region(not_zero=((),)), "-0 here and there", _with(base, name, np.array(-0.0)))
+            yield Unanswered((name,), Region(not_zero=((),)), "-0 here and there", _with(base, name, np.array(-0.0)))
             for sign in (1, -1):
                 yield from _small(base, name, seen, sign, wraps)
         for sign in (1, -1):
@@ -135,7 +124,7 @@ class _Seen(NamedTuple):
         return Region(less_than=least) if sign > 0 else Region(at_least=min(1 - least, 0))
 
 
-def _small(base: Tensors, name: str, seen: _Seen, sign: int, wraps: bool) -> Iterator[Floats]:
+def _small(base: Tensors, name: str, seen: _Seen, sign: int, wraps: bool) -> Iterator[Unanswered]:
     """Fractions of one sign, halves of the samples' size and what is next to whole numbers."""
     array, generator = base[name], np.random.default_rng(SEED)
     signed, bound = "-" if sign < 0 else "", seen.bound(sign, 0, 1)
@@ -145,18 +134,18 @@ def _small(base: Tensors, name: str, seen: _Seen, sign: int, wraps: bool) -> Ite
         tiny = 2.0 ** -generator.uniform(0, _LEAST, array.shape)
         values = np.where(generator.random(array.shape) < 0.5, tiny, generator.uniform(0, 1, array.shape))
         request = _with(base, name, sign * values)
-        yield Floats((name,), bound, f"fractions between 0 and {signed}1", request, is_inside, every=every)
+        yield Unanswered((name,), bound, f"fractions between 0 and {signed}1", request, is_inside, every=every)
     size = np.abs(array.astype(np.float64))
     whole = np.trunc(np.where(np.isfinite(size) & (size < _HALVES), size, 0))
     if sign not in seen.halves:
         request = _with(base, name, sign * (whole + 0.5))
-        yield Floats((name,), bound, f"halves like {signed}0.5", request, is_inside, every=every)
+        yield Unanswered((name,), bound, f"halves like {signed}0.5", request, is_inside, every=every)
     near = np.maximum(whole % _MOST_NEXT, 1) * (1 + _NEXT * generator.choice((-1, 1), array.shape))
     request = _with(base, name, sign * near)
-    yield Floats((name,), bound, f"numbers next to {signed}1, {signed}2 ...", request, True, scaled=True)
+    yield Unanswered((name,), bound, f"numbers next to {signed}1, {signed}2 ...", request, True, scaled=True)
 
 
-def _by_powers(base: Tensors, name: str, seen: _Seen, sign: int, wraps: bool) -> Iterator[Floats]:
+def _by_powers(base: Tensors, name: str, seen: _Seen, sign: int, wraps: bool) -> Iterator[Unanswered]:
     """Values from one power of two to the next, for each two of which the samples have nothing between them."""
     array, generator = base[name], np.random.default_rng(SEED)
     step = 2 if array[:1].nbytes >= _LARGE else 1
@@ -170,7 +159,7 @@ def _by_powers(base: Tensors, name: str, seen: _Seen, sign: int, wraps: bool) ->
         every = wraps and seen.ends_at(sign) <= 0 and least < size
         request = _with(base, name, np.clip(values, -largest_of(array.dtype), largest_of(array.dtype)))
         said = f"values from {signed}2^{exponent} on"
-        yield Floats((name,), seen.bound(sign, least, most), said, request, is_inside, every=every)
+        yield Unanswered((name,), seen.bound(sign, least, most), said, request, is_inside, every=every)
 
 
 def _with(base: Tensors, name: str, values: np.ndarray) -> Tensors:

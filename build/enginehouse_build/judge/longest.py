@@ -13,7 +13,8 @@ import numpy as np
 from enginehouse.contract.bounds import InputBound, narrower
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Signature, Tensors
-from enginehouse_build.reference.probes import Unanswered, answered, of_whole
+from enginehouse_build.inputs.unanswered import Unanswered
+from enginehouse_build.reference.probes import answered, of_whole
 
 Run = Callable[[Tensors], Tensors]
 

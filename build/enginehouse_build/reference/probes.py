@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -27,6 +26,7 @@ from enginehouse_build.graph.graph import graphs
 from enginehouse_build.graph.sizes import sizing
 from enginehouse_build.inputs.floats import THIRD, dotted, far, largest_of, names_of, untried, wrapping
 from enginehouse_build.inputs.scales import Scaled, faint, loud
+from enginehouse_build.inputs.unanswered import Unanswered
 from enginehouse_build.reference import blank
 
 #: Exponents of the magnitudes that are tried. Of whole numbers: from where 16-bit floats take neighbours for one
@@ -74,8 +74,8 @@ def make(
     probes = [answered(run, each) for each in _not_finite(base)]
     probes += _in_time(run, _scaled(loud(samples, names_of(base), signature.batched)))[0]
     # Before much larger ones, which bind to what the samples have.
-    probes += _in_time(run, (Unanswered(*each) for each in untried(base, samples, wrapping(proto), turns)))[0]
-    probes += [answered(run, Unanswered(*each)) for each in far(base, samples)]
+    probes += _in_time(run, untried(base, samples, wrapping(proto), turns))[0]
+    probes += [answered(run, each) for each in far(base, samples)]
     if signature.batched and max_rows > 1:
         probes += _strangers(run, samples)
     if node:
@@ -91,18 +91,6 @@ def make(
     blanks = (Unanswered(*each) for each in blank.requests(some, signature, wide if node else ()))
     fainter = _scaled(faint(samples, blank.ways(some, signature), signature.batched))
     return [*probes, *_in_time(run, blanks)[0], *_in_time(run, fainter)[0]]
-
-
-class Unanswered(NamedTuple):
-    """A probe whose answer is not known yet; see `Probe`."""
-
-    names: tuple[str, ...]
-    within: InputBound
-    values: str
-    request: Tensors
-    inside: bool = False
-    scaled: bool = False
-    every: bool = False
 
 
 def _scaled(requests: Iterable[Scaled]) -> Iterator[Unanswered]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.errors import BuildError
+from enginehouse.contract.store.exclusive import create
 
 _CLAIM = ".publishing"
 #: A claim that was not renewed for so long is a dead publisher's. It is renewed before each file.
@@ -90,7 +91,7 @@ class _Upload:
         path = f"{self._target}/{_CLAIM}"
         text = self._claim.model_dump_json().encode()
         try:
-            self._create(path, text)
+            create(self._fs, path, text)
         except FileExistsError:
             other = self._current_claim()
             if other is not None and time.time() - other.at < _CLAIM_EXPIRES_S:
@@ -99,16 +100,6 @@ class _Upload:
                     f"{self._url} is being published by {other.by}, last seen {since}; wait for it or choose another "
                     f"--version (if it is dead, remove {self._fs.unstrip_protocol(path)})"
                 ) from None
-            self._fs.pipe_file(path, text)
-
-    def _create(self, path: str, text: bytes) -> None:
-        """Write an object that must not be there yet, else FileExistsError; where the backend can, in one step."""
-        try:
-            self._fs.pipe_file(path, text, mode="create")
-        except (NotImplementedError, ValueError):
-            # What fsspec's backends raise that cannot create in one step.
-            if self._fs.exists(path):
-                raise FileExistsError(path) from None
             self._fs.pipe_file(path, text)
 
     def _current_claim(self) -> _Claim | None:
@@ -131,7 +122,7 @@ class _Upload:
         path = f"{self._target}/{MANIFEST}"
         text = (self._folder / MANIFEST).read_bytes()
         try:
-            self._create(path, text)
+            create(self._fs, path, text)
         except Exception:
             # The answer may have been lost rather than the write; repeated, an exclusive write then fails on itself.
             if self._fs.cat_file(path) != text:

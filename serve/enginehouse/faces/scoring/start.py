@@ -82,7 +82,6 @@ def score(
     The arguments are the options of `enginehouse score`. Example:
 
         report = enginehouse.score("digits", "images.parquet", "scores/", map={"image": "pixels"}, keep=["label"])
-        print(report.written, report.rejected)
 
     Raises ConfigError and InvalidInput for what cannot be scored, and the EnginehouseError that stopped the job; the
     same call goes on from there.

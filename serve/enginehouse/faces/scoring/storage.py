@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from enginehouse.contract.errors import ConfigError, StoreUnavailable
+from enginehouse.contract.store.exclusive import create
 
 #: Below a folder of results: what is being written there, and lost when its process is killed.
 PARTS = "_job/parts"
@@ -85,10 +86,7 @@ class Folder:
         raise AssertionError("unreachable")
 
     def create(self, name: str, data: bytes) -> bool:
-        """Publish a file in one step; False, and nothing is changed, if there is one already.
-
-        S3 and Google do it by a condition (If-None-Match). A store that has no conditions is asked first.
-        """
+        """Publish a file in one step; False, and nothing is changed, if there is one already."""
         with self._refusals(name):
             if self.is_local:
                 part = self._part(data)
@@ -102,14 +100,9 @@ class Folder:
                     part.unlink(missing_ok=True)
                 return True
             try:
-                self._fs.pipe_file(self._at(name), data, mode="create")
+                create(self._fs, self._at(name), data)
             except FileExistsError:
                 return False
-            except (NotImplementedError, ValueError):
-                # What fsspec's backends raise that cannot create in one step.
-                if self._fs.exists(self._at(name)):
-                    return False
-                self._fs.pipe_file(self._at(name), data)
             return True
         raise AssertionError("unreachable")
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.faces.scoring.readers import Limits, Look, Part, Rows, Wanted, values
 from enginehouse.faces.scoring.readers.opening import opened, reading
+from enginehouse.faces.scoring.readers.stretches import stretches
 from enginehouse.faces.scoring.rows.columns import Bad
 from enginehouse.faces.scoring.sources import File
 
@@ -36,20 +37,9 @@ def look(file: File) -> Look:
 
 def parts(file: File, limits: Limits) -> list[Part]:
     """By one look at all of the file: where records begin and how many there are."""
-    found = []
-    start, first, rows, size = 0, 0, 0, 0
     with reading(file, _WHAT), opened(file) as stream:
-        for at, record in islice(_records(stream), 1, None):
-            if rows >= limits.rows or (rows and size * _GROWTH >= limits.bytes):
-                found.append(Part(first, rows, {"start": start}))
-                start, first, rows, size = at, first + rows, 0, 0
-            elif not rows:
-                start = at
-            rows += 1
-            size += len(record)
-    if rows:
-        found.append(Part(first, rows, {"start": start}))
-    return found
+        return stretches(islice(_records(stream), 1, None), limits, _GROWTH)
+    raise AssertionError("unreachable")
 
 
 def read(file: File, part: Part, wanted: Sequence[Wanted]) -> Rows:
