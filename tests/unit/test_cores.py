@@ -52,7 +52,7 @@ async def entered(rooms: Sequence[WaitingRoom], items: Sequence[Item]) -> list[i
 
 async def test_a_call_that_is_alone_takes_all_cores_and_any_other_one_lane() -> None:
     cores = Cores(4)
-    room = WaitingRoom(8, cores, Lanes(4, 2, 1))
+    room = WaitingRoom(8, cores, Lanes(4, 2, 1, 1))
     alone = item()
     await room.enter(alone)
     with computing(room, [alone]) as taken:
@@ -75,7 +75,7 @@ async def test_a_call_that_is_alone_takes_all_cores_and_any_other_one_lane() -> 
 
 async def test_a_model_that_is_not_split_takes_what_is_free_one_call_at_a_time() -> None:
     cores = Cores(4)
-    split, whole = WaitingRoom(8, cores, Lanes(4, 8, 1)), WaitingRoom(8, cores)
+    split, whole = WaitingRoom(8, cores, Lanes(4, 8, 1, 8)), WaitingRoom(8, cores)
     beside, first, second = item(), item(), item()
     cores.take(1)
     await split.enter(beside)
@@ -109,6 +109,34 @@ async def test_the_model_whose_call_waits_longest_is_next_whichever_it_is() -> N
     assert cores.free == 1
 
 
+async def test_calls_are_short_while_another_model_computes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = Cores(2)
+    room, other = WaitingRoom(8, cores, Lanes(2, 4, 1, 1)), WaitingRoom(8, cores)
+
+    async def rows_let_in() -> int:
+        busy, waiting = item(), [item() for _ in range(8)]
+        await room.enter(busy)
+        with computing(room, [busy]):
+            tasks = [asyncio.create_task(room.enter(one)) for one in waiting]
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        let_in = [task.done() for task in tasks].count(True)
+        for one, task in zip(waiting, tasks, strict=True):
+            task.cancel()
+            room.leave(one)
+        await asyncio.sleep(0.01)
+        return let_in
+
+    assert await rows_let_in() == 4
+    beside = item()
+    await other.enter(beside)
+    with computing(other, [beside]):
+        pass
+    assert await rows_let_in() == 1
+    monkeypatch.setattr("enginehouse.pools.cores.COMPANY_S", 0.0)
+    assert await rows_let_in() == 4
+
+
 async def test_one_who_gives_up_before_the_engine_gives_its_cores_back() -> None:
     cores = Cores(2)
     room, other = WaitingRoom(8, cores), WaitingRoom(8, cores)
@@ -124,7 +152,7 @@ async def test_one_who_gives_up_before_the_engine_gives_its_cores_back() -> None
 
 def split_model(whole: LoadedModel, seconds: float, cores: Cores) -> LoadedModel:
     """As `whole`, of two lanes, around engines that take so long, whatever the cores."""
-    splits = Split(Slow(seconds), 2, MAX_ROWS, 1)  # type: ignore[arg-type]
+    splits = Split(Slow(seconds), 2, MAX_ROWS, 1, MAX_ROWS)  # type: ignore[arg-type]
     manifest = type("M", (), {"name": "lookup", "max_batch": MAX_ROWS})()
     return LoadedModel(
         Slow(seconds),  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from enginehouse.cluster.connect import NO_OTHER_RAY, check_ray_is_not_imported,
 from enginehouse.cluster.keeper import MARK, Keeper
 from enginehouse.cluster.own_folder import own_folder
 from enginehouse.cluster.ports import listen_error
-from enginehouse.contract.config import SERVING_ENV, AppConfig, RouterConfig
+from enginehouse.contract.config import ROUNDS_AT_REST, SERVING_ENV, AppConfig, RouterConfig
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.engines import hardware
@@ -30,6 +30,7 @@ from enginehouse.engines import hardware
 _AT_REST = {
     # Seconds between rounds of Serve's controller, by default 0.1. Dead replicas are found by a health check every 2 s.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
+    ROUNDS_AT_REST: "0.5",
     # Ray's own Prometheus endpoint and the figures of the dashboard, which does not run here.
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",

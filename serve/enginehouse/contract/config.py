@@ -40,6 +40,9 @@ SERVING_ENV = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "enginehouse.shortcut:middlewares",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
+#: Variable with the seconds between two rounds of Serve's controller while nothing is asked for and nothing changes;
+#: without it they are as frequent as always.
+ROUNDS_AT_REST = "ENGINEHOUSE_SECONDS_BETWEEN_ROUNDS_AT_REST"
 
 
 def missing_flags(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from enginehouse.pools import nodes
+from enginehouse.pools import control_loop, nodes
 
 #: Names of the two loads in a replica's `record_autoscaling_stats`. BUSY is measured, but no more than the replicas can
 #: compute; DEMAND is a prediction, but keeps rising when the engines are saturated.
@@ -42,6 +42,13 @@ class HardwareAndLoad:
         self._min, self._max, self._target_busy = min_replicas, max_replicas, target_busy
 
     def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
+        wanted, state = self._wanted(context)
+        loads = context.aggregated_metrics or {}
+        is_asked = any(any(loads.get(name, {}).values()) for name in (BUSY, DEMAND))
+        control_loop.of_this_process.note(is_asked or wanted != context.current_num_replicas)
+        return wanted, state
+
+    def _wanted(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
         is_called = int(context.total_num_requests > 0)
         is_here = nodes.count_with(self._nodes) > 0
         metrics = context.aggregated_metrics or {}

@@ -123,12 +123,12 @@ class LoadedModel:
 
     @property
     def _lanes(self) -> Lanes | None:
-        splits = self._splits
-        if splits is None:
+        if (splits := self._splits) is None:
             return None
         # What a user has set holds for every call.
-        rows = min(splits.rows, self.max_rows) if self.max_rows == self._best_rows else self.max_rows
-        return Lanes(splits.count, rows if self.engine.signature.batched else 1, splits.cores)
+        limits = (splits.rows, splits.short_rows) if self.max_rows == self._best_rows else (self.max_rows,) * 2
+        rows, short_rows = (min(limit, self._rows_at_once) for limit in limits)
+        return Lanes(splits.count, rows, splits.cores, short_rows)
 
     @property
     def busy_s(self) -> float:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
+
+#: Seconds after its last call for which a model counts as one that others share the cores with.
+COMPANY_S = 1.0
 
 
 class Room(Protocol):
@@ -25,14 +29,25 @@ class Cores:
         self.count = count
         self.free = count
         self._rooms: set[Room] = set()
+        # Whose call was the last one, and when; and when another's before.
+        self._last: Room | None = None
+        self._last_at = self._other_at = -COMPANY_S
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing computes, and nobody waits to."""
         return self.free == self.count and not self._rooms
 
-    def take(self, most: int) -> int:
-        """Take up to `most` of the free cores; `give` must follow. 0 when there is none."""
+    def has_company(self, room: Room) -> bool:
+        """Whether calls of other rooms compute here as well, or did a moment ago, or wait."""
+        other_at = self._other_at if self._last is room else self._last_at
+        return time.monotonic() - other_at < COMPANY_S or len(self._rooms - {room}) > 0
+
+    def take(self, most: int, room: Room | None = None) -> int:
+        """Take up to `most` of the free cores for `room`; `give` must follow. 0 when there is none."""
+        if self._last is not room:
+            self._last, self._other_at = room, self._last_at
+        self._last_at = time.monotonic()
         taken = min(most, self.free)
         self.free -= taken
         return taken

@@ -30,12 +30,16 @@ NEWEST = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A second engine of a model that computes `count` calls of up to `rows` rows at once, with `cores` cores each."""
+    """A second engine of a model that computes `count` calls of up to `rows` rows at once, with `cores` cores each.
+
+    `short_rows` are those of a call that is short and hardly answers fewer: other models need not wait for it long.
+    """
 
     engine: Engine
     count: int
     rows: int
     cores: int
+    short_rows: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,15 @@
-"""What is not public of what Ray knows about nodes: the resources that are left on each, and which have replicas."""
+"""What pools need that Ray has not made public.
+
+What it knows of nodes: the resources that are left on each, and which have replicas. And the rounds that Serve's
+controller makes.
+"""
 
 from __future__ import annotations
 
+import sys
+
 from ray._private import state
+from ray.serve._private import constants
 
 from enginehouse.contract.config import APP_NAME, ROUTER
 
@@ -24,3 +31,10 @@ def nodes_of_pools() -> set[str]:
         for actor in state.actors(actor_state_name="ALIVE").values()
         if actor["Name"].startswith(ours) and not actor["Name"].startswith(routers)
     }
+
+
+def set_control_loop(interval_s: float | None) -> None:
+    """Have the controller, if it is this process, wait so long between its rounds; None: as Serve is configured."""
+    controller = sys.modules.get("ray.serve._private.controller")
+    if controller is not None:
+        controller.CONTROL_LOOP_INTERVAL_S = interval_s or constants.CONTROL_LOOP_INTERVAL_S  # type: ignore[attr-defined]

@@ -26,6 +26,8 @@ logger = logging.getLogger("ray.serve")
 LANES = 4
 #: How much more a split model has to answer: its second engine takes as much memory as the first.
 GAIN = 1.05
+#: What share of the best rate is near enough where calls of other models wait for the end of this one.
+NEAR = 0.95
 #: Largest artifact that is loaded twice, in bytes.
 MOST_BYTES = 1 << 30
 #: Rounds of measuring; seconds that a measurement takes at least, and seconds above which larger batches are not tried.
@@ -52,21 +54,22 @@ def split_of(
     try:
         # Requests are let in for what the first one is right for.
         is_alike = split.inputs_only == engine.inputs_only
-        best_rows = _best_rows(engine, split, bundle, rows, count) if is_alike else None
+        best = _best_rows(engine, split, bundle, rows, count) if is_alike else None
     except EnginehouseError as error:
         logger.warning("%s stays whole: %s", artifact.name, error)
-        best_rows = None
+        best = None
     except BaseException:
         split.close()
         raise
-    if best_rows is None:
+    if best is None:
         split.close()
         return None
-    return Split(split, count, best_rows, each)
+    best_rows, short_rows = best
+    return Split(split, count, best_rows, each, short_rows)
 
 
-def _best_rows(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: int) -> int | None:
-    """The rows of a call with which `count` calls at once answer most, if that is worth it."""
+def _best_rows(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: int) -> tuple[int, int] | None:
+    """The rows of a call with which `count` calls at once answer most, if that is worth it, and the least near that."""
     usual = UsualRequests(bundle)
     ways: dict[int, Callable[[], float]] = {0: lambda: _rate(engine, usual.of(rows), rows, 1)}
     rates: dict[int, list[float]] = {0: []}
@@ -84,7 +87,9 @@ def _best_rows(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: 
     medians = {size: statistics.median(measured) for size, measured in rates.items()}
     whole = medians.pop(0)
     best = max(medians, key=lambda size: medians[size])
-    return best if medians[best] >= GAIN * whole else None
+    if medians[best] < GAIN * whole:
+        return None
+    return best, min(size for size, rate in medians.items() if rate >= NEAR * medians[best])
 
 
 def _rate(engine: Engine, inputs: Tensors, rows: int, count: int) -> float:

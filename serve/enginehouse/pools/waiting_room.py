@@ -57,11 +57,15 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """How many calls of a model are computed at once: `count`, with at most `rows` rows and `cores` cores each."""
+    """How many calls of a model are computed at once: `count`, with at most `rows` rows and `cores` cores each.
+
+    Beside calls of other models they have at most `short_rows` rows.
+    """
 
     count: int
     rows: int
     cores: int
+    short_rows: int
 
 
 class WaitingRoom:
@@ -151,10 +155,11 @@ class WaitingRoom:
     def _take(self, is_alone: bool) -> int:
         """Take cores for the next call and return how many rows it may have."""
         if self._lanes is None or (is_alone and self._cores.is_idle):
-            self._taken = self._cores.take(self._cores.count)
+            self._taken = self._cores.take(self._cores.count, self)
             return self._max_rows
-        self._taken = self._cores.take(self._lanes.cores)
-        return self._lanes.rows
+        rows = self._lanes.short_rows if self._cores.has_company(self) else self._lanes.rows
+        self._taken = self._cores.take(self._lanes.cores, self)
+        return rows
 
     def _give(self) -> None:
         taken, self._taken = self._taken, 0

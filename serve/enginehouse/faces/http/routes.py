@@ -28,6 +28,7 @@ from enginehouse.faces import oip
 from enginehouse.faces.http import body
 from enginehouse.faces.http.in_parts import InParts
 from enginehouse.faces.http.interleaved import interleaved
+from enginehouse.faces.http.one_write import OneWrite
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
@@ -127,7 +128,11 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
         response = await _any_error(request, error)
     finally:
         watch.stop()
-    await response(scope, receive, send)
+    if isinstance(response, InParts):
+        await response(scope, receive, send)
+        return
+    with OneWrite(send):
+        await response(scope, receive, send)
 
 
 class _Watch:

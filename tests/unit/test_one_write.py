@@ -1,0 +1,108 @@
+"""An answer is one write to its connection, whatever becomes of that afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from enginehouse.faces.http.one_write import OneWrite
+
+WRITES: list[bytes] = []
+
+
+class Counted(HttpToolsProtocol):
+    """uvicorn's own protocol over a transport that remembers what is written."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(_Noting(transport))  # type: ignore[arg-type]
+
+
+class _Noting:
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        WRITES.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    with OneWrite(send):
+        if scope["path"] == "/fails":
+            raise RuntimeError("before anything was written")
+        await Response(scope["path"].encode(), 200, {"a": "b"})(scope, receive, send)
+
+
+@contextlib.asynccontextmanager
+async def server() -> AsyncIterator[int]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(answer, http=Counted, lifespan="off", log_level="critical")
+    running = uvicorn.Server(config)
+    task = asyncio.create_task(running.serve([listening]))
+    # It listens already: a request that comes before uvicorn accepts waits in the socket.
+    await asyncio.sleep(0)
+    WRITES.clear()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        running.should_exit = True
+        await asyncio.wait_for(task, 10)
+
+
+def asked(port: int, *paths: str, **headers: str) -> list[tuple[int, bytes]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    found = []
+    for path in paths:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        found.append((response.status, response.read()))
+    connection.close()
+    return found
+
+
+async def test_headers_and_body_are_one_write() -> None:
+    async with server() as port:
+        found = await asyncio.to_thread(asked, port, "/one", "/two")
+    assert found == [(200, b"/one"), (200, b"/two")]
+    assert [write.endswith(path) for write, path in zip(WRITES, (b"/one", b"/two"), strict=True)] == [True, True]
+
+
+async def test_a_connection_is_closed_only_after_its_answer() -> None:
+    async with server() as port:
+        assert await asyncio.to_thread(lambda: asked(port, "/last", connection="close")) == [(200, b"/last")]
+    assert len(WRITES) == 1
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    def pipelined(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            client.sendall(b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    async with server() as port:
+        got = await asyncio.to_thread(pipelined, port)
+    assert got.count(b"HTTP/1.1 200 OK") == 2
+    assert got.index(b"\r\n\r\n/1") < got.index(b"\r\n\r\n/2")
+
+
+async def test_what_fails_inside_is_answered_as_without() -> None:
+    async with server() as port:
+        assert await asyncio.to_thread(asked, port, "/fails") == [(500, b"Internal Server Error")]
+
+
+@pytest.mark.parametrize("send", [print, lambda message: None])
+def test_of_another_server_nothing_is_changed(send: Any) -> None:
+    with OneWrite(send):
+        send("as before")
