@@ -21,7 +21,7 @@ from enginehouse.contract.errors import InvalidInput, Overloaded, RequestTooLarg
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces import oip
 from enginehouse.faces.http import body, routes
-from enginehouse.faces.http.in_parts import MESSAGE_BYTES, InParts
+from enginehouse.faces.http.responses import MESSAGE_BYTES, InParts
 from enginehouse.faces.oip import document
 from enginehouse.tools.cli import infer
 
@@ -31,7 +31,8 @@ WAY = r"limit of JSON: .*Inference-Header-Content-Length .*binary_data=True\)\),
 
 
 async def read(*chunks: bytes, limits: body.Limits = LIMITS, take: Any = lambda _: None, **headers: Any) -> bytes:
-    return bytes(await body.read(request(*chunks, **headers), limits, take))
+    asked = request(*chunks, **headers)
+    return bytes(await body.read(asked, body.Head.of(asked.scope["headers"]), limits, take))
 
 
 @pytest.mark.parametrize("pack", [None, gzip.compress])
@@ -154,7 +155,7 @@ async def test_a_long_answer_is_sent_in_messages_of_a_size() -> None:
     async def receive() -> Any:
         raise AssertionError
 
-    await InParts(parts, {"a": "b"}, "application/json")({"type": "http"}, receive, send)
+    await InParts(parts, [(b"a", b"b"), (b"content-type", b"application/json")])({"type": "http"}, receive, send)
     start, *rest = sent
     size = sum(map(len, parts))
     assert (start["status"], dict(start["headers"])[b"content-length"]) == (200, str(size).encode())

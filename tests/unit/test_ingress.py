@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 from httpx import ASGITransport, AsyncClient
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from enginehouse.contract.config import AppConfig, Catalog
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, Overloaded, RequestTooLarge, UnsupportedEncoding
@@ -49,9 +49,13 @@ def request(*chunks: bytes, hangs: bool = False, **headers: str) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
 
 
-async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes:
+async def read_body(request: Request, take: Any) -> bytes | memoryview:
+    return await request_body.read(request, request_body.Head.of(request.scope["headers"]), LIMITS, take)
+
+
+async def body(*chunks: bytes, hangs: bool = False, **headers: str) -> bytes | memoryview:
     with Admitted(Admission(8, 8 * LIMIT)) as admitted:
-        return await request_body.read(request(*chunks, hangs=hangs, **headers), LIMITS, admitted.take)
+        return await read_body(request(*chunks, hangs=hangs, **headers), admitted.take)
 
 
 async def test_a_body_in_pieces_arrives_whole() -> None:
@@ -89,12 +93,32 @@ async def test_the_tensors_of_a_body_in_pieces_lie_aligned(length: int) -> None:
     assert np.frombuffer(sent, np.uint8)[length:].ctypes.data % 16 == 0
 
 
+@pytest.mark.parametrize("length", [1, 13, 16, 117])
+async def test_a_body_of_a_known_length_is_put_where_it_stays(length: int) -> None:
+    whole = bytes(range(256)) * 8
+    said = {"inference_header_content_length": str(length), "content_length": str(len(whole))}
+    sent = await body(whole[:100], whole[100:1500], whole[1500:], **said)
+    assert bytes(sent) == whole
+    assert np.frombuffer(sent, np.uint8)[length:].ctypes.data % 16 == 0
+    with pytest.raises(InvalidInput, match="longer than the 2048 bytes of its Content-Length"):
+        await body(whole[:100], whole, **said)
+
+
+async def test_a_client_that_leaves_amid_its_body_ends_the_request() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    gone = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+    with pytest.raises(ClientDisconnect):
+        await read_body(gone, lambda _: None)
+
+
 async def test_bodies_count_while_they_arrive_and_no_longer() -> None:
     admission = Admission(max_requests=2, max_bytes=100)
 
     async def read(*chunks: bytes, **headers: str) -> None:
         with Admitted(admission) as admitted:
-            await request_body.read(request(*chunks, **headers), LIMITS, admitted.take)
+            await read_body(request(*chunks, **headers), admitted.take)
 
     with Admitted(admission) as other:
         other.take(60)

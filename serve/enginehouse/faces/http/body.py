@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from enginehouse.contract.elements import NUMBER_BYTES
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, RequestTooLarge, UnsupportedEncoding
@@ -17,6 +17,7 @@ from enginehouse.faces import oip
 from enginehouse.routing.timeout import Timeout
 
 BINARY_HEADER = "Inference-Header-Content-Length"
+RAW_BINARY_HEADER = BINARY_HEADER.lower().encode()
 #: Seconds that a client may take to send its body.
 BODY_TIMEOUT_S = 60.0
 #: Bytes; that of numpy's allocations, and enough for every datatype.
@@ -47,62 +48,112 @@ class Limits(NamedTuple):
         return min(self.json, self.body), why
 
 
-async def read(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes | memoryview:
-    """Read the whole body and decompress it.
+class Head(NamedTuple):
+    """What the headers say of a body: bytes of JSON before the binary tensors (None: it says nothing), and of all."""
+
+    json_length: int | None
+    length: int | None
+    encoding: str
+
+    @classmethod
+    def of(cls, headers: Sequence[tuple[bytes, bytes]]) -> Head:
+        """From raw headers, as ASGI has them. Raises InvalidInput, UnsupportedEncoding for others than gzip, deflate.
+
+        One dict in the place of Starlette's `Headers`, which goes through all of them for each that is asked for.
+        """
+        # Of a repeated one the first counts.
+        named = dict(reversed(headers))
+        before, length = named.get(RAW_BINARY_HEADER), named.get(b"content-length")
+        encoding = named.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        if encoding not in ("identity", *_ENCODINGS):
+            raise UnsupportedEncoding(f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
+        json_length = None if before is None else oip.parse_header_length(before.decode("latin-1"))
+        return cls(json_length, int(length) if length else None, encoding)
+
+
+async def read(request: Request, head: Head, limits: Limits, take: Callable[[int], None]) -> bytes | memoryview:
+    """Read the whole body and decompress it; aligned so that the tensors after its JSON decode without a copy.
 
     `take` is called with the size of every chunk, and of every one that is decompressed; it may raise to refuse them.
-    Raises RequestTooLarge before more than the limit is held, InvalidInput for a corrupt compressed body,
-    BodyTimeout after `BODY_TIMEOUT_S`, and UnsupportedEncoding for another encoding than gzip and deflate.
+    Raises RequestTooLarge before more than the limit is held, InvalidInput for a corrupt compressed body, BodyTimeout
+    after `BODY_TIMEOUT_S`, and ClientDisconnect.
     """
-    before = json_length(request)
-    limit, why = limits.of(before)
-    announced = int(request.headers.get("content-length") or 0)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", *_ENCODINGS):
-        raise UnsupportedEncoding(f"content encoding {encoding!r} is not supported; use gzip, deflate or none")
-    if announced > limit:
-        raise RequestTooLarge(f"the body of {announced} bytes is larger than {limit} bytes{why}")
-    chunks: deque[bytes] = deque()
-    received = size = 0
-    inflater = Inflater(encoding) if encoding != "identity" else None
+    limit, why = limits.of(head.json_length)
+    if head.length is not None and head.length > limit:
+        raise RequestTooLarge(f"the body of {head.length} bytes is larger than {limit} bytes{why}")
+    received = 0
+    chunks = _Chunks(head)
+    inflater = Inflater(head.encoding) if head.encoding != "identity" else None
+    receive = request.receive
     try:
         with Timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 received += len(chunk)
                 if received > limit:
                     raise RequestTooLarge(f"the body is larger than {limit} bytes{why}")
                 take(len(chunk))
                 if inflater is None:
-                    size = received
-                    if chunk:
-                        chunks.append(chunk)
+                    chunks.add(chunk, is_last=not more)
                     continue
                 for plain in inflater.pieces(chunk):
-                    size += len(plain)
-                    if size > limit:
+                    if chunks.size + len(plain) > limit:
                         raise RequestTooLarge(f"the body is larger than {limit} bytes when decompressed{why}")
                     take(len(plain))
-                    chunks.append(plain)
+                    chunks.add(plain)
                     if len(plain) == _PIECE:
                         await asyncio.sleep(0)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({received} bytes so far)") from None
     if inflater is not None:
         inflater.end()
-    return chunks[0] if len(chunks) == 1 else await _joined(chunks, size, before)
+    return await chunks.joined()
 
 
-def json_length(request: Request) -> int | None:
-    """Bytes of JSON before the binary tensors; None when the request has no such header. Raises InvalidInput."""
-    return oip.parse_header_length(request.headers.get(BINARY_HEADER))
+class _Chunks:
+    """What has arrived of a body, if its length is known in the memory where it will stay.
+
+    Each chunk is copied there while the cache still has it. A body that comes at once stays as it is.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.size = 0
+        self._offset = -(head.json_length or 0) % _ALIGNMENT
+        # Of large ones hardly anything may ever come: there is no memory for what was only announced.
+        known = head.encoding == "identity" and (head.length or 0) <= NUMBER_BYTES
+        self._length = head.length if known else None
+        self._chunks: deque[bytes] = deque()
+        self._whole: memoryview | None = None
+
+    def add(self, chunk: bytes, is_last: bool = False) -> None:
+        """The next one. Raises InvalidInput when there are more bytes than were announced."""
+        begin, self.size = self.size, self.size + len(chunk)
+        if self._length is None or (is_last and not begin):
+            if chunk:
+                self._chunks.append(chunk)
+            return
+        if self.size > self._length:
+            raise InvalidInput(f"the body is longer than the {self._length} bytes of its Content-Length")
+        if self._whole is None:
+            self._whole = np.empty(self._offset + self._length, np.uint8).data[self._offset :]
+        self._whole[begin : self.size] = chunk
+
+    async def joined(self) -> bytes | memoryview:
+        """All of it."""
+        if self._whole is not None:
+            return self._whole[: self.size].toreadonly()
+        return self._chunks[0] if len(self._chunks) == 1 else await _joined(self._chunks, self.size, self._offset)
 
 
-async def _joined(chunks: deque[bytes], size: int, before: int | None) -> memoryview:
-    """Concatenate the chunks so that the tensors, `before` bytes into them, are aligned and decode without a copy.
+async def _joined(chunks: deque[bytes], size: int, offset: int) -> memoryview:
+    """Concatenate the chunks, `offset` bytes into aligned memory.
 
     Each is freed when it was copied, so that a large body is not held twice.
     """
-    offset = -(before or 0) % _ALIGNMENT
     body = np.empty(offset + size, np.uint8).data[offset:]
     at = pause = 0
     while chunks:

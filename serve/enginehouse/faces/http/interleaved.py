@@ -62,10 +62,11 @@ def _pace() -> _Pace:
 
 async def _in_pieces(work: Work[T]) -> T:
     try:
-        # Most requests are small: all is done in one piece. The clock of CPU time is a system call, so it is asked
-        # again only where the other one says that it took long, which may be waiting for a core.
-        began, used = time.perf_counter(), time.thread_time()
+        # Most requests are small: all is done in this one piece. The clock of CPU time is a system call, so it is asked
+        # only after that, and again only where the other one says that it took long, which may be waiting for a core.
+        began = time.perf_counter()
         call = next(work)
+        used = time.thread_time() - (time.perf_counter() - began)
         while call is None and (time.perf_counter() - began < SLICE_S or time.thread_time() - used < SLICE_S):
             call = next(work)
         pace = _pace()

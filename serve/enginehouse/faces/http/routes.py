@@ -26,9 +26,9 @@ from enginehouse.contract.shown import OneLine, placeless
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
-from enginehouse.faces.http.in_parts import InParts
 from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.faces.http.one_write import OneWrite
+from enginehouse.faces.http.responses import AtOnce, InParts
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
@@ -174,9 +174,10 @@ async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None]
     with ingress.plane.refusals("http"):
         priority = Hints.of(headers, {}).priority
     with ingress.plane.open("http", name, version, priority) as turn:
-        content = await body.read(request, ingress.limits, turn.take)
+        head = body.Head.of(request.scope["headers"])
+        content = await body.read(request, head, ingress.limits, turn.take)
         on_body()
-        return await _respond(turn, name, content, body.json_length(request), headers, ingress.max_strings)
+        return await _respond(turn, name, content, head.json_length, headers, ingress.max_strings)
 
 
 async def _respond(
@@ -191,14 +192,17 @@ async def _respond(
     answer = await turn.infer(wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
     origin = answer.origin()
     encoded = await interleaved(oip.encoding(name, origin["version"], wanted, answer.outputs, signature, origin))
-    headers = {_header(fact): str(value) for fact, value in origin.items()}
-    media_type = "application/json"
-    if encoded.json_length is not None:
-        headers[body.BINARY_HEADER] = str(encoded.json_length)
-        media_type = "application/octet-stream"
+    headers = [(_header(fact), str(value).encode("latin-1")) for fact, value in origin.items()]
+    if encoded.json_length is None:
+        headers.append((b"content-type", b"application/json"))
+    else:
+        headers += [
+            (body.RAW_BINARY_HEADER, b"%d" % encoded.json_length),
+            (b"content-type", b"application/octet-stream"),
+        ]
     if sum(map(len, encoded.parts)) <= AT_ONCE_BYTES:
-        return Response(b"".join(encoded.parts), 200, headers, media_type)
-    return InParts(encoded.parts, headers, media_type)
+        return AtOnce(b"".join(encoded.parts), headers)
+    return InParts(encoded.parts, headers)
 
 
 def _made(inputs: Tensors, is_json: bool) -> int:
@@ -209,8 +213,8 @@ def _made(inputs: Tensors, is_json: bool) -> int:
 
 
 @functools.cache
-def _header(fact: str) -> str:
-    return PREFIX + fact.replace("_", "-")
+def _header(fact: str) -> bytes:
+    return (PREFIX + fact.replace("_", "-")).encode()
 
 
 async def index(_: Request) -> Response:
