@@ -32,7 +32,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(replicas, "of_pool", lambda app, pool: cluster.replicas.get(pool, []))
     monkeypatch.setattr(nodes, "count_with", lambda wanted: len(cluster.accelerators & set(wanted)))
-    monkeypatch.setattr(versions, "PERIOD_S", 0.005)
+    for period in ("PERIOD_S", "REST_S", "CONNECT_S"):
+        monkeypatch.setattr(versions, period, 0.005)
     monkeypatch.setattr(versions, "COUNT_NODES_S", 0.0)
     return cluster
 

@@ -40,7 +40,8 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[KnownReplicas]:
     monkeypatch.setitem(replicas._pools, (APP_NAME, "ort"), known)
     monkeypatch.setattr(replicas, "RETRY_AFTER_S", 0.02)
     monkeypatch.setattr(nodes, "count_with", lambda _: 1)
-    monkeypatch.setattr(versions, "PERIOD_S", 0.005)
+    for period in ("PERIOD_S", "REST_S", "CONNECT_S"):
+        monkeypatch.setattr(versions, period, 0.005)
     yield known
 
 

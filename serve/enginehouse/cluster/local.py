@@ -30,11 +30,15 @@ from enginehouse.engines import hardware
 _AT_REST = {
     # Seconds between rounds of Serve's controller, by default 0.1. Dead replicas are found by a health check every 2 s.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
-    ROUNDS_AT_REST: "0.5",
+    ROUNDS_AT_REST: "1",
     # Ray's own Prometheus endpoint and the figures of the dashboard, which does not run here.
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    # What became of each task, for `ray list tasks`: every process sends it once a second, even when nothing did.
+    "RAY_task_events_report_interval_ms": "0",
+    # Milliseconds between two looks at the machine's memory, by default 250.
+    "RAY_memory_monitor_refresh_ms": "1000",
     # Ray scans for new log files every 0.1 s until there are more than the threshold, by default a thousand.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "5",

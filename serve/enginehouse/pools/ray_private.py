@@ -7,9 +7,9 @@ controller makes.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from ray._private import state
-from ray.serve._private import constants
 
 from enginehouse.contract.config import APP_NAME, ROUTER
 
@@ -35,6 +35,8 @@ def nodes_of_pools() -> set[str]:
 
 def set_control_loop(interval_s: float | None) -> None:
     """Have the controller, if it is this process, wait so long between its rounds; None: as Serve is configured."""
-    controller = sys.modules.get("ray.serve._private.controller")
+    # Not imported here: most processes with pools have nothing of Serve's.
+    controller: Any = sys.modules.get("ray.serve._private.controller")
     if controller is not None:
-        controller.CONTROL_LOOP_INTERVAL_S = interval_s or constants.CONTROL_LOOP_INTERVAL_S  # type: ignore[attr-defined]
+        constants: Any = sys.modules["ray.serve._private.constants"]
+        controller.CONTROL_LOOP_INTERVAL_S = interval_s or constants.CONTROL_LOOP_INTERVAL_S

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -24,8 +25,10 @@ PATIENCE_S = 60.0
 RETRY_AFTER_S = 5.0
 #: Manifests that are read at once, and seconds after which a read is reported as failed; it is taken if it ends later.
 READS_AT_ONCE, READ_WITHIN_S = 8, 10.0
-#: Seconds between two comparisons of the pools' reports with the catalog.
-PERIOD_S = 0.1
+#: Seconds between two comparisons of the pools' reports with the catalog, and while there is nothing to come.
+PERIOD_S, REST_S = 0.1, 0.5
+#: Seconds between two looks for replicas that are new or gone.
+CONNECT_S = 0.25
 #: Seconds between two counts of the nodes with each pool's hardware: an RPC, so never on a request's path.
 COUNT_NODES_S = 1.0
 
@@ -94,6 +97,8 @@ class LiveVersions:
         # and no read is begun again while it runs. Of their own: other threads of this process must not wait for them.
         self._reads: dict[tuple[str, str, str], _Read] = {}
         self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="manifests")
+        # Whether there is a new catalog to follow.
+        self._applied = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._connector: asyncio.Task[None] | None = None
 
@@ -103,6 +108,7 @@ class LiveVersions:
         self.answering = Answering(version for version in self.answering if catalog.find(version.config.name))
         self._coming, self._unreadable, self._retry_at, self._warm_since = {}, {}, {}, {}
         self._wake_at = time.monotonic()
+        self._applied.set()
         self._view.forget()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
@@ -192,7 +198,10 @@ class LiveVersions:
             if time.monotonic() >= self._wake_at and not self._reads:
                 self._wake_at = time.monotonic() + WAKE_PERIOD_S
                 self._wake_cold()
-            await asyncio.sleep(PERIOD_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_S if self._reads or self._coming else REST_S):
+                    await self._applied.wait()
+            self._applied.clear()
 
     def _wake_cold(self) -> None:
         """Start the pools that have something to load and no replicas: those without anything to load have none."""
@@ -268,4 +277,4 @@ async def _keep_connected() -> None:
     """Apart from `_keep`, which may wait for Ray's count of the nodes."""
     while True:
         replicas.connect()
-        await asyncio.sleep(PERIOD_S)
+        await asyncio.sleep(CONNECT_S)
