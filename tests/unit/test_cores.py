@@ -235,6 +235,28 @@ def test_a_model_is_split_only_where_calls_beside_each_other_answer_more(
         assert (split.count, split.cores) == (4, 2)
 
 
+@pytest.mark.parametrize(
+    ("cores", "serial_ms", "lanes"),
+    [(2, 5, 2), (4, 5, 4), (16, 5, 4), (64, 5, 16), (64, 0.5, 16), (2, 0, None), (16, 0, None), (64, 0, None)],
+)
+def test_the_more_of_a_call_is_serial_the_more_calls_share_the_cores(
+    cores: int, serial_ms: float, lanes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Amdahl's law, on machines of up to 64 cores; each core computes a row's 64 ms of parallel work in that time."""
+    bundle, loaded = published(tmp_path), []
+
+    def load(*_: object, threads: int, concurrency: int, **__: object) -> Sleeper:
+        loaded.append(Sleeper((serial_ms + 64 / (threads / concurrency)) / 1e3, nullcontext()))
+        return loaded[-1]
+
+    monkeypatch.setattr(splitting, "load_engine", load)
+    monkeypatch.setattr(splitting, "ROUNDS", 1)
+    whole = Sleeper((serial_ms + 64 / cores) / 1e3, nullcontext())
+    split = split_of("onnxruntime-cpu", bundle, bundle.manifest.artifacts[0], whole, 1, cores)  # type: ignore[arg-type]
+    assert (split.count if split else None) == lanes
+    assert [engine.closed for engine in loaded] == [split is None or engine is not split.engine for engine in loaded]
+
+
 def test_what_cannot_be_loaded_twice_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: object, **__: object) -> None:
         raise EngineUnavailable("onnxruntime-cpu", "no memory")

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EnginehouseError
@@ -22,8 +23,8 @@ from enginehouse.pools.engine_calls import Split
 
 logger = logging.getLogger("ray.serve")
 
-#: Calls that share the cores, where there are twice as many cores or more: each takes two cores then, and so on.
-LANES = 4
+#: How many calls share the cores, where there are as many: four, and sixteen where each of those still has two cores.
+LANES, MORE_LANES = 4, 16
 #: How much more a split model has to answer: its second engine takes as much memory as the first.
 GAIN = 1.05
 #: What share of the best rate is near enough where calls of other models wait for the end of this one.
@@ -42,10 +43,38 @@ def split_of(
     `engine` computes calls of `rows` rows with all of them. Takes a few dozen calls of either. None too where a second
     one cannot be loaded or run, as for want of memory: the first answers all the same.
     """
-    each = max(1, cores // LANES)
-    count = cores // each
-    if count < 2 or sum(file.bytes for file in artifact.files) > MOST_BYTES:
+    if cores < 2 or sum(file.bytes for file in artifact.files) > MOST_BYTES:
         return None
+    best: _Tried | None = None
+    for each in cores_each(cores):
+        tried = _tried(kind, bundle, artifact, engine, rows, cores, each)
+        if tried is None:
+            continue
+        if best is not None and tried.gain <= best.gain:
+            tried.split.engine.close()
+            continue
+        if best is not None:
+            best.split.engine.close()
+        best = tried
+    return best.split if best else None
+
+
+def cores_each(cores: int) -> list[int]:
+    """The cores of a call, in each of the ways in which several calls may share `cores` of them."""
+    return [max(1, cores // LANES), *([cores // MORE_LANES] if cores >= 2 * MORE_LANES else [])]
+
+
+class _Tried(NamedTuple):
+    """A way to split: `gain` is how many times as many rows it answers as one call at a time."""
+
+    split: Split
+    gain: float
+
+
+def _tried(
+    kind: EngineKind, bundle: Bundle, artifact: Artifact, engine: Engine, rows: int, cores: int, each: int
+) -> _Tried | None:
+    count = cores // each
     try:
         split = load_engine(kind, bundle, artifact, threads=cores, concurrency=count, warm_rows=rows)
     except EnginehouseError as error:
@@ -54,22 +83,24 @@ def split_of(
     try:
         # Requests are let in for what the first one is right for.
         is_alike = split.inputs_only == engine.inputs_only
-        best = _best_rows(engine, split, bundle, rows, count) if is_alike else None
+        gains = _gains(engine, split, bundle, rows, count) if is_alike else {}
     except EnginehouseError as error:
         logger.warning("%s stays whole: %s", artifact.name, error)
-        best = None
+        gains = {}
     except BaseException:
         split.close()
         raise
-    if best is None:
+    best = max(gains.values(), default=0.0)
+    if best < GAIN:
         split.close()
         return None
-    best_rows, short_rows = best
-    return Split(split, count, best_rows, each, short_rows)
+    best_rows = max(gains, key=lambda size: gains[size])
+    short_rows = min(size for size, gain in gains.items() if gain >= NEAR * best)
+    return _Tried(Split(split, count, best_rows, each, short_rows), best)
 
 
-def _best_rows(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: int) -> tuple[int, int] | None:
-    """The rows of a call with which `count` calls at once answer most, if that is worth it, and the least near that."""
+def _gains(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: int) -> dict[int, float]:
+    """How many times as many rows `count` calls at once answer as one at a time, by the rows of a call."""
     usual = UsualRequests(bundle)
     ways: dict[int, Callable[[], float]] = {0: lambda: _rate(engine, usual.of(rows), rows, 1)}
     rates: dict[int, list[float]] = {0: []}
@@ -86,10 +117,7 @@ def _best_rows(engine: Engine, split: Engine, bundle: Bundle, rows: int, count: 
             rates[size].append(measure())
     medians = {size: statistics.median(measured) for size, measured in rates.items()}
     whole = medians.pop(0)
-    best = max(medians, key=lambda size: medians[size])
-    if medians[best] < GAIN * whole:
-        return None
-    return best, min(size for size, rate in medians.items() if rate >= NEAR * medians[best])
+    return {size: rate / whole for size, rate in medians.items()}
 
 
 def _rate(engine: Engine, inputs: Tensors, rows: int, count: int) -> float:
