@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from enginehouse.contract.bundle import Bundle
 from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.latency import AS_GOOD
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
@@ -94,8 +95,9 @@ def _tried(
     if best < GAIN:
         split.close()
         return None
-    best_rows = max(gains, key=lambda size: gains[size])
-    short_rows = min(size for size, gain in gains.items() if gain >= NEAR * best)
+    best_rows, short_rows = (
+        min(size for size, gain in gains.items() if gain >= share * best) for share in (AS_GOOD, NEAR)
+    )
     return _Tried(Split(split, count, best_rows, each, short_rows), best)
 
 
