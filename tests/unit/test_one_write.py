@@ -14,7 +14,7 @@ import uvicorn
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from enginehouse.faces.http.one_write import OneWrite
+from enginehouse.faces.http.one_write import written
 
 WRITES: list[bytes] = []
 
@@ -39,10 +39,12 @@ class _Noting:
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
-    with OneWrite(send):
-        if scope["path"] == "/fails":
-            raise RuntimeError("before anything was written")
-        await Response(scope["path"].encode(), 200, {"a": "b"})(scope, receive, send)
+    if scope["path"] == "/fails":
+        raise RuntimeError("before anything was written")
+    headers = {"/breaks": {"a": "b\r\nset-cookie: c"}}.get(scope["path"], {"a": "b"})
+    response = Response(scope["path"].encode(), 201, headers)
+    if not written(send, 201, response.raw_headers, response.body):
+        await response(scope, receive, send)
 
 
 @contextlib.asynccontextmanager
@@ -75,13 +77,13 @@ def asked(port: int, *paths: str, **headers: str) -> list[tuple[int, bytes]]:
 async def test_headers_and_body_are_one_write() -> None:
     async with server() as port:
         found = await asyncio.to_thread(asked, port, "/one", "/two")
-    assert found == [(200, b"/one"), (200, b"/two")]
+    assert found == [(201, b"/one"), (201, b"/two")]
     assert [write.endswith(path) for write, path in zip(WRITES, (b"/one", b"/two"), strict=True)] == [True, True]
 
 
 async def test_a_connection_is_closed_only_after_its_answer() -> None:
     async with server() as port:
-        assert await asyncio.to_thread(lambda: asked(port, "/last", connection="close")) == [(200, b"/last")]
+        assert await asyncio.to_thread(lambda: asked(port, "/last", connection="close")) == [(201, b"/last")]
     assert len(WRITES) == 1
 
 
@@ -93,8 +95,36 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
     async with server() as port:
         got = await asyncio.to_thread(pipelined, port)
-    assert got.count(b"HTTP/1.1 200 OK") == 2
+    assert got.count(b"HTTP/1.1 201 Created") == 2
     assert got.index(b"\r\n\r\n/1") < got.index(b"\r\n\r\n/2")
+
+
+async def test_an_answer_is_what_uvicorn_would_have_made_of_it() -> None:
+    def raw(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            client.sendall(b"GET /1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    async with server() as port:
+        ours = await asyncio.to_thread(raw, port)
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr("tests.unit.test_one_write.written", lambda *_: False)
+        theirs = await asyncio.to_thread(raw, port)
+        monkey.undo()
+    assert len(WRITES) == 1 + 2
+    ours_lines, theirs_lines = (sorted(answer.split(b"\r\n")) for answer in (ours, theirs))
+    dates = [line for line in ours_lines if line.startswith(b"date: ")]
+    assert len(dates) == 1
+    assert [line for line in ours_lines if line not in dates] == [
+        line for line in theirs_lines if not line.startswith(b"date: ")
+    ]
+
+
+async def test_a_header_with_a_line_break_is_left_to_uvicorn_which_refuses_it() -> None:
+    async with server() as port:
+        with pytest.raises(http.client.RemoteDisconnected):
+            await asyncio.to_thread(asked, port, "/breaks")
+    assert WRITES == []
 
 
 async def test_what_fails_inside_is_answered_as_without() -> None:
@@ -103,6 +133,5 @@ async def test_what_fails_inside_is_answered_as_without() -> None:
 
 
 @pytest.mark.parametrize("send", [print, lambda message: None])
-def test_of_another_server_nothing_is_changed(send: Any) -> None:
-    with OneWrite(send):
-        send("as before")
+def test_another_server_sends_for_itself(send: Any) -> None:
+    assert not written(send, 200, [], b"")

@@ -27,7 +27,7 @@ from enginehouse.contract.tensors import Tensors
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
 from enginehouse.faces.http.interleaved import interleaved
-from enginehouse.faces.http.one_write import OneWrite
+from enginehouse.faces.http.one_write import written
 from enginehouse.faces.http.responses import AtOnce, InParts
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
@@ -128,10 +128,7 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
         response = await _any_error(request, error)
     finally:
         watch.stop()
-    if isinstance(response, InParts):
-        await response(scope, receive, send)
-        return
-    with OneWrite(send):
+    if isinstance(response, InParts) or not written(send, response.status_code, response.raw_headers, response.body):
         await response(scope, receive, send)
 
 
