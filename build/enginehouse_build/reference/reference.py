@@ -29,6 +29,7 @@ from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
 from enginehouse_build.inputs.doubts import doubts
 from enginehouse_build.inputs.given import Given, read_given
+from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.inputs.opened import OpenedFiles
 from enginehouse_build.inputs.padding import paddings
@@ -141,7 +142,8 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     from enginehouse_build.reference.module_faults import of_fast_path
 
     opened = OpenedFiles()
-    source = load_source(recipe.source)
+    with telling(f"{recipe.source} was loaded"):
+        source = load_source(recipe.source)
     own = source.source if isinstance(source, TorchModel) else None
     given = read_given(recipe, own)
     model = folder / MODEL
@@ -174,9 +176,10 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
     proto = onnx_format.load(model)
-    made = make_probes(proven.exported, proto, rows, signature, max_rows)
-    if core.branches is not None:
-        made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
+    with telling("the model was asked for values that the samples do not have"):
+        made = make_probes(proven.exported, proto, rows, signature, max_rows)
+        if core.branches is not None:
+            made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
     probes.write(folder / PROBES, made)
     if given.calibration is not None:
         calibration = sampling.checked(given.calibration, proven.door, given.calibration_from)
@@ -222,7 +225,8 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     from enginehouse_build.reference.export import export
 
     ranges = ranges_of(source.source.ranges, recipe.axes)
-    signature, branches = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
+    with telling("torch exported the module"):
+        signature, branches = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
     have = {spec.name for spec in signature.inputs + signature.outputs}
     wanted = {*source.inputs, *source.outputs}
     if have != wanted:
@@ -235,7 +239,8 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
 
 
 def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
-    adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is, max_rows=recipe.max_rows)
+    with telling(f"{source.name} was adopted"):
+        adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is, max_rows=recipe.max_rows)
     names = {
         (name, dim): text
         for name, dims in adopted.dim_names.items()
