@@ -51,7 +51,7 @@ from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
 from enginehouse_build.reference.scores import prove_scores
 from enginehouse_build.reference.strangers import SMALL_SIZE, Door
-from enginehouse_build.reference.wrapping import Run, wrap
+from enginehouse_build.reference.wrapping import Run, fitting, wrap
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -182,7 +182,7 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
             made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
     probes.write(folder / PROBES, made)
     if given.calibration is not None:
-        calibration = sampling.checked(given.calibration, proven.door, given.calibration_from)
+        calibration = fitting(given.calibration, proven.door, given.calibration_from, proven.pixels)
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
     metric = None
     if given.metric is not None and given.labels is not None:
@@ -284,7 +284,7 @@ def _proven(
     if given.samples is None:
         rows = sampling.made_up(signature, axes)
     else:
-        rows = sampling.checked(given.samples, door, given.samples_from)
+        rows = fitting(given.samples, door, given.samples_from, pixels)
     signature = without_refused(signature, run, rows)
     if core.branches is not None:
         sizes = Door.of(onnx_format.load(path), signature.inputs).sizes
