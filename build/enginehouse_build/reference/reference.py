@@ -235,7 +235,7 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
             "an input that does not reach any output, or an output that is an input, cannot be exported"
         )
     names = {(name, dim): axis for name, dims in source.source.axes.items() for dim, axis in dims.items()}
-    return _Core(source, "torch", recipe.batched, names, ranges, branches=branches)
+    return _Core(source, "torch", recipe.batched, names, ranges, source.remarks, branches=branches)
 
 
 def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
