@@ -16,6 +16,7 @@ from torch import nn
 from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.inputs.functions import check_there, load_function
+from enginehouse_build.inputs.held import ranges
 
 #: Where torch keeps layers whose weights are packed for its own kernels.
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -80,7 +81,9 @@ class TorchModel:
         except ExportFailed:
             raise
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            ids = {name: each.numpy(force=True) for name, each in self.inputs.items() if not each.is_floating_point()}
+            held = f"; {ranges(ids)}" if ids else ""
+            why = f"{type(error).__name__}: {error}{held}"
             raise ExportFailed(f"the module fails on its example inputs ({', '.join(self.inputs)}): {why}") from error
         self.outputs = tuple(outputs)
         for what, found in (("input", self.inputs), ("output", outputs)):

@@ -33,6 +33,7 @@ from enginehouse.contract.signature_record import Padding
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
+from enginehouse_build.inputs.held import not_finite
 from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
@@ -102,6 +103,7 @@ def verify(
     extents: dict[str, int] = {}
     padding: dict[EngineKind, Padding] = {}
     rounding = Rounding(source / MODEL, threads)
+    batched = reference.signature.batched
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
             with ExitStack() as now:
@@ -152,7 +154,7 @@ def verify(
             elif harm:
                 differences.append(f"{kind} computes requests of equal lengths together only: {harm}")
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
-            figures_or_none, reason = _explained(error, worst, artifact, source, threads)
+            figures_or_none, reason = _explained(error, worst, artifact, source, threads, batched)
             return Verified("failed", figures_or_none, engine.precision, (), reason)
         finally:
             engine.close()
@@ -214,10 +216,13 @@ def _pairs(source: Path) -> Iterator[tuple[Tensors, Tensors]]:
 
 
 def _explained(
-    error: Exception, worst: Parity | None, artifact: Artifact, source: Path, threads: int
+    error: Exception, worst: Parity | None, artifact: Artifact, source: Path, threads: int, batched: bool
 ) -> tuple[Parity | None, str]:
     """The figures and reason with what the model itself has to do with it."""
     requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
+    if parity.NOTHING_FINITE in str(error):
+        why = not_finite(tensor_file.read(source / SAMPLES)[0], batched)
+        return worst, f"{error} {why}".rstrip()
     explanation = conditioning.explain(source / MODEL, requests[0], answers[0], artifact.precision, threads)
     if not explanation:
         return worst, str(error)
