@@ -59,7 +59,7 @@ def encoder(longest: int = LONGEST, layers: int = 4, width: int = WIDTH) -> Mode
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        module = Encoder()
+        module = Encoder().eval()
     samples = sentences(64)
     return ModelSource(
         module=module,

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from enginehouse.contract.errors import ConversionFailed
+from enginehouse_build.inputs.last_words import telling
 
 
 def add(left: int, right: int) -> int:
@@ -49,6 +52,59 @@ def grow(mib: int) -> None:
     data = bytearray(mib << 20)
     data[:: 1 << 12] = b"x" * len(data[:: 1 << 12])
     time.sleep(60)
+
+
+def die_within(words: Sequence[str], done: Sequence[str], by: signal.Signals) -> None:
+    """Say that `words` are done, each within the one before, that `done` were done in these, and die."""
+    with ExitStack() as stack:
+        for word in words:
+            stack.enter_context(telling(word))
+        for word in done:
+            with telling(word):
+                pass
+        die(by)
+
+
+def verify_where_loading_dies(*arguments: Any) -> Any:
+    return _verify_with_calls(None, *arguments)
+
+
+def verify_where_first_calls_die(*arguments: Any) -> Any:
+    return _verify_with_calls(0, *arguments)
+
+
+def verify_where_later_calls_die(*arguments: Any) -> Any:
+    return _verify_with_calls(4, *arguments)
+
+
+def _verify_with_calls(calls: int | None, *arguments: Any) -> Any:
+    """The step of a build that verifies, where ONNX Runtime dies after so many calls; of None as it loads a file."""
+    from enginehouse.engines import onnxruntime
+    from enginehouse_build.judge.verify import verify
+
+    class Dying(onnxruntime.OnnxRuntimeCpu):
+        left = calls
+
+        def __init__(self, options: Any) -> None:
+            if calls is None:
+                die(signal.SIGSEGV)
+            super().__init__(options)
+
+        def infer(self, inputs: Any) -> Any:
+            if not self.left:
+                die(signal.SIGSEGV)
+            self.left -= 1
+            return super().infer(inputs)
+
+    onnxruntime.OnnxRuntimeCpu = Dying  # type: ignore[misc]
+    return verify(*arguments)
+
+
+def convert_where_files_die(*arguments: Any) -> Any:
+    from enginehouse_build.convert import convert
+
+    convert.shutil.copyfile = lambda *_: die(signal.SIGSEGV)  # type: ignore[assignment]
+    return convert.convert(*arguments)
 
 
 def measure_once(*arguments: Any) -> Any:

@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from enginehouse.contract.errors import BuildError, ConversionFailed, StepDied
+from enginehouse_build import pipeline
 from enginehouse_build.steps.isolate import Bounds, run
 
 from . import steps
+from .conftest import rerun
 
 BOUNDS = Bounds(seconds=30, memory_mib=4096)
 
@@ -59,6 +61,42 @@ def test_known_errors_keep_their_class_and_others_are_named(call: Callable[..., 
 def test_a_crash_is_named_by_its_signal(call: Callable[..., Any], by: signal.Signals) -> None:
     with pytest.raises(StepDied, match=f"its process was ended by {by.name}"):
         call(steps.die, by)
+
+
+@pytest.mark.parametrize(
+    ("words", "done", "said"),
+    [
+        ([], [], ""),
+        (["it loaded"], [], " while it loaded"),
+        ([], ["it loaded"], ""),
+        (["it computed", "it was asked for nothing"], [], " while it was asked for nothing"),
+        # What ended within something else leaves that.
+        (["it computed"], ["it was asked for nothing", "for much"], " while it computed"),
+    ],
+)
+def test_a_crash_is_told_with_what_was_being_done(
+    call: Callable[..., Any], words: list[str], done: list[str], said: str
+) -> None:
+    with pytest.raises(StepDied, match=f"its process was ended by SIGSEGV{said}$"):
+        call(steps.die_within, words, done, signal.SIGSEGV)
+
+
+@pytest.mark.parametrize(
+    ("step", "die", "said"),
+    [
+        ("verify", steps.verify_where_loading_dies, "onnxruntime-cpu loaded it (graph optimisation)"),
+        ("verify", steps.verify_where_first_calls_die, "onnxruntime-cpu computed for the first time"),
+        ("verify", steps.verify_where_later_calls_die, "onnxruntime-cpu computed the samples"),
+        ("convert", steps.convert_where_files_die, "it was converted to onnx-fp32, and tried"),
+    ],
+)
+def test_an_artifact_says_at_what_its_process_died(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, step: str, die: Callable[..., Any], said: str
+) -> None:
+    monkeypatch.setattr(pipeline, step, die)
+    bundle, _, _ = rerun(recipe, precisions=("fp32",))
+    reasons = {artifact.name: artifact.reason for artifact in bundle.manifest.artifacts}
+    assert reasons == {"onnx-fp32": f"its process was ended by SIGSEGV while {said}", "openvino-fp32": None}
 
 
 def test_leaving_without_a_result_is_told_with_the_last_words(call: Callable[..., Any]) -> None:

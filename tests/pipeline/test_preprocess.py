@@ -11,11 +11,14 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from enginehouse.contract.errors import ConfigError
+from enginehouse.contract.errors import BuildError, ConfigError
 from enginehouse_build.inputs.preprocess import Preprocess
+from enginehouse_build.inputs.recipe import Recipe
+from enginehouse_build.reference.reference import make_reference
 
 from .composed import ENGINES, build_for_tensorrt, dims, distance, load, make, tensor
 
+MODULES = Path(__file__).with_name("modules.py")
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -93,6 +96,42 @@ def test_resize_and_crop_are_those_of_training_code(engine: str, filter: str, le
     got = (seen.transpose(0, 2, 3, 1) * STD + MEAN) * 255
     assert np.abs(got - want).max() < levels
     assert np.abs(got - want).mean() < 0.4
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("size", [(8, 8), (20, 24)])
+def test_samples_that_are_no_pixels_as_they_come_are_refused_with_the_way_out(
+    layout: str, size: tuple[int, int]
+) -> None:
+    model = network(8, 8)
+    resized = f",size={size[0]}x{size[1]},resize=8x8" if size != (8, 8) else ""
+    pixels = Preprocess.of(f"scale=1/255,layout={layout}{resized}").fit(model)
+    images = photos(3, *size)
+    planes = images.transpose(0, 3, 1, 2)
+    right, wrong, order = (images, planes, (0, 2, 3, 1)) if layout == "NHWC" else (planes, images, (0, 3, 1, 2))
+    assert pixels.taken(right) == ""
+    dims = "height, width, channels" if layout == "NHWC" else "channels, height, width"
+    takes = f"; --preprocess takes pixels as they come: uint8, 0 to 255, [rows, {dims}] ({layout})"
+    other = "NCHW" if layout == "NHWC" else "NHWC"
+    transposed = f". These are {other}: give image.transpose{order}, or build with --preprocess ...,layout={other}"
+    assert pixels.taken(wrong) == takes + transposed
+    early = ", before they are scaled and normalised"
+    assert pixels.taken(right.astype(np.float32)) == takes + early
+    # As training code has them.
+    assert pixels.taken(wrong.astype(np.float32) / 255) == takes + early + transposed
+    assert pixels.taken(right[:, 1:]) == takes
+
+
+@pytest.mark.parametrize("where", ["samples", "calibration"])
+def test_a_build_says_so_of_samples_and_calibration(where: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "planes.npz", image=photos(4, 8, 8).transpose(0, 3, 1, 2))
+    np.savez(tmp_path / "pixels.npz", image=photos(4, 8, 8))
+    files = {"samples": tmp_path / "pixels.npz", "calibration": tmp_path / "pixels.npz", where: tmp_path / "planes.npz"}
+    recipe = Recipe.of(
+        source=f"{MODULES}:pictures", name="m", store=str(tmp_path), threads=1, precisions=("int8",), **files
+    )
+    with pytest.raises(BuildError, match=r"planes.npz: input 'image' has shape \[4, 3, 8, 8\].* These are NCHW: give "):
+        make_reference(tmp_path, recipe)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -16,6 +16,7 @@ from enginehouse.engines.hardware import int8_products
 from enginehouse_build.convert import fallback, fp16, int8_lint, openvino, quantize, tensorrt
 from enginehouse_build.convert.agreement import Agreement
 from enginehouse_build.convert.tensorrt import Converted
+from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.reference import conditioning
 from enginehouse_build.reference.reference import ANSWERS, CALIBRATION, MODEL, REQUESTS, Reference
 
@@ -48,11 +49,12 @@ def convert(
     name = f"{format}-{precision}"
     agreement = Agreement(name, requests, answers, limits, reference.signature.batched).cut(_ROWS)
     try:
-        if format == "openvino":
-            samples = tensor_file.read(source / CALIBRATION) if precision == "int8" else ()
-            said = openvino.convert(onnx, folder, precision, samples, agreement)
-        else:
-            said = _onnx(onnx, model, format, precision, source, agreement)
+        with telling(f"it was converted to {name}, and tried"):
+            if format == "openvino":
+                samples = tensor_file.read(source / CALIBRATION) if precision == "int8" else ()
+                said = openvino.convert(onnx, folder, precision, samples, agreement)
+            else:
+                said = _onnx(onnx, model, format, precision, source, agreement)
     except fallback.NothingHelps as error:
         explanation = _explanation(onnx, requests[0], answers[0], precision)
         raise ConversionFailed("; ".join(filter(None, (str(error), explanation)))) from error
@@ -60,9 +62,10 @@ def convert(
         return Converted(remarks=_said(said, _cpu(format, precision)), limits=agreement.same_within())
     remarks = _said(said)
     int8_lint.check_for_tensorrt(model)
-    built = tensorrt.convert(
-        model, folder, reference.signature, reference.max_rows, reference.axes, precision, timing_cache
-    )
+    with telling("TensorRT built the engine"):
+        built = tensorrt.convert(
+            model, folder, reference.signature, reference.max_rows, reference.axes, precision, timing_cache
+        )
     return Converted(built.requires, remarks + built.remarks, agreement.same_within())
 
 

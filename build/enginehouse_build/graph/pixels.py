@@ -86,6 +86,26 @@ class Pixels:
         mean, std = (values.reshape(1, -1, 1, 1) for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels * self.scale - mean) / std, dtype=self.dtype)
 
+    def taken(self, images: np.ndarray | None) -> str:
+        """What `images` should be, where they are not what `reference` takes, to go on a message; "" where they are."""
+        if images is None or (images.dtype == np.uint8 and self._fits(images)):
+            return ""
+        dims = "height, width, channels" if self.layout == "NHWC" else "channels, height, width"
+        wanted = f"; --preprocess takes pixels as they come: uint8, 0 to 255, [rows, {dims}] ({self.layout})"
+        if images.dtype != np.uint8:
+            wanted += ", before they are scaled and normalised"
+        order = (0, 2, 3, 1) if self.layout == "NHWC" else (0, 3, 1, 2)
+        if not self._fits(images) and images.ndim == len(order) and self._fits(images.transpose(order)):
+            other = "NCHW" if self.layout == "NHWC" else "NHWC"
+            wanted += f". These are {other}: give {self.input}.transpose{order}, or build with "
+            wanted += f"--preprocess ...,layout={other}"
+        return wanted
+
+    def _fits(self, images: np.ndarray) -> bool:
+        sides = (self.height.incoming, self.width.incoming)
+        dims = (*sides, self.channels) if self.layout == "NHWC" else (self.channels, *sides)
+        return images.ndim == 4 and all(want in (None, have) for want, have in zip(dims, images.shape[1:], strict=True))
+
     def describe(self) -> str:
         """The steps in words, for the report."""
         sides = ["*" if side is None else str(side) for side in (self.height.incoming, self.width.incoming)]

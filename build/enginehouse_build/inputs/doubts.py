@@ -9,6 +9,7 @@ import numpy as np
 
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.inputs import samples as sampling
+from enginehouse_build.inputs.held import not_finite
 
 #: Rounding alone makes equal rows differ by less than this share of their magnitude.
 _SAME = 1e-6
@@ -39,7 +40,8 @@ def doubts(
         values = np.concatenate(alike) if signature.batched else first
         if not np.isfinite(values).all():
             share = 1 - np.isfinite(values).mean()
-            remarks.append(f"{share:.0%} of the reference's values of output {name!r} are not finite numbers")
+            why = f": {said}" if (said := not_finite(rows, signature.batched)) else ""
+            remarks.append(f"{share:.0%} of the reference's values of output {name!r} are not finite numbers{why}")
         elif signature.batched and np.abs(values - values[:1]).max() <= _SAME * np.abs(values).max():
             count = min(len(array) for array in rows.values())
             looked_at = "all" if count <= sampling.ROWS_COMPARED else f"{sampling.ROWS_COMPARED} evenly spread of"

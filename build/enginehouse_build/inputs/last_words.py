@@ -9,16 +9,23 @@ from contextlib import contextmanager
 from enginehouse.contract.tensors import Tensors
 
 _MARK = "now: "
+#: What is being done in this process, the innermost last.
+_doing: list[str] = []
 
 
 @contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Say in the log, for the time of the context, what is done; a crash of a library leaves no other trace."""
+    """Say in the log, for the time of the context, what is done; a crash of a library leaves no other trace.
+
+    Contexts may be nested: at the end of one it is said again what it was part of.
+    """
+    _doing.append(what)
     _say(what)
     try:
         yield
     finally:
-        _say("")
+        _doing.pop()
+        _say(_doing[-1] if _doing else "")
 
 
 @contextmanager

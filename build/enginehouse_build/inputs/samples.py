@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from enginehouse.contract.errors import BuildError, InvalidInput
 from enginehouse.contract.magic import seen_in
 from enginehouse.contract.manifest import Axis
-from enginehouse.contract.tensors import Signature, Tensors, TensorSpec
+from enginehouse.contract.tensors import Domain, Signature, Tensors, TensorSpec
 from enginehouse_build.inputs.extents import independent, resized, sizes
 
 SEED = 0
@@ -102,10 +103,32 @@ def read_labels(path: Path) -> np.ndarray:
 def checked(samples: Mapping[str, np.ndarray], signature: Signature, what: str) -> dict[str, np.ndarray]:
     """`samples` if they fit the signature, text as requests have it. Raises BuildError beginning with `what`."""
     try:
-        signature.check(samples)
+        without_domains(signature).check(samples)
     except InvalidInput as error:
         raise BuildError(f"{what}: {error}") from None
+    for spec in signature.inputs:
+        if spec.domain is not None:
+            _check_domain(spec.name, spec.domain, samples[spec.name], signature.batched, what)
     return {name: array.astype(object) if array.dtype.kind in "SU" else array for name, array in samples.items()}
+
+
+def without_domains(signature: Signature) -> Signature:
+    """`signature` with inputs that may hold any whole number."""
+    return replace(signature, inputs=tuple(replace(spec, domain=None) for spec in signature.inputs))
+
+
+def _check_domain(name: str, domain: Domain, array: np.ndarray, batched: bool, what: str) -> None:
+    """Raises BuildError with the first value outside, its sample, and how many other samples have one."""
+    places = np.argwhere((array < domain.low) | (array >= domain.high))
+    if not len(places):
+        return
+    row, *place = first = tuple(places[0].tolist())
+    others = len(set(places[:, 0].tolist())) - 1 if batched else 0
+    sample, at = (f"in sample {row} ", place) if batched else ("", list(first))
+    as_well = f", {others} other samples have such values too" if others else ""
+    raise BuildError(
+        f"{what}: {sample}input {name!r} has the value {array[first]} at {at}; the model takes {domain}{as_well}"
+    )
 
 
 def made_up(signature: Signature, axes: Sequence[Axis]) -> dict[str, np.ndarray]:

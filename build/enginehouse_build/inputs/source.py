@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.inputs.functions import check_there, load_function
+from enginehouse_build.inputs.held import ranges
 
 #: Where torch keeps layers whose weights are packed for its own kernels.
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+
+#: Kinds of layers that a remark names.
+_NAMED = 3
 
 ExampleInputs: TypeAlias = Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor
 
@@ -57,12 +63,17 @@ class ModelSource:
 
 
 class TorchModel:
-    """A ModelSource made definite: eval mode, inputs by name in the order of `forward`, outputs by name."""
+    """A ModelSource made definite: eval mode, inputs by name in the order of `forward`, outputs by name.
+
+    `remarks` say what that changes.
+    """
 
     def __init__(self, source: ModelSource) -> None:
         """Raises ExportFailed for inputs that do not fit `forward`, and when the module fails on its own example."""
         self.source = source
-        self.module = _exportable(source.module).eval()
+        module = _exportable(source.module)
+        self.remarks = _put_to_rest(module)
+        self.module = module.eval()
         self.inputs = _named_inputs(source.inputs, self.module)
         self._wanted = tuple(source.outputs) if source.outputs is not None else None
         try:
@@ -70,9 +81,10 @@ class TorchModel:
         except ExportFailed:
             raise
         except Exception as error:
-            raise ExportFailed(
-                f"the module fails on its example inputs ({', '.join(self.inputs)}): {type(error).__name__}: {error}"
-            ) from error
+            ids = {name: each.numpy(force=True) for name, each in self.inputs.items() if not each.is_floating_point()}
+            held = f"; {ranges(ids)}" if ids else ""
+            why = f"{type(error).__name__}: {error}{held}"
+            raise ExportFailed(f"the module fails on its example inputs ({', '.join(self.inputs)}): {why}") from error
         self.outputs = tuple(outputs)
         for what, found in (("input", self.inputs), ("output", outputs)):
             _check_tensors(what, found)
@@ -134,6 +146,34 @@ def _exportable(module: torch.nn.Module) -> torch.nn.Module:
                 "export; return the module as it was before: enginehouse quantizes it with --precisions int8"
             )
     return module
+
+
+def _put_to_rest(module: torch.nn.Module) -> tuple[str, ...]:
+    """A remark where parts of `module` are in training mode and would answer otherwise than they are built."""
+    parts = Counter(type(part).__name__ for part in module.modules() if part.training and _trains(part))
+    if not parts:
+        return ()
+    kinds = [f"{name} ({count})" if count > 1 else name for name, count in parts.most_common()]
+    named = ", ".join(kinds[:_NAMED]) + (" and others" if len(kinds) > _NAMED else "")
+    return (
+        f"the factory's module is in training mode, in which {named} may answer otherwise: it is built in eval mode, "
+        "as module.eval() makes it",
+    )
+
+
+def _trains(part: torch.nn.Module) -> bool:
+    """Whether a layer does something else in training mode, its own parts aside."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.modules.batchnorm._NormBase):
+        # Without these it takes the statistics of its input in either mode.
+        return part.track_running_stats
+    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
+        return part.dropout > 0
+    if isinstance(part, nn.RReLU):
+        return True
+    code = getattr(type(part).forward, "__code__", None)
+    return code is not None and not type(part).__module__.startswith("torch.nn.") and "training" in code.co_names
 
 
 def _check_tensors(what: str, found: Mapping[str, torch.Tensor]) -> None:

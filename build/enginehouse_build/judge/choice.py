@@ -115,15 +115,17 @@ class _Contest:
         if not best.valid and len(self.field) > 1:
             yield f"Taken as the most exact one: {_kind(best)} measurement decides nothing."
         compared = [best]
-        doubtful = [other for other in ranked[: ranked.index(best)] if not (other.valid and best.valid)]
+        ahead = ranked[: ranked.index(best)]
+        doubtful = [other for other in ahead if not (other.valid and best.valid)]
         for other in doubtful:
             compared.append(other)
             doubted = other if not other.valid else best
             yield f"{other} had {self._measured(other)}, which {_kind(doubted)} measurement cannot tell from chance."
         twins = [other for other in ranked if other is not best and other.resembles(best)]
-        if twins:
-            compared.append(twins[0])
-            yield self._about_twin(best, twins[0])
+        # Whoever was measured to be faster is named: the table shows it.
+        for twin in [other for other in twins if other in ahead] or twins[:1]:
+            compared.append(twin)
+            yield self._about_twin(best, twin)
         for other, reason in self.left_out:
             yield f"{other} was not considered: it {reason}."
         behind = [other for other in ranked[ranked.index(best) + 1 :] if other not in twins]

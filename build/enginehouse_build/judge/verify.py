@@ -8,7 +8,9 @@ otherwise (`probes`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,8 @@ from enginehouse.contract.signature_record import Padding
 from enginehouse.contract.slices import Slices, compare_slices
 from enginehouse.contract.tensors import Tensors
 from enginehouse.engines import Engine, load_engine
+from enginehouse_build.inputs.held import not_finite
+from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.judge.absence import missing
 from enginehouse_build.judge.beyond import Beyond
@@ -99,9 +103,13 @@ def verify(
     extents: dict[str, int] = {}
     padding: dict[EngineKind, Padding] = {}
     rounding = Rounding(source / MODEL, threads)
+    batched = reference.signature.batched
     for kind in (kind for kind in ENGINE_KINDS if FORMAT_OF[kind] == artifact.format):
         try:
-            engine = load_engine(kind, bundle, artifact, threads=threads)
+            with ExitStack() as now:
+                now.enter_context(telling(f"{kind} loaded it (graph optimisation)"))
+                first_calls = partial(now.enter_context, telling(f"{kind} computed for the first time"))
+                engine = load_engine(kind, bundle, artifact, threads=threads, loaded=first_calls)
         except EngineUnavailable as error:
             # Where the build keeps the file while it works is no part of the reason.
             if missing(kind):
@@ -112,7 +120,8 @@ def verify(
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
             return Verified("failed", worst, None, (), str(error))
         try:
-            figures, slices, answers = _measured(kind, engine, reference, source, limits, max_drop)
+            with telling(f"{kind} computed the samples"):
+                figures, slices, answers = _measured(kind, engine, reference, source, limits, max_drop)
             worst = figures if worst is None or figures.relative_l2 > worst.relative_l2 else worst
             parity.gate(name, limits, figures)
             slices.gate(name, kind, limits)
@@ -121,13 +130,15 @@ def verify(
             unproven = slices.unproven()
             samples, right = tensor_file.read(source / SAMPLES)[0], plain_session(source / MODEL, threads)
             explains = by_rounding(rounding, right, limits)
-            found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES), explains)
             asked = artifact, bundle.manifest, engine.infer, right, source / MODEL, samples, limits, rounding
-            reached = Beyond(*asked, found).check()
+            with telling(f"{kind} computed values, rows and extents that the samples do not have"):
+                found, faults = probes.found(kind, engine.infer, artifact, probes.read(source / PROBES), explains)
+                reached = Beyond(*asked, found).check()
             for axis, size in reached.extents.items():
                 extents[axis] = min(size, extents.get(axis, size))
             if (longest := reached.longest) is not None:
-                found, more = narrowed(kind, engine.infer, artifact, right, longest, samples, reached.whole, found)
+                with telling(f"{kind} computed whole numbers at the largest extents"):
+                    found, more = narrowed(kind, engine.infer, artifact, right, longest, samples, reached.whole, found)
                 faults += more
             if found:
                 bounds[kind] = found
@@ -136,13 +147,14 @@ def verify(
             signature, axes = bundle.manifest.request_signature(), bundle.manifest.axes
             most = bundle.manifest.max_batch
             proof = Proof(signature, axes, samples, right, rounding, most, reached.extents)
-            padded, harm = proof.of(reference.paddings, engine.infer, limits, found)
+            with telling(f"{kind} computed rows that were padded"):
+                padded, harm = proof.of(reference.paddings, engine.infer, limits, found)
             if padded is not None:
                 padding[kind] = padded
             elif harm:
                 differences.append(f"{kind} computes requests of equal lengths together only: {harm}")
         except (ParityFailed, InferenceFailed, InvalidInput) as error:
-            figures_or_none, reason = _explained(error, worst, artifact, source, threads)
+            figures_or_none, reason = _explained(error, worst, artifact, source, threads, batched)
             return Verified("failed", figures_or_none, engine.precision, (), reason)
         finally:
             engine.close()
@@ -204,10 +216,13 @@ def _pairs(source: Path) -> Iterator[tuple[Tensors, Tensors]]:
 
 
 def _explained(
-    error: Exception, worst: Parity | None, artifact: Artifact, source: Path, threads: int
+    error: Exception, worst: Parity | None, artifact: Artifact, source: Path, threads: int, batched: bool
 ) -> tuple[Parity | None, str]:
     """The figures and reason with what the model itself has to do with it."""
     requests, answers = tensor_file.read(source / REQUESTS), tensor_file.read(source / ANSWERS)
+    if parity.NOTHING_FINITE in str(error):
+        why = not_finite(tensor_file.read(source / SAMPLES)[0], batched)
+        return worst, f"{error} {why}".rstrip()
     explanation = conditioning.explain(source / MODEL, requests[0], answers[0], artifact.precision, threads)
     if not explanation:
         return worst, str(error)

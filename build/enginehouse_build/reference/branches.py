@@ -26,6 +26,8 @@ ROWS = "the rows of a batch"
 _EXTENT = re.compile(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]")
 _VIOLATED = re.compile(r"satisfy the generated guard (.+?)\.?$", re.MULTILINE)
 _EQUAL = re.compile(r"The values of .+? = (L\[.+?) and .+? = (L\[.+?) must always be equal")
+#: A branch for what is no multiple, which is padded mostly.
+_MULTIPLE = re.compile(r"\((\w[\w. ]*) % (\d+)\) [!=]= 0")
 #: Extents of one dimension that a condition is evaluated at, and of all together; how many of those are asked.
 _ALONE, _TOGETHER, _ASKED = 2048, 2048, 3
 SEED = 0
@@ -119,8 +121,22 @@ def remedy(broken: Sequence[Branch], sizes: Iterable[str]) -> str:
         return f"; compute from x.shape, without a branch, what depends on the extents, or {limited}"
     return (
         "; forward takes another branch there, and an exported model has but one: that where "
-        f"{' and '.join(branch.said for branch in broken)}. Write it without a branch "
-        f"(F.pad(x, (0, -x.shape[-1] % 160)) pads nothing where nothing is missing), or {limited}"
+        f"{' and '.join(branch.said for branch in broken)}. {_rewritten(broken)}, or {limited}"
+    )
+
+
+def _rewritten(broken: Iterable[Branch]) -> str:
+    """How to do without the branches, as far as what they ask says what they are for."""
+    asked = [branch for branch in broken if branch.names != (ROWS,)]
+    if not asked:
+        return "Compute each row alike, however many share a call"
+    multiple = next(filter(None, (_MULTIPLE.search(branch.said) for branch in asked)), None)
+    if multiple is None:
+        return "Write it without a branch, for all extents alike (of values, torch.where chooses)"
+    name, step = multiple.groups()
+    return (
+        f"Write it without a branch (what is missing to a multiple of {step} is -n % {step} of an extent n, here "
+        f"{name}: 0 where nothing is, and F.pad by 0 pads nothing)"
     )
 
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -32,6 +33,8 @@ _WHOLE_NUMBERS = (
 _OUT_OF_RANGE = re.compile(r"index|indices|class|out of (range|bounds)", re.IGNORECASE)
 #: Seconds that asking a module for what it refuses may take for all inputs, and the places of a row that are asked.
 _SECONDS, _PLACES = 10.0, 6
+#: Rows of the samples that it is asked with, and how many are tried for that where it refuses some.
+_ROWS, _TRIED = 4, 32
 
 
 def domains_of(proto: onnx.ModelProto) -> dict[str, Domain]:
@@ -73,10 +76,17 @@ def without_refused(signature: Signature, source: Callable[[Tensors], object], s
     ONNX counts them from the end of a table, and so does indexing in torch; an embedding of torch raises.
     """
 
+    request = {name: array[:1] if signature.batched else array for name, array in samples.items()}
+    # Samples that have other values are refused by what is found here.
+    request |= {
+        spec.name: np.clip(request[spec.name], 0, min(spec.domain.high - 1, np.iinfo(spec.dtype).max))
+        for spec in signature.inputs
+        if spec.domain
+    }
+
     def narrowed(spec: TensorSpec) -> TensorSpec:
-        if spec.domain is None or spec.domain.low >= 0 or spec.dtype.kind != "i" or not samples[spec.name].size:
+        if spec.domain is None or spec.domain.low >= 0 or spec.dtype.kind != "i" or not request[spec.name].size:
             return spec
-        request = {name: array[:1] if signature.batched else array for name, array in samples.items()}
         if _refuses(source, request, spec.name, 0) or not _refuses(source, request, spec.name, -1):
             return spec
         return replace(spec, domain=Domain(0, spec.domain.high))
@@ -90,18 +100,14 @@ def with_refusals(
     """`signature` with domains for inputs of whole numbers of which the module `source` takes a range only.
 
     No graph shows the classes of a one-hot, or places in another input. The module is asked with ever larger numbers in
-    the place of one. A domain it is where both ends are refused as out of range, the same in several rows and places,
-    and at the ends of all `axes`. No number beyond `most` is asked, of either sign: it may become a size.
+    the place of one, in rows that it takes as they are. A domain it is where both ends are refused as out of range, the
+    same in several rows and places, and at the ends of all `axes`. No number beyond `most` is asked, of either sign: it
+    may become a size.
     """
     if all(spec.domain is not None or spec.dtype.kind not in "iu" for spec in signature.inputs):
         return signature
     until = time.monotonic() + _SECONDS
     count = min((len(array) for array in samples.values()), default=0) if signature.batched else 0
-    picked = (
-        [slice(at, at + 1) for at in sorted({0, count // 3, 2 * count // 3, count - 1})] if count else [slice(None)]
-    )
-    requests = [{name: array[rows] for name, array in samples.items()} for rows in picked]
-    requests += [resized(requests[0], axis, size, axes) for axis in independent(axes) for size in {axis.min, axis.max}]
 
     def taken(request: Tensors) -> bool:
         try:
@@ -110,6 +116,15 @@ def with_refusals(
             # A module may raise anything.
             return False
         return True
+
+    # Rows of different kinds first; where one is refused, whatever others it takes.
+    places = dict.fromkeys((0, count // 3, 2 * count // 3, count - 1, *range(min(count, _TRIED))))
+    picked = [slice(at, at + 1) for at in places] if count else [slice(None)]
+    rows = ({name: array[part] for name, array in samples.items()} for part in picked)
+    requests = [*islice(filter(taken, rows), _ROWS)]
+    if not requests:
+        return signature
+    requests += [resized(requests[0], axis, size, axes) for axis in independent(axes) for size in {axis.min, axis.max}]
 
     def asked(spec: TensorSpec) -> TensorSpec:
         if spec.domain is not None or spec.dtype.kind not in "iu" or not all(r[spec.name].size for r in requests):

@@ -15,6 +15,7 @@ from enginehouse.contract.errors import ExportFailed, InvalidInput
 from enginehouse.contract.tensors import Signature, Tensors, TensorSpec, datatype
 from enginehouse_build.graph.division import guard_divisions
 from enginehouse_build.graph.extremes import exact_extremes
+from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.reference.domains import domains_of
 
 #: How ONNX Runtime says in which node it failed, and with which class of error.
@@ -61,7 +62,8 @@ def plain_session(path: Path, threads: int = 0) -> Run:
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with telling(f"ONNX Runtime loaded {path.name} (graph optimisation)"):
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportFailed(f"ONNX Runtime cannot load {path.name}: {reason(error)}") from error
     names = [output.name for output in session.get_outputs()]

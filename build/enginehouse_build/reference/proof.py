@@ -12,7 +12,7 @@ import numpy as np
 
 from enginehouse.contract.errors import BuildError, ExportFailed
 from enginehouse.contract.manifest import Axis
-from enginehouse.contract.parity import LIMITS, first_difference
+from enginehouse.contract.parity import LIMITS, NOTHING_FINITE, first_difference
 from enginehouse.contract.tensors import Tensors
 from enginehouse_build.inputs.extents import independent, near, resized, sizes
 from enginehouse_build.inputs.last_words import asking
@@ -185,9 +185,7 @@ def _like_reference(got: Tensors, batch: Tensors, reference: Ask, what: str, wan
             )
     for name, array in got.items():
         if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
-            raise ExportFailed(
-                f"{what}: output {name!r} has no finite value to compare in {array.size}; are the samples right?"
-            )
+            raise ExportFailed(f"{what}: output {name!r} has {NOTHING_FINITE} in {array.size}; are the samples right?")
 
 
 def _prove_extents(

@@ -29,6 +29,8 @@ from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs import samples as sampling
 from enginehouse_build.inputs.doubts import doubts
 from enginehouse_build.inputs.given import Given, read_given
+from enginehouse_build.inputs.held import named
+from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.inputs.metric import score
 from enginehouse_build.inputs.opened import OpenedFiles
 from enginehouse_build.inputs.padding import paddings
@@ -50,7 +52,7 @@ from enginehouse_build.reference.probes import make as make_probes
 from enginehouse_build.reference.proof import asked, company_requests, prove_dynamic, prove_rewritten
 from enginehouse_build.reference.scores import prove_scores
 from enginehouse_build.reference.strangers import SMALL_SIZE, Door
-from enginehouse_build.reference.wrapping import Run, wrap
+from enginehouse_build.reference.wrapping import Run, fitting, wrap
 
 MODEL = "model.onnx"
 REQUESTS = "requests.npz"
@@ -141,7 +143,8 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     from enginehouse_build.reference.module_faults import of_fast_path
 
     opened = OpenedFiles()
-    source = load_source(recipe.source)
+    with telling(f"{recipe.source} was loaded"):
+        source = load_source(recipe.source)
     own = source.source if isinstance(source, TorchModel) else None
     given = read_given(recipe, own)
     model = folder / MODEL
@@ -174,17 +177,19 @@ def make_reference(folder: Path, recipe: Recipe) -> Reference:
     tensor_file.write(folder / ANSWERS, answers)
     tensor_file.write(folder / SAMPLES, [rows])
     proto = onnx_format.load(model)
-    made = make_probes(proven.exported, proto, rows, signature, max_rows)
-    if core.branches is not None:
-        made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
+    with telling("the model was asked for values that the samples do not have"):
+        made = make_probes(proven.exported, proto, rows, signature, max_rows)
+        if core.branches is not None:
+            made = Asked(proven.likeness).probes(made, Door.of(proto, signature.inputs))
     probes.write(folder / PROBES, made)
     if given.calibration is not None:
-        calibration = sampling.checked(given.calibration, proven.door, given.calibration_from)
+        calibration = fitting(given.calibration, proven.door, given.calibration_from, proven.pixels)
         tensor_file.write(folder / CALIBRATION, sampling.calibration(calibration, signature, max_rows))
     metric = None
     if given.metric is not None and given.labels is not None:
         np.save(folder / LABELS, given.labels)
-        outputs = in_batches(run, rows, max_rows if signature.batched else None)
+        with named(run, rows, signature.batched, given.samples_from, reason):
+            outputs = in_batches(run, rows, max_rows if signature.batched else None)
         metric = TaskMetric(given.metric, score(given.metric, outputs, given.labels), len(given.labels))
     depends = [*opened.files(), *(Path(file).resolve() for file in (own.files if own else ()))]
     return Reference(
@@ -222,7 +227,8 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
     from enginehouse_build.reference.export import export
 
     ranges = ranges_of(source.source.ranges, recipe.axes)
-    signature, branches = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
+    with telling("torch exported the module"):
+        signature, branches = export(source, path, batched=recipe.batched, max_batch=recipe.max_batch, ranges=ranges)
     have = {spec.name for spec in signature.inputs + signature.outputs}
     wanted = {*source.inputs, *source.outputs}
     if have != wanted:
@@ -231,11 +237,12 @@ def _from_torch(source: TorchModel, recipe: Recipe, path: Path) -> _Core:
             "an input that does not reach any output, or an output that is an input, cannot be exported"
         )
     names = {(name, dim): axis for name, dims in source.source.axes.items() for dim, axis in dims.items()}
-    return _Core(source, "torch", recipe.batched, names, ranges, branches=branches)
+    return _Core(source, "torch", recipe.batched, names, ranges, source.remarks, branches=branches)
 
 
 def _from_file(source: Path, recipe: Recipe, path: Path, as_it_is: str = "") -> _Core:
-    adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is, max_rows=recipe.max_rows)
+    with telling(f"{source.name} was adopted"):
+        adopted = adopt(source, path, batched=recipe.batched, as_it_is=as_it_is, max_rows=recipe.max_rows)
     names = {
         (name, dim): text
         for name, dims in adopted.dim_names.items()
@@ -274,38 +281,43 @@ def _proven(
     signature, wrapped, pixels = wrap(path, before, after, batched=core.batched)
     run = wrapped(core.run)
     axes = axes_of(signature, core.names, core.ranges, given.samples)
-    # Samples have to pass the same door as requests.
-    door = with_free_dims(signature, axes, core.ranges)
     if given.samples is None:
+        where = "made-up inputs (give real ones with --samples FILE.npz)"
         rows = sampling.made_up(signature, axes)
     else:
-        rows = sampling.checked(given.samples, door, given.samples_from)
+        where = given.samples_from
+        door = with_free_dims(sampling.without_domains(signature), axes, core.ranges)
+        rows = fitting(given.samples, door, where, pixels)
     signature = without_refused(signature, run, rows)
     if core.branches is not None:
         sizes = Door.of(onnx_format.load(path), signature.inputs).sizes
         signature = with_refusals(signature, run, rows, axes, SMALL_SIZE if sizes else 2**63)
+    # Samples have to pass the same door as requests.
     door = with_free_dims(signature, axes, core.ranges)
+    if given.samples is not None:
+        rows = sampling.checked(rows, door, where)
     exported = plain_session(path, recipe.threads)
     max_rows = recipe.max_rows if signature.batched else 1
-    likeness = Likeness(exported, run, rows, axes, door, max_rows, Rounding(path, recipe.threads))
-    likeness.prove_branches(core.branches or ())
-    apart = Apart(max_rows)
-    if signature.batched:
-        proto = onnx_format.load(path)
-        values = Door.of(proto, signature.inputs)
-        prove_dynamic(exported, run, rows, axes, core.ranges, values, recipe.max_rows)
-        apart = prove_wide(exported, rows, axes, core.ranges, max_rows)
-        prove_scores(proto, rows, path.parent, recipe.threads, values, recipe.max_rows)
-    if core.branches is not None:
-        likeness.prove(core.branches)
-    requests = sampling.requests(rows, signature, apart.rows, axes)
-    answers = [asked(run, request) for request in requests]
-    signature = with_free_outputs(signature, exported, rows, axes, answers)
-    if rewritten is not None:
-        beyond = [*company_requests(rows)] if signature.batched else []
-        prove_rewritten(wrapped(rewritten), run, requests, answers, beyond)
-    if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
-        outputs = ", ".join(repr(name) for name in sorted(silent))
-        raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
+    with named(run, rows, signature.batched, where, reason), telling("the model was asked for proofs"):
+        likeness = Likeness(exported, run, rows, axes, door, max_rows, Rounding(path, recipe.threads))
+        likeness.prove_branches(core.branches or ())
+        apart = Apart(max_rows)
+        if signature.batched:
+            proto = onnx_format.load(path)
+            values = Door.of(proto, signature.inputs)
+            prove_dynamic(exported, run, rows, axes, core.ranges, values, recipe.max_rows)
+            apart = prove_wide(exported, rows, axes, core.ranges, max_rows)
+            prove_scores(proto, rows, path.parent, recipe.threads, values, recipe.max_rows)
+        if core.branches is not None:
+            likeness.prove(core.branches)
+        requests = sampling.requests(rows, signature, apart.rows, axes)
+        answers = [asked(run, request) for request in requests]
+        signature = with_free_outputs(signature, exported, rows, axes, answers)
+        if rewritten is not None:
+            beyond = [*company_requests(rows)] if signature.batched else []
+            prove_rewritten(wrapped(rewritten), run, requests, answers, beyond)
+        if core.converted and (silent := set(core.unvaried) & set(unvaried(answers))):
+            outputs = ", ".join(repr(name) for name in sorted(silent))
+            raise ExportFailed(f"nothing was compared in {outputs}: one value all over, in made-up inputs and samples")
     axes = apart.limited(axes)
     return _Proven(signature, door, axes, rows, run, exported, pixels, requests, answers, likeness, apart)

@@ -9,10 +9,12 @@ from typing import TypeAlias
 import numpy as np
 import onnx as onnx_format
 
+from enginehouse.contract.errors import BuildError
 from enginehouse.contract.tensors import Signature, Tensors
 from enginehouse_build.graph.pixels import Pixels
 from enginehouse_build.inputs.postprocess import Postprocess
 from enginehouse_build.inputs.preprocess import Preprocess
+from enginehouse_build.inputs.samples import checked
 from enginehouse_build.reference.onnx import finish
 
 Run: TypeAlias = Callable[[Tensors], Mapping[str, np.ndarray]]
@@ -35,6 +37,17 @@ def wrap(
         return run if after is None else _then(run, after.reference)
 
     return finish(model, path, batched), wrapped, pixels
+
+
+def fitting(
+    samples: Mapping[str, np.ndarray], door: Signature, where: str, pixels: Pixels | None
+) -> dict[str, np.ndarray]:
+    """`samples` if they pass the `door`. Raises BuildError, with what pre-processing takes where it is pixels."""
+    try:
+        return checked(samples, door, where)
+    except BuildError as error:
+        hint = pixels.taken(samples.get(pixels.input)) if pixels is not None else ""
+        raise BuildError(f"{error}{hint}") from None
 
 
 def _after_pixels(name: str, reference: Callable[[np.ndarray], np.ndarray], run: Run) -> Run:

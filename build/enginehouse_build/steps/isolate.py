@@ -44,7 +44,7 @@ def run(function: Callable[..., _T], *arguments: Any, log: Path, bounds: Bounds)
     """Call `function(*arguments)` in a new process; everything must be picklable, the function by its module's name.
 
     Raises the EnginehouseError that the function raised, BuildError for any other exception (the traceback is in
-    `log`), and StepDied when the process did not live to tell or went past a bound.
+    `log`), and StepDied when the process did not live to tell or went past a bound, with what it was doing then.
     """
     began = time.monotonic()
     peak = 0
@@ -55,14 +55,19 @@ def run(function: Callable[..., _T], *arguments: Any, log: Path, bounds: Bounds)
             while not worker.poll(_POLL_S):
                 peak = max(peak, _resident_mib(worker.process.pid))
                 if peak > bounds.memory_mib:
-                    raise StepDied(f"stopped at {peak} MiB of memory; it may take {bounds.memory_mib} (--memory-mib)")
+                    limit = f"it may take {bounds.memory_mib} (--memory-mib)"
+                    raise StepDied(f"stopped at {peak} MiB of memory{_while(log)}; {limit}")
                 if time.monotonic() - began > bounds.seconds:
-                    raise StepDied(f"stopped after {bounds.seconds:g} s (--step-timeout)")
+                    raise StepDied(f"stopped after {bounds.seconds:g} s (--step-timeout){_while(log)}")
             value, told_peak = worker.receive()
         except WorkerDied as died:
-            said = last_words(log.read_text(errors="replace"))
-            raise StepDied(f"its process {died}" + (f" while {said}" if said else "")) from None
+            raise StepDied(f"its process {died}{_while(log)}") from None
     return Ran(value, time.monotonic() - began, max(peak, told_peak))
+
+
+def _while(log: Path) -> str:
+    said = last_words(log.read_text(errors="replace"))
+    return f" while {said}" if said else ""
 
 
 def _resident_mib(pid: int) -> int:

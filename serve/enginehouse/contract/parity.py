@@ -21,6 +21,8 @@ _TINY = 1e-30
 _TIE = 1e-6
 #: Kinds of dtypes that are right or wrong and nothing between: text, whole numbers, truth values.
 WHOLE = "OSUiub"
+#: What is said of an output that is not finite anywhere, of which no distance can be given.
+NOTHING_FINITE = "no finite value to compare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,6 @@ LIMITS: Mapping[Precision, Limits] = {
 }
 #: With fewer rows than this one flipped answer says nothing about a rate.
 ROWS_FOR_TOP1 = 20
-
-
 #: A row may be off by so many times what all may be together, where a user has set that limit.
 WORST_ROW = 6
 
@@ -287,7 +287,7 @@ def _compare_output(name: str, got: Tensors, want: np.ndarray) -> Figures:
             f"{list(at)}: {answer[at]} instead of {reference[at]}"
         )
     if special.size and special.all():
-        raise ParityFailed(f"output {name!r}: no finite value to compare in {special.size}; are the samples right?")
+        raise ParityFailed(f"output {name!r}: {NOTHING_FINITE} in {special.size}; are the samples right?")
     answer, reference = np.where(special, 0.0, answer), np.where(special, 0.0, reference)
     rows = want.shape[0] if want.ndim else 1
     return _distance(name, answer.reshape(rows, -1), reference.reshape(rows, -1), _top1(answer, reference))

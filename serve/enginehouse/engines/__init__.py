@@ -81,11 +81,12 @@ def load_engine(
     concurrency: int = 1,
     warm_rows: int | None = None,
     tell: Callable[[str], None] = logger.warning,
+    loaded: Callable[[], None] = lambda: None,
 ) -> Engine:
     """Verify the artifact's digests, load it and warm up every batch bucket, up to `warm_rows` if that is given.
 
     A TensorRT engine that does not fit this node is first built here, which may take minutes; `tell` is called with
-    what is done.
+    what is done. `loaded` is called when its library has loaded it, before it computes for the first time.
     What nobody has verified yet, or only where it is computed otherwise, answers the bundle's check requests and probes
     first.
     Raises ArtifactMissing, DigestMismatch, or EngineUnavailable with the reason; never starts another engine instead.
@@ -110,6 +111,7 @@ def load_engine(
         options = fitted(options, tell)
     engine = _constructor(kind)(options)
     try:
+        loaded()
         if needs_recheck(kind, manifest, options.artifact):
             recheck(kind, engine.infer, bundle, artifact)
             engine.inputs_only = bounds_here(kind, engine.infer, bundle, artifact)

@@ -24,6 +24,8 @@ from enginehouse.tools.cli.console import out
 _COLOURS = {"ready": "green", "unverified": "yellow", "failed": "red", "unavailable": "yellow"}
 #: What is said of a choice whose measurement decides nothing, by its verdict.
 _DOUBTS = {"INVALID": "measured on a busy machine", "QUICK": "measured in a hurry (--quick)"}
+#: How the reasons of a choice begin that say why a table is INVALID or QUICK, which the notes say once for all tables.
+_OF_A_TABLE = "The latency table of "
 
 
 def inspect(
@@ -66,8 +68,8 @@ def show(console: Console, manifest: Manifest) -> None:
             text.append(", ").append(_DOUBTS[table_of.verdict], "yellow")
         console.print(text)
         for reason in chosen.reasons:
-            # Those about tables that decide nothing follow below, once.
-            if not any(verdict in reason for verdict in _DOUBTS):
+            # The others say why something slower than a line of the table was taken.
+            if not reason.startswith(_OF_A_TABLE):
                 console.print(Text(f"  {reason}", "dim"))
     if told := left_out(manifest, manifest.numerics):
         console.print(Text(f"when served: {told}"))
