@@ -78,8 +78,11 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
 
     `host` and `port` are for Serve's HTTP; they take effect only when it is started here. Raises ConfigError when a
     model may not be set as the catalog says (`moves.check_settings`), when Serve does not start, or, without `force`,
-    when the clients of a version that is served now could not go on.
+    when the clients of a version that is served now could not go on. With it, versions take over with what lives.
     """
+    if force:
+        forced = tuple(model.model_copy(update={"forced": True}) for model in catalog.models)
+        catalog = Catalog(store=catalog.store, models=forced)
     for model in catalog.models:
         if model.numerics or model.max_batch_size:
             moves.check_settings(catalog.store, model)
