@@ -19,7 +19,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from enginehouse.cluster import moves, ray_private
+from enginehouse.cluster import moves, ray_private, tokens
 from enginehouse.cluster.ray_private import Applications
 from enginehouse.contract.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, NoBackend
@@ -160,7 +160,12 @@ def live_app() -> AppConfig:
 
 
 def router_handle() -> DeploymentHandle:
-    """Handle of the ingress. Raises NoBackend when our application is not running, or nobody answers."""
+    """Handle of the ingress.
+
+    Raises NoBackend when our application is not running, or nobody answers; ConfigError for a cluster that asks for a
+    token which this process would not send.
+    """
+    tokens.check_usual()
     try:
         return _within(ASK_S, functools.partial(serve.get_app_handle, APP_NAME))
     except Exception as error:
@@ -168,7 +173,11 @@ def router_handle() -> DeploymentHandle:
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """The result of `call`, which asks Serve's controller: its client has no bound of its own. Raises NoBackend."""
+    """The result of `call`, which asks Serve's controller: its client has no bound of its own. Raises NoBackend.
+
+    It connects this process to a cluster if need be: ConfigError as of `tokens.check`.
+    """
+    tokens.check_usual()
     future: Future[_T] = Future()
 
     def run() -> None:
