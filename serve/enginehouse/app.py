@@ -93,6 +93,7 @@ class Ingress:
         backend: str | None = None,
         priority: int = USUAL,
         min_precision: Precision = "int8",
+        **others: Any,
     ) -> dict[str, np.ndarray]:
         """Outputs by name, for callers that have only Ray and numpy.
 
@@ -101,7 +102,8 @@ class Ingress:
         """
         try:
             with self.plane.refusals("handle"):
-                hints = Hints(deadline_s, priority, backend, min_precision)
+                known = {"deadline_s": deadline_s, "priority": priority, "backend": backend}
+                hints = Hints.named(known | {"min_precision": min_precision} | others)
             answer = await self.plane.infer("handle", model, inputs, hints, version)
         except EnginehouseError as error:
             raise _builtin(error) from None

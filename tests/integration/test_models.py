@@ -94,6 +94,25 @@ def test_a_bad_bundle_leaves_the_old_version_serving(house: House, scale: str) -
     assert house.model("scale")["serving"] == "1"
 
 
+def test_a_version_that_one_engine_cannot_load_takes_over_only_by_force(house: House, scale: str) -> None:
+    file = house.publish("scale", "67", 67) / "onnx-fp32" / "model.onnx"
+    flip(file)
+    with under_load(house, (2,)) as reports:
+        result = house.cluster.cli("models", "add", "scale@67")
+    assert result.returncode == 1
+    told = " ".join(result.stderr.split())
+    assert "scale@1 goes on serving, scale@67 cannot: gpu-pool: DigestMismatch" in told
+    assert "--force changes to it all the same" in told
+    assert [problem for report in reports for problem in report.problems] == []
+    assert (house.model("scale")["serving"], house.model("scale")["wanted"]) == ("1", "1")
+    result = house.cluster.cli("models", "add", "scale@67", "--force")
+    assert result.returncode == 0, result.stderr
+    assert "scale@67 is served without gpu-pool, which failed to load it" in result.stderr
+    y, backend = by_http(house.url, "scale")()(X)
+    np.testing.assert_array_equal(y, X * 67)
+    assert backend == "cpu-pool"
+
+
 def test_one_bad_artifact_leaves_the_other_engine_serving(house: House) -> None:
     file = house.publish("half", "1", 11) / "onnx-fp32" / "model.onnx"
     flip(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,6 +116,16 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     assert captured.out == ""
     assert placed(told) in captured.err.splitlines()[-1]
     assert "Traceback" not in captured.err
+
+
+def test_an_answer_that_does_not_come_in_time_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert run(monkeypatch, "infer", "m", '{"x": 1}', "--url", url, "--timeout", "0.2") == 1
+    told = f"DeadlineExceeded: {url}/v2/models/m has not answered within 0.2 s; --timeout waits longer"
+    assert capsys.readouterr().err.strip() == told
 
 
 @pytest.mark.parametrize("command", [("status",), ("models", "list"), ("doctor",)], ids=" ".join)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -32,7 +35,7 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
-from enginehouse.app import _builtin
+from enginehouse.app import Ingress, _builtin
 from enginehouse.contract.errors import (
     ArtifactMissing,
     DeadlineExceeded,
@@ -45,7 +48,7 @@ from enginehouse.contract.errors import (
     Overloaded,
     RequestTooLarge,
 )
-from enginehouse.faces.python.client import translate
+from enginehouse.faces.python.client import Client, translate
 from enginehouse.routing.hints import Hints
 
 SENDS = """
@@ -173,3 +176,17 @@ def test_callers_without_this_package_get_builtins_with_the_whole_message(
     assert type(seen) is builtin
     assert str(seen).startswith(f"{type(error).__name__}: {error}")
     assert ("retryable" in str(seen)) == (error.retryable and builtin is RuntimeError)
+
+
+@pytest.mark.parametrize("ask", ["infer", "answer", "explain"])
+def test_a_name_that_is_no_hint_is_told_those_there_are(ask: str) -> None:
+    client: Any = Client.__new__(Client)
+    with pytest.raises(InvalidInput, match=r"'deadline_ms' is no hint; the hints are deadline_s=.* deadline_s=0.005"):
+        getattr(client, ask)("m", {}, deadline_ms=5)
+
+
+async def test_so_is_one_in_a_handle_call() -> None:
+    ingress: Any = SimpleNamespace(plane=SimpleNamespace(refusals=lambda _: contextlib.nullcontext()))
+    infer: Any = Ingress.infer
+    with pytest.raises(ValueError, match="^InvalidInput: 'deadline_ms' is no hint; the hints are deadline_s="):
+        await infer(ingress, "m", {}, deadline_ms=5)

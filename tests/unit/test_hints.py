@@ -44,6 +44,27 @@ def test_hints_come_from_headers_or_parameters() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"deadline_ms": 5}, "'deadline_ms' is no hint; the hints are deadline_s=SECONDS, .* is deadline_s=0.005"),
+        ({"deadline_ms": "5"}, "'deadline_ms' is no hint; the hints are deadline_s=SECONDS, priority, backend and"),
+        ({"priority": 1, "timeout": 5}, "'timeout' is no hint; the hints are deadline_s"),
+        ({"pool": "ort"}, "the hints are deadline_s=SECONDS, priority, backend and min_precision"),
+        ({"deadline_s": "5"}, "deadline_s '5' is not a number of seconds"),
+    ],
+)
+def test_an_argument_that_is_no_hint_is_told_those_there_are(given: Any, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        Hints.named(given)
+
+
+def test_hints_are_the_arguments_of_python_callers() -> None:
+    given: Any = {"deadline_s": 0.5, "priority": 2, "backend": "gpu", "min_precision": "fp16"}
+    assert Hints.named(given) == Hints(0.5, 2, "gpu", "fp16")
+    assert Hints.named({}) == NO_HINTS
+
+
+@pytest.mark.parametrize(
     ("parameters", "told"),
     [
         ({"deadline-ms": "soon"}, "deadline-ms 'soon' is not a number"),

@@ -17,7 +17,7 @@ from tests.unit.test_policy import table
 
 from enginehouse.contract.bounds import InputBound
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, PoolConfig
-from enginehouse.contract.errors import InferenceFailed, ModelNotFound, NoBackend, ReplicaLost
+from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, ModelNotFound, NoBackend, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.routing import waking
 from enginehouse.routing.answer import Answer
@@ -244,3 +244,13 @@ async def test_a_request_for_a_model_that_is_removed_meanwhile_is_told_so_at_onc
         asked.plane.versions.apply(Catalog(store=str(store)))  # type: ignore[attr-defined]
         with pytest.raises(ModelNotFound, match="served: none"):
             await asyncio.wait_for(sent, 2)
+
+
+async def test_who_was_asked_until_the_deadline_is_told_with_the_model(cluster: Cluster, store: Path) -> None:
+    async def slow(model: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+        await asyncio.sleep(0.5)
+        return await echo(model, requests, rows, budget_s)
+
+    async with routed(cluster, store, {"ort": slow}) as (asked, _):
+        with pytest.raises(DeadlineExceeded, match=r"^m@1(: no answer within 0.05 s after 1 attempt)? in ort"):
+            await asked.infer("m", X, Hints(0.05))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from tests.unit.catalogs import publish
 from typer.testing import CliRunner
 
 from enginehouse.contract.errors import ConfigError
 from enginehouse.faces.scoring.readers import Limits
+from enginehouse.faces.scoring.ways import choice
 from enginehouse.tools.cli import app
-from enginehouse.tools.cli.score import _json, _pairs
+from enginehouse.tools.cli.score import _json, _pairs, _show
 
 from .scoring_jobs import score, signature
 
@@ -75,3 +78,22 @@ def test_scoring_imports_neither_pandas_nor_ray_data_nor_datasets() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_a_job_that_was_done_already_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet.write_table(pa.table({"x": np.ones(30)}), tmp_path / "in.parquet", row_group_size=10)
+    for told in ("30 rows in ", "all 30 rows were scored already; nothing was left to do. They were by numpy -> "):
+        report = score(tmp_path / "in.parquet", tmp_path / "out", signature(np.float32), limits=Limits(10))
+        _show(report, time.monotonic() - 1, json=False)
+        assert capsys.readouterr().out.startswith(told)
+
+
+@pytest.mark.parametrize("asked", ["m@7", "m@v1", "m@01"])
+def test_a_version_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, asked: str) -> None:
+    for version in ("1", "2", "10"):
+        publish(tmp_path, version)
+    with pytest.raises(ConfigError, match=rf"has no version '{asked[2:]}' of 'm'; it has 1, 2, 10$"):
+        choice.known(asked, str(tmp_path), "engines")
+    with pytest.raises(ConfigError, match=r"has no model 'other'; it has m$"):
+        choice.known("other@7", str(tmp_path), "engines")
+    assert choice.known("m@2", str(tmp_path), "engines").config.version == "2"

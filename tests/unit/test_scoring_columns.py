@@ -146,6 +146,35 @@ def test_what_a_model_cannot_take_is_refused_by_column_and_row(kind: str) -> Non
         read(values, spec(dtype))
 
 
+FLAT = {
+    "lists": pa.chunked_array([X.reshape(4, 6).tolist()], pa.list_(pa.float32())),
+    "large lists": pa.chunked_array([X.reshape(4, 6).tolist()], pa.large_list(pa.float64())),
+    "lists of one size": pa.chunked_array([X.reshape(4, 6).tolist()], pa.list_(pa.int64(), 6)),
+    "several chunks": pa.chunked_array([X[:1].reshape(1, 6).tolist(), X[1:].reshape(3, 6).tolist()]),
+    "tensors": pa.chunked_array([tensor_column(X.reshape(4, 6))]),
+}
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_a_flat_list_of_all_numbers_of_a_row_is_the_row(kind: str) -> None:
+    np.testing.assert_array_equal(read(FLAT[kind], spec(np.float32, 2, 3)), X)
+    np.testing.assert_array_equal(read(FLAT[kind], spec(np.float32, 3, 1, 2)), X.reshape(4, 3, 1, 2))
+
+
+def test_a_flat_list_of_another_length_is_refused_with_both_and_its_neighbours_are_not() -> None:
+    column = pa.chunked_array([[list(range(6)), list(range(5)), None, list(range(6)), [], list(range(12))]])
+    found = cast(column, spec(np.float32, 2, 3))
+    assert {row: why.kind for row, why in found.bad.items()} == {1: "shape", 2: "null", 4: "shape", 5: "shape"}
+    assert found.bad[1].reason == "column 'x' has a flat list of 5 values, and x: FP32[*,2,3] is 6 of them"
+    ((rows, array),) = found.blocks
+    assert (rows.tolist(), array.tolist()) == ([0, 3], [[[0, 1, 2], [3, 4, 5]]] * 2)
+
+
+@pytest.mark.parametrize("shape", [(6,), (None, 3), (2, None)])
+def test_where_a_dimension_is_free_or_alone_lists_are_what_they_are(shape: tuple[int | None, ...]) -> None:
+    assert read(FLAT["lists"], spec(np.float32, *shape)).shape == (4, 6)
+
+
 def test_rows_of_several_shapes_are_cast_apart() -> None:
     column = pa.chunked_array([[[1.0], None, [2.0, 3.0], [4.0], [5.0, None]]])
     found = cast(column, spec(np.float32, None))

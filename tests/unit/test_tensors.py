@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -43,6 +46,45 @@ def test_a_fitting_request_has_as_many_rows_as_its_first_dimension() -> None:
 def test_what_does_not_fit_is_named(changed: dict[str, object], told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
         BOTH.check({**given(2), **changed})  # type: ignore[dict-item]
+
+
+def wanted(*shape: int | None) -> Signature:
+    return Signature((TensorSpec("x", np.dtype(np.float32), shape),), (), batched=shape[0] is None)
+
+
+@pytest.mark.parametrize(
+    "shape", [(None, 32, 32, 3), (None, 3, 32, 32), (None, None, 3), (4, 5, 6), (None, 2, 3, 4, 5)]
+)
+def test_the_transpose_that_is_named_fits(shape: tuple[int | None, ...]) -> None:
+    signature = wanted(*shape)
+    sizes = tuple(300 if dim is None else dim for dim in shape)
+    for order in itertools.permutations(range(1, len(shape))):
+        given = np.zeros(sizes, np.float32).transpose(0, *order)
+        try:
+            signature.check({"x": given})
+        except InvalidInput as error:
+            (named,) = re.findall(r"; transpose\((.*)\) of it would fit$", str(error))
+            signature.check({"x": given.transpose([int(dim) for dim in named.split(",")])})
+
+
+def test_where_only_pixels_are_elsewhere_their_order_is_kept() -> None:
+    with pytest.raises(InvalidInput, match=r"wants \[\*, 32, 32, 3\]; transpose\(0, 2, 3, 1\) of it would fit$"):
+        wanted(None, 32, 32, 3).check({"x": np.zeros((300, 3, 32, 32), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "given"),
+    [
+        ((None, 32, 32, 3), (300, 3, 32, 31)),
+        ((None, 32, 32, 3), (3, 32, 32)),
+        ((None, 4), (1, 5)),
+        ((4, 5, 6), (3, 6, 5)),
+        ((None, *range(2, 9)), (1, *range(8, 1, -1))),
+    ],
+)
+def test_where_no_transpose_fits_none_is_named(shape: tuple[int | None, ...], given: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInput, match=r"the model wants \[[^\]]*\]$"):
+        wanted(*shape).check({"x": np.zeros(given, np.float32)})
 
 
 def test_a_missing_input_is_named() -> None:

@@ -27,7 +27,8 @@ def connected(address: str) -> Iterator[str]:
     """Connect this process to the running cluster at `address` for the context, which is told where that is.
 
     `auto` is `RAY_ADDRESS`, or the one of this user on this machine. Raises ConfigError when there is none, or several
-    for `auto` or only other users', and RuntimeError when Ray was imported already.
+    for `auto` or only other users', or one that asks for a token that is not there, and RuntimeError when Ray was
+    imported already.
     """
     check_ray_is_not_imported()
     wanted = SERVING_ENV | NO_OTHER_RAY
@@ -49,11 +50,14 @@ def connected(address: str) -> Iterator[str]:
     if host and port.isdecimal() and not answers(host, int(port)):
         # Ray itself takes more than a minute to fail.
         raise ConfigError(f"nothing listens at {address!r}; start a cluster with `enginehouse serve`")
-    from enginehouse.cluster.ray_private import Job
+    from enginehouse.cluster import ray_private, tokens
 
+    tokens.check(address)
     try:
-        ray.init(address=address, job_config=Job(), log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, job_config=ray_private.Job(), log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
+        # Not before: most commands have the right one.
+        tokens.check_sent(address)
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"no Ray cluster at {address!r}: {reason}; start one with `enginehouse serve`") from None
     try:

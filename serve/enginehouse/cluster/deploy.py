@@ -19,7 +19,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from enginehouse.cluster import moves, ray_private
+from enginehouse.cluster import moves, ray_private, tokens
 from enginehouse.cluster.ray_private import Applications
 from enginehouse.contract.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, NoBackend
@@ -78,8 +78,11 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
 
     `host` and `port` are for Serve's HTTP; they take effect only when it is started here. Raises ConfigError when a
     model may not be set as the catalog says (`moves.check_settings`), when Serve does not start, or, without `force`,
-    when the clients of a version that is served now could not go on.
+    when the clients of a version that is served now could not go on. With it, versions take over with what lives.
     """
+    if force:
+        forced = tuple(model.model_copy(update={"forced": True}) for model in catalog.models)
+        catalog = Catalog(store=catalog.store, models=forced)
     for model in catalog.models:
         if model.numerics or model.max_batch_size:
             moves.check_settings(catalog.store, model)
@@ -157,7 +160,12 @@ def live_app() -> AppConfig:
 
 
 def router_handle() -> DeploymentHandle:
-    """Handle of the ingress. Raises NoBackend when our application is not running, or nobody answers."""
+    """Handle of the ingress.
+
+    Raises NoBackend when our application is not running, or nobody answers; ConfigError for a cluster that asks for a
+    token which this process would not send.
+    """
+    tokens.check_usual()
     try:
         return _within(ASK_S, functools.partial(serve.get_app_handle, APP_NAME))
     except Exception as error:
@@ -165,7 +173,11 @@ def router_handle() -> DeploymentHandle:
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """The result of `call`, which asks Serve's controller: its client has no bound of its own. Raises NoBackend."""
+    """The result of `call`, which asks Serve's controller: its client has no bound of its own. Raises NoBackend.
+
+    It connects this process to a cluster if need be: ConfigError as of `tokens.check`.
+    """
+    tokens.check_usual()
     future: Future[_T] = Future()
 
     def run() -> None:

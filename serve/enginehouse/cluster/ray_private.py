@@ -12,6 +12,8 @@ from typing import Any
 
 import ray
 from ray._private import services
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.job_config import JobConfig
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -72,6 +74,21 @@ def without_dashboard() -> Iterator[None]:
         yield
     finally:
         services.start_api_server = started
+
+
+def sends_token() -> bool:
+    """Whether this process would send a token to a cluster: by the environment in which Ray was imported."""
+    return bool(is_token_auth_enabled())
+
+
+def token_headers() -> dict[str, str]:
+    """The headers with the token that this process would send."""
+    return dict(get_auth_headers_if_auth_enabled({}))
+
+
+def found_address() -> str:
+    """The cluster of this machine that Ray would connect to by itself, "" for none."""
+    return services.find_bootstrap_address(None) or ""
 
 
 def end_monitor() -> None:

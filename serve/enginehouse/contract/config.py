@@ -152,7 +152,8 @@ class ModelConfig(_Config):
     A `resident` model is also loaded into every router, on its fastest CPU engine: requests that it is the best choice
     for save the hop to a pool. A crash of that engine takes a router with it.
     `digest` is `Store.digest` of the bundle that is meant: one that was rewritten since is not loaded in its place.
-    Without it, whatever is there is.
+    Without it, whatever is there is. One that is `forced` takes over from the version before it with the engines that
+    live, also where others fail to load it that have that one; it is no setting, and not kept.
     """
 
     name: str
@@ -162,6 +163,7 @@ class ModelConfig(_Config):
     batch_wait_ms: float = Field(default=0, ge=0, le=10_000)
     resident: bool = False
     digest: str = ""
+    forced: bool = False
 
     @property
     def id(self) -> str:
@@ -180,7 +182,7 @@ class ModelConfig(_Config):
 
     def settings(self) -> dict[str, Any]:
         """What is not the default of it, besides name and version, as plain data."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "version", "digest"})
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "version", "digest", "forced"})
 
 
 class Catalog(_Config):

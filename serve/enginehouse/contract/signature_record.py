@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.tensors import DTYPES, Domain, FreeDim, Signature, TensorSpec, datatype
 
 
@@ -156,3 +159,65 @@ def with_free_dims(signature: Signature, axes: Sequence[Axis], declared: Contain
             plus = sum(int(part) for part in parts if part not in places)
             free.append(FreeDim(axis.name, axis.dims, extents, summed, plus, is_verified))
     return replace(signature, free=tuple(free))
+
+
+def check_extents(
+    model: str, signature: Signature, axes: Sequence[Axis], rows: int, size: int | None = None
+) -> tuple[int, int | None]:
+    """Rows and size that a request counts as which has `rows` rows and `size` along the first of `axes`.
+
+    Without a batch, rows are the extent of the first dimension. Raises InvalidInput as `Signature.check` does of such a
+    request, and for a size where `model` has no axis.
+    """
+    for what, number in (("rows", rows), ("size", size)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 0):
+            raise InvalidInput(f"{what} {number!r} is no whole number from 0 on")
+    if size is not None and not axes:
+        wanted = ", ".join(map(str, signature.inputs))
+        raise InvalidInput(
+            f"size {size}: requests for {model!r} have no dimension to choose but their rows ({wanted}); leave it out"
+        )
+    chosen = {} if size is None else dict.fromkeys(axes[0].dims, int(size))
+    first = signature.inputs[0]
+    if not signature.batched and rows != 1 and first.shape:
+        alike = next((axis.dims for axis in axes if (first.name, 0) in axis.dims), None)
+        if alike is None:
+            alike = tuple((spec.name, 0) for spec in signature.inputs if spec.shape[:1] == first.shape[:1])
+        chosen = dict.fromkeys(alike, int(rows)) | chosen
+        size = next((extent for place, extent in chosen.items() if axes and place in axes[0].dims), None)
+    elif signature.batched:
+        chosen |= dict.fromkeys(((spec.name, 0) for spec in signature.inputs), int(rows))
+    known = _with_sums(axes, {place: axis.opt for axis in axes for place in axis.dims} | chosen, chosen)
+    # Only what depends on what was chosen is looked at: the rest of a request may be as it has to be.
+    free = tuple(
+        replace(each, parts=()) if each.dims[0] in chosen else each
+        for each in signature.free
+        if chosen.keys() & {*each.dims, *each.parts}
+    )
+    specs = tuple(replace(spec, domain=None) for spec in signature.inputs)
+    counted = replace(signature, inputs=specs, free=free).check(
+        {spec.name: _of_shape(spec, known, f"rows {rows} and size {size}") for spec in specs}
+    )
+    return counted, size
+
+
+def _with_sums(
+    axes: Sequence[Axis], extents: dict[tuple[str, int], int], chosen: Container[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
+    """`extents` in which those called sums are the sums, unless they were `chosen` themselves."""
+    places = {axis.name: axis.dims[0] for axis in axes}
+    for axis in axes:
+        parts = parts_of(axis.name, places)
+        if parts and axis.dims[0] not in chosen:
+            total = sum(extents[places[part]] if part in places else int(part) for part in parts)
+            extents |= dict.fromkeys(axis.dims, total)
+    return extents
+
+
+def _of_shape(spec: TensorSpec, extents: dict[tuple[str, int], int], asked: str) -> np.ndarray:
+    """An array of this shape, and of one element in memory."""
+    shape = [extents.get((spec.name, dim), 1 if have is None else have) for dim, have in enumerate(spec.shape)]
+    try:
+        return np.broadcast_to(np.zeros((), spec.dtype), shape)
+    except ValueError:
+        raise InvalidInput(f"{asked}: no array holds so much ({spec})") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, permutations
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -48,6 +48,8 @@ DTYPES: Mapping[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "BYTES": np.dtype(np.object_),
 }
+#: Dimensions of which every order is tried, when a request is refused.
+_MOST_TRANSPOSED = 6
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -248,7 +250,18 @@ def _check_tensor(array: np.ndarray, spec: TensorSpec) -> None:
     )
     if not fits_shape:
         dims = ", ".join("*" if dim is None else str(dim) for dim in spec.shape)
-        raise InvalidInput(f"input {spec.name!r} has shape {list(array.shape)}; the model wants [{dims}]")
+        told = f"input {spec.name!r} has shape {list(array.shape)}; the model wants [{dims}]"
+        raise InvalidInput(told + _transposed(array.shape, spec))
+
+
+def _transposed(shape: tuple[int, ...], spec: TensorSpec) -> str:
+    """What to say where the dimensions are right but for their order, as of pixels in another layout."""
+    if not 3 <= len(shape) == len(spec.shape) <= _MOST_TRANSPOSED or spec.shape[0] not in (None, shape[0]):
+        return ""
+    for order in permutations(range(1, len(shape))):
+        if all(want in (None, shape[dim]) for dim, want in zip(order, spec.shape[1:], strict=True)):
+            return f"; transpose(0, {', '.join(map(str, order))}) of it would fit"
+    return ""
 
 
 def _label(dtype: np.dtype) -> str:

@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.errors import ArtifactMissing, EngineUnavailable
-from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
+from enginehouse.contract.errors import ArtifactMissing, BundleError, EngineUnavailable
+from enginehouse.contract.manifest import ACCELERATOR_OF, Artifact, EngineKind, Manifest
 from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.store import Store
 from enginehouse.engines import best_batch, load_engine, time_calls
@@ -109,7 +109,7 @@ class Loader:
     def load_now(self, url: str, config: ModelConfig, note: Callable[[str], None]) -> LoadedModel:
         """Load a model of the store at `url` in this thread, however long that takes; see `load`.
 
-        Raises ArtifactMissing where there is nothing for these engines, and any other EnginehouseError.
+        Raises ArtifactMissing only where there is nothing for these engines, and any other EnginehouseError.
         """
         store = Store(url)
         manifest = store.manifest(config.name, config.version, config.digest).timed_for(int8_products())
@@ -118,7 +118,21 @@ class Loader:
         if choice is None:
             reasons = "; ".join(why_nothing(manifest, kind, numerics) for kind in self._engines)
             raise ArtifactMissing(config.id, f"nothing here for {self._name}: {reasons}")
-        kind, artifact = choice
+        try:
+            return self._loaded(store, config, manifest, *choice, note)
+        except ArtifactMissing as error:
+            # There is something to load: that a file of it is gone is a failure.
+            raise BundleError(str(error)) from None
+
+    def _loaded(
+        self,
+        store: Store,
+        config: ModelConfig,
+        manifest: Manifest,
+        kind: EngineKind,
+        artifact: Artifact,
+        note: Callable[[str], None],
+    ) -> LoadedModel:
         bundle = store.open(config.name, config.version, [artifact.name], config.digest)
         record = crashes.of_this_process()
         identity = crashes.engine_id(bundle.path, kind, artifact)

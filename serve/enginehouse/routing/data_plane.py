@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from enginehouse.contract.errors import NoBackend
+from enginehouse.contract.signature_record import check_extents
 from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
 from enginehouse.routing.admission import Admission, Admitted
 from enginehouse.routing.answer import Answer, Explained
@@ -85,8 +86,13 @@ class DataPlane:
         return not self.is_ending and self.router.is_ready(version)
 
     def explain(self, model: str, rows: int, size: int | None, hints: Hints, version: str | None = None) -> Explained:
-        """How a request of `rows` rows and `size` would be routed now. Raises RequestError or CapacityError."""
-        return self.router.explain(self.versions.get(model, version), rows, size, hints)
+        """How a request of `rows` rows and `size` would be routed now.
+
+        Raises RequestError, also where such a request would be refused for its shape, or CapacityError.
+        """
+        found = self.versions.get(checked_name(model), version)
+        rows, size = check_extents(found.config.id, found.signature, found.manifest.axes, rows, size)
+        return self.router.explain(found, rows, size, hints)
 
 
 class Turn:

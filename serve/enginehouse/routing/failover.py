@@ -169,6 +169,7 @@ class Failover:
         "_refused",
         "_suspicion",
         "_version",
+        "asked",
         "attempts",
         "failures",
     )
@@ -189,6 +190,7 @@ class Failover:
         self._priority = priority
         self._deadline = deadline
         #: Backends that were asked, and what came of those that did not answer.
+        self.asked: list[str] = []
         self.attempts = 0
         self.failures: list[str] = []
         self._suspicion = Suspicion()
@@ -217,6 +219,7 @@ class Failover:
             except Recalled:
                 # Nobody was asked; a better backend may be there now.
                 self.attempts -= 1
+                self.asked.pop()
             else:
                 if self._refused is not None and self._demand.stated and not self._demand.suspected:
                     # Whoever states a deadline is told at once that it will not be met. A suspected request would be
@@ -251,6 +254,7 @@ class Failover:
         """The answer of one backend; None when another one may have it. Raises what ends the request, and Recalled."""
         self.attempts += 1
         pool, rows = choice.backend.pool, self._demand.rows
+        self.asked.append(pool)
         backend = self._ranking.backend(self._version, choice)
         if not self._is_counted:
             self._is_counted = True
@@ -273,7 +277,7 @@ class Failover:
                 await asyncio.sleep(wait_s)
         except EnginehouseError as error:
             if isinstance(error, DeadlineExceeded) and until == self._deadline:
-                raise
+                raise DeadlineExceeded(f"{self._version.config.id} in {pool}: {error}") from None
             match error.fault.help:
                 case "nothing":
                     raise

@@ -65,6 +65,18 @@ class Hints:
             raise InvalidInput(f"min-precision {self.min_precision!r} is not one of {known}")
 
     @classmethod
+    def named(cls, given: Mapping[str, Any]) -> Hints:
+        """From the arguments of a Python caller. Raises InvalidInput, also for a name that is no hint."""
+        for name, value in given.items():
+            if name in HintsByName.__annotations__:
+                continue
+            told = "deadline_s=SECONDS, priority, backend and min_precision"
+            if name == "deadline_ms" and _is_a(numbers.Real, value):
+                told += f" (deadline_ms={value!r} is deadline_s={value / 1e3:g})"
+            raise InvalidInput(f"{name!r} is no hint; the hints are {told}")
+        return cls(**given)
+
+    @classmethod
     def of(cls, headers: Mapping[str, str], parameters: Mapping[str, Any]) -> Hints:
         """From what `headers_of` found, else from the parameters of an inference request, with or without the prefix.
 

@@ -67,9 +67,9 @@ async def publish(config: AppConfig, answering: Callable[[], Iterable[ModelVersi
         await asyncio.sleep(LOOK_S)
     versions = list(answering())
     entries = [
-        # Without defaults: a client of the release before refuses what it does not know.
+        # Without defaults: a client of the release before refuses what it does not know. How it came does not matter.
         {
-            "config": one.config.model_dump(mode="json", exclude_defaults=True),
+            "config": one.config.model_dump(mode="json", exclude_defaults=True, exclude={"forced"}),
             "manifest": one.manifest.model_dump_json(),
         }
         for one in versions

@@ -106,11 +106,7 @@ class Router:
             with Timeout(budget_s):
                 return await failover.answer()
         except TimeoutError:
-            failures = failover.failures
-            reasons = f" ({'; '.join(failures[-3:])})" if failures else ""
-            raise DeadlineExceeded(
-                f"no answer within {budget_s:g} s after {failover.attempts} attempts{reasons}"
-            ) from None
+            raise DeadlineExceeded(_unanswered(version, failover, budget_s)) from None
 
     def explain(self, version: ModelVersion, rows: int, size: int | None, hints: Hints) -> Explained:
         """How a request would be routed now: the backends in the order they would be tried, why not others."""
@@ -236,6 +232,15 @@ class Router:
             for status in self._view.backends(version)
         ]
         return f"no live backend for {version.config.id!r} ({'; '.join(parts)})"
+
+
+def _unanswered(version: ModelVersion, failover: Failover, budget_s: float) -> str:
+    """What became of a request until its deadline: who was asked, and what came of it."""
+    attempts, failures = failover.attempts, failover.failures
+    where = f" in {', '.join(dict.fromkeys(failover.asked))}" if failover.asked else ""
+    told = f"{attempts} attempt{'' if attempts == 1 else 's'}{where}" if attempts else "waiting for a backend"
+    reasons = f" ({'; '.join(failures[-3:])})" if failures else ""
+    return f"{version.config.id}: no answer within {budget_s:g} s after {told}{reasons}"
 
 
 def _some_are_late(choices: Sequence[Choice]) -> bool:

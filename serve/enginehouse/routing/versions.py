@@ -17,7 +17,7 @@ from enginehouse.contract.numerics import left_out
 from enginehouse.contract.shown import redacted
 from enginehouse.contract.store import Store
 from enginehouse.routing import replicas
-from enginehouse.routing.view import BackendKind, ModelVersion, View
+from enginehouse.routing.view import RESIDENT, BackendKind, BackendStatus, ModelVersion, View
 
 #: Seconds for which a version that is warm on one pool waits for another pool that loads it, before it takes over.
 PATIENCE_S = 60.0
@@ -76,9 +76,10 @@ class Answering:
 class LiveVersions:
     """The versions of the catalog that answer. One that cannot be loaded leaves the one before it in place.
 
-    Versions are told apart by `ModelConfig.key`: other numerics or another batch size of the same version is loaded
-    beside the one that answers, and takes over when it is warm. Pools that have something to load and no replicas are
-    started with `wake`.
+    So does one that fails to load where that one is live, be it in a single pool, unless it is `forced`. Versions are
+    told apart by `ModelConfig.key`: other numerics or another batch size of the same version is loaded beside the one
+    that answers, and takes over when it is warm. Pools that have something to load and no replicas are started with
+    `wake`.
     """
 
     def __init__(self, view: View, wake: Callable[[str], None] = lambda _: None) -> None:
@@ -93,6 +94,9 @@ class LiveVersions:
         self._unreadable: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._warm_since: dict[str, float] = {}
+        # By key: where it failed to load, until it is live there or there is nothing to load. It is tried again now and
+        # then, and no better for that.
+        self._failed: dict[str, set[str]] = {}
         # By store, id and digest: reads under way. A thread cannot be stopped: a store that hangs keeps its threads,
         # and no read is begun again while it runs. Of their own: other threads of this process must not wait for them.
         self._reads: dict[tuple[str, str, str], _Read] = {}
@@ -106,7 +110,7 @@ class LiveVersions:
         """Record the catalog and return at once; a model it no longer names stops answering now."""
         self._catalog = catalog
         self.answering = Answering(version for version in self.answering if catalog.find(version.config.name))
-        self._coming, self._unreadable, self._retry_at, self._warm_since = {}, {}, {}, {}
+        self._coming, self._unreadable, self._retry_at, self._warm_since, self._failed = {}, {}, {}, {}, {}
         self._wake_at = time.monotonic()
         self._applied.set()
         self._view.forget()
@@ -155,6 +159,8 @@ class LiveVersions:
         shown = coming or current
         backends = self._view.backends(shown) if shown else []
         problem = self._unreadable.get(model.key, "")
+        if coming is not None and current is not None and (held := self._holding_back(coming, current)):
+            problem = f"{current.config.id} goes on, since it is live where {coming.config.id} fails: {', '.join(held)}"
         ready = current is not None and answers(current)
         state: State = "loading"
         if current is not None and current.config == model:
@@ -256,7 +262,22 @@ class LiveVersions:
                 others = (version for version in self.answering if version.config.name != name)
                 self.answering = Answering([*others, self._coming.pop(name)])
 
+    def _holding_back(self, coming: ModelVersion, current: ModelVersion) -> list[str]:
+        """Where what is `coming` failed to load and `current` is live: taking over would lose that backend."""
+        failed = self._failed.setdefault(coming.key, set())
+        for backend in self._view.backends(coming):
+            if backend.state == "failing":
+                failed.add(_place(backend))
+            elif backend.state != "loading":
+                failed.discard(_place(backend))
+        if not failed or coming.config.forced:
+            return []
+        live = {_place(backend) for backend in self._view.backends(current) if backend.state == "live"}
+        return sorted(failed & live)
+
     def _is_warm(self, coming: ModelVersion, current: ModelVersion | None) -> bool:
+        if current is not None and self._holding_back(coming, current):
+            return False
         backends = self._view.backends(coming)
         states = {backend.state for backend in backends}
         if "live" not in states and ("idle" not in states or states & {"loading", "failing", "cold"}):
@@ -264,6 +285,11 @@ class LiveVersions:
         since = self._warm_since.setdefault(coming.key, time.monotonic())
         waited = time.monotonic() - since > PATIENCE_S
         return current is None or waited or all(backend.state != "loading" for backend in backends)
+
+
+def _place(backend: BackendStatus) -> str:
+    """The pool, or this process, whichever engine it has."""
+    return "routers" if backend.pool.startswith(RESIDENT) else backend.pool
 
 
 def _is_hopeless(states: set[BackendKind]) -> bool:

@@ -26,6 +26,7 @@ from enginehouse.contract.shown import OneLine, placeless
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces import oip
 from enginehouse.faces.http import body
+from enginehouse.faces.http.foreign_paths import not_supported
 from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.faces.http.one_write import written
 from enginehouse.faces.http.responses import AtOnce, InParts
@@ -261,7 +262,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = error.detail
     if error.status_code == 404:
-        detail = f"{request.url.path!r} is not a path of this server; inference is at /v2/models/<model>/infer"
+        detail = not_supported(request.url.path) or (
+            f"{request.url.path!r} is not a path of this server; inference is at /v2/models/<model>/infer"
+        )
     elif error.status_code == 405:
         detail = f"{request.method} is not allowed on {request.url.path!r}"
     return _json({"error": detail}, error.status_code, dict(error.headers or {}))

@@ -57,7 +57,7 @@ class Client:
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """As `infer`, with the origin: outputs, version, backend, precision, queue_ms, compute_ms, attempts."""
-        model, parsed, arrays = checked_name(model), Hints(**hints), dict(checked_arrays(inputs))
+        model, parsed, arrays = checked_name(model), Hints.named(hints), dict(checked_arrays(inputs))
         if self._router and self._router.is_up:
             return self._wait(self._router.submit(model, arrays, parsed, version).result, parsed.deadline_s)
         return self._wait(_result(self._handle.answer.remote(model, arrays, parsed, version)), parsed.deadline_s)
@@ -66,7 +66,7 @@ class Client:
         self, model: str, inputs: Tensors, *, version: str | None = None, **hints: Unpack[HintsByName]
     ) -> dict[str, Any]:
         """`answer` for callers with an event loop, which never call a handle: that belongs to the router's loop."""
-        model, parsed, arrays = checked_name(model), Hints(**hints), dict(checked_arrays(inputs))
+        model, parsed, arrays = checked_name(model), Hints.named(hints), dict(checked_arrays(inputs))
         router = self._router if self._router and self._router.is_up else None
         router = router or local_router.of_this_process(deploy.router_handle)
         give_up_s = _give_up_s(parsed.deadline_s)
@@ -90,7 +90,8 @@ class Client:
         **hints: Unpack[HintsByName],
     ) -> dict[str, Any]:
         """How one of the deployed routers would route a request of `rows` rows now; see `Router.explain`."""
-        return self._wait(_result(self._handle.explain.remote(model, rows, size, Hints(**hints), version)), None)
+        parsed = Hints.named(hints)
+        return self._wait(_result(self._handle.explain.remote(model, rows, size, parsed, version)), None)
 
     def status(self) -> dict[str, Any]:
         """Models, versions, backends, and why a backend is not live."""

@@ -114,6 +114,10 @@ def ready(
 
     Raises ConfigError and InvalidInput for what cannot be scored.
     """
+    # Here, as what is known of models imports no Ray where they are in a store.
+    from enginehouse.cluster import tokens
+
+    tokens.check_usual()
     found = known(model, store, via)
     scored = Scored(found.config.name, found.config.version, _digest(found), found.manifest.request_signature())
     made = job.prepared(asked, scored, Limits(rows=_unit_rows(found.manifest)))

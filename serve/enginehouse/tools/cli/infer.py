@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from enginehouse.contract.elements import BINARY_ONLY, to_bytes
-from enginehouse.contract.errors import InvalidInput, NoBackend
+from enginehouse.contract.errors import DeadlineExceeded, InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised
 from enginehouse.contract.tensors import DTYPES
 from enginehouse.tools.cli.console import err
@@ -143,6 +143,8 @@ def _call(
         raise InvalidInput(f"{url} speaks no HTTP that is understood ({error!r}); is --url an enginehouse?") from None
     except OSError as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError):
+            raise DeadlineExceeded(f"{url} has not answered within {timeout:g} s; --timeout waits longer") from None
         raise NoBackend(f"{url}: {reason}; is `enginehouse serve` running there? --url asks elsewhere") from None
 
 

@@ -13,7 +13,7 @@ from enginehouse.contract.manifest import NumericsRule
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.options import seconds
 from enginehouse.tools.cli.serve import model_of, moved, wait_until_served
-from enginehouse.tools.cli.status import Address, show
+from enginehouse.tools.cli.status import Address, failing, say_what_failed, show
 
 app = typer.Typer(no_args_is_help=True, help="Add, update, remove and list models of a running application.")
 
@@ -37,15 +37,19 @@ def add(
         bool, typer.Option("--reset", help="Settings that are not named go back to their defaults, and are not kept.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also a version that clients of the present one could not go on with.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Also a version that clients of the present one could not go on with, or that fails on some backends.",
+        ),
     ] = False,
     timeout: Annotated[float, typer.Option(callback=seconds, help="Seconds to wait until it answers.")] = 120,
     address: Address = "auto",
 ) -> None:
     """Serve a model, or move it to another version, which keeps its settings, or change those.
 
-    `name` alone is the newest version, or the served one where the command names settings. What cannot be loaded
-    leaves in place what was there.
+    `name` alone is the newest version, or the served one where the command names settings. What cannot be loaded, be
+    it on one backend of those that are live now, leaves in place what was there.
     """
     with connect.connected(address) as found:
         from enginehouse.cluster import deploy
@@ -61,6 +65,8 @@ def add(
         }
         only_settings = reset or any(value is not None for value in named.values())
         model = model_of(before.store, entry_of(name, old, only_settings), None if reset else old, **named)
+        if force:
+            model = model.model_copy(update={"forced": True})
         deploy.add_model(model, force)
         say(f"{moved(model, old)}: loading{_kept(model, named)}")
 
@@ -74,19 +80,29 @@ def add(
         document = wait_until_served(Catalog(store=before.store, models=(model,)), timeout, check=check)
         entry = next(entry for entry in document["models"] if entry["name"] == model.name)
         if entry["state"] == "failed":
-            reasons = [
-                f"{backend['pool']}: {backend['reason']}"
-                for backend in entry["backends"]
-                if backend["state"] in ("failing", "unavailable")
-            ]
-            why = "; ".join([entry["reason"], *reasons] if entry["reason"] else reasons)
             deploy.take_back(model, old)
-            if old is None:
-                raise NoBackend(f"{model.id} was not added: {why}")
-            if old.id == model.id:
-                raise NoBackend(f"{old.id} goes on with the settings it had; with the new ones it cannot serve: {why}")
-            raise NoBackend(f"{old.id} goes on serving, {model.id} cannot: {why}")
-        show(document)
+            raise NoBackend(_not_changed(model, old, entry))
+        show(document | {"models": [entry]})
+        say_what_failed(entry)
+
+
+def _not_changed(model: ModelConfig, old: ModelConfig | None, entry: dict[str, Any]) -> str:
+    """Why `model` does not answer, and what does: `entry` is of the status."""
+    to_blame = failing(entry)
+    is_partial = bool(to_blame) and any(backend["state"] in ("live", "idle") for backend in entry["backends"])
+    if not is_partial:
+        to_blame += [backend for backend in entry["backends"] if backend["state"] == "unavailable"]
+    reasons = [f"{backend['pool']}: {backend['reason']}" for backend in to_blame]
+    if entry["reason"] and not is_partial:
+        reasons.insert(0, entry["reason"])
+    why = "; ".join(reasons)
+    if old is None:
+        return f"{model.id} was not added: {why}"
+    if is_partial:
+        why += "; the other backends could go on with it: --force changes to it all the same"
+    if old.id == model.id:
+        return f"{old.id} goes on with the settings it had; with the new ones it cannot serve: {why}"
+    return f"{old.id} goes on serving, {model.id} cannot: {why}"
 
 
 def _with_settings(model: ModelConfig) -> str:

@@ -131,7 +131,10 @@ def _show(report: Any, started: float, json: bool) -> None:
     else:
         took = time.monotonic() - started
         new = report.runs[-1].rows if report.runs else 0
-        told = f"{report.written + report.rejected} rows in {took:.1f} s ({new / took:.0f} rows/s)"
+        done = report.written + report.rejected
+        told = f"{done} rows in {took:.1f} s ({new / took:.0f} rows/s)"
+        if not new and report.is_complete:
+            told = f"all {done} rows were scored already; nothing was left to do. They were"
         out.print(
             f"{told} by {', '.join(report.backends) or 'nobody'} -> {report.folder}", highlight=False, soft_wrap=True
         )

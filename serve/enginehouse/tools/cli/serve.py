@@ -20,7 +20,7 @@ from enginehouse.contract.shown import redacted
 from enginehouse.contract.store import Store
 from enginehouse.tools.cli import options
 from enginehouse.tools.cli.console import out, say
-from enginehouse.tools.cli.status import show
+from enginehouse.tools.cli.status import say_what_failed, show
 
 #: Every answer comes from one Router or another; so many in a row have very likely asked them all.
 _AGREEING_ANSWERS = 5
@@ -197,6 +197,8 @@ def wait_until_served(
     give_up = time.monotonic() + timeout
     missing = "the router is not up"
     settled, check_at = 0, time.monotonic() + 1
+    # Of those that are settled: routers that host models themselves may differ.
+    failed: dict[str, Any] | None = None
     while time.monotonic() < give_up and not (stop and stop.is_set()):
         if time.monotonic() >= check_at:
             check()
@@ -215,8 +217,12 @@ def wait_until_served(
                 if not _is_wanted(model, known.get(model.name)) or not _settled(known[model.name])
             ]
             settled = 0 if waiting else settled + 1
+            if not settled:
+                failed = None
+            elif any(known[model.name]["state"] == "failed" for model in catalog.models):
+                failed = failed or document
             if settled == _AGREEING_ANSWERS:
-                return document
+                return failed or document
             missing = f"still loading: {', '.join(waiting)}"
         time.sleep(0.1)
     if stop and stop.is_set():
@@ -263,6 +269,8 @@ def _deploy(
     if stop and stop.is_set():
         return
     show(document)
+    for entry in document["models"]:
+        say_what_failed(entry)
     ready = [entry["name"] for entry in document["models"] if entry["ready"]]
     if not ready:
         say("deployed, but no model answers yet; `enginehouse status` shows when one does")

@@ -65,8 +65,9 @@ def cast(column: pa.ChunkedArray, spec: TensorSpec) -> Cast:
     """The values of `column`, one row each, as `spec` wants them; lists in a row are dimensions.
 
     float64 is rounded to float32, as any client does; everything else has to stay what it is. Encoded pictures become
-    pixels. Bad are rows with a null, ragged ones, and those with a number that `spec.dtype` does not hold. The column
-    has to pass `check_type`.
+    pixels. Where a row has several dimensions that are all fixed, it may be a flat list of their numbers, in C order.
+    Bad are rows with a null, ragged ones, flat ones of another length, and those with a number that `spec.dtype` does
+    not hold. The column has to pass `check_type`.
     """
     values = column.unify_dictionaries().combine_chunks()
     if isinstance(values, pa.ChunkedArray):
@@ -80,7 +81,25 @@ def cast(column: pa.ChunkedArray, spec: TensorSpec) -> Cast:
     if pictures.fits(values.type, spec):
         return _of_pictures(values, spec)
     cast_column = _uniform(values, spec, shape)
-    return cast_column if cast_column is not None else _row_by_row(values, spec, shape)
+    return _unflattened(cast_column if cast_column is not None else _row_by_row(values, spec, shape), spec)
+
+
+def _unflattened(flat: Cast, spec: TensorSpec) -> Cast:
+    """`flat` with the shape that `spec` fixes, where rows are lists of its numbers."""
+    dims = [dim for dim in spec.shape[1:] if dim is not None]
+    if len(dims) < 2 or len(dims) < len(spec.shape) - 1:
+        return flat
+    count = math.prod(dims)
+    made = Cast([], flat.bad)
+    for rows, array in flat.blocks:
+        if array.ndim != 2:
+            made.blocks.append((rows, array))
+        elif array.shape[1] == count:
+            made.blocks.append((rows, array.reshape(len(rows), *dims)))
+        else:
+            told = f"column {spec.name!r} has a flat list of {array.shape[1]} values, and {spec} is {count} of them"
+            made.bad |= {row: Bad("shape", told) for row in rows.tolist()}
+    return made
 
 
 def _uniform(values: pa.Array, spec: TensorSpec, inner: tuple[int, ...]) -> Cast | None:

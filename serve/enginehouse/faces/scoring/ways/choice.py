@@ -61,6 +61,12 @@ def known(model: str, store: str = "", asked: Via | None = None) -> Known:
         have = ", ".join(each.id for each in catalog.models) if catalog else ""
         raise ConfigError(f"model {name!r} is not served; served: {have or 'none'} (--store scores what is not)")
     place = Store(url)
+    versions = place.versions(name)
+    if version and version not in versions:
+        now = f"; served is {served.id}" if served is not None else ""
+        if not versions:
+            raise ConfigError(f"{place.url} has no model {name!r}; it has {', '.join(place.models()) or 'nothing'}")
+        raise ConfigError(f"{place.url} has no version {version!r} of {name!r}; it has {', '.join(versions)}{now}")
     config = moves.pinned(url, ModelConfig(name=name, version=version or place.latest(name)))
     return Known(url, config, place.manifest(name, config.version, config.digest), pools=pools)
 
