@@ -85,9 +85,18 @@ def test_a_crash_is_told_with_what_was_being_done(
     ("step", "die", "said"),
     [
         ("verify", steps.verify_where_loading_dies, "onnxruntime-cpu loaded it (graph optimisation)"),
-        ("verify", steps.verify_where_first_calls_die, "onnxruntime-cpu computed for the first time"),
-        ("verify", steps.verify_where_later_calls_die, "onnxruntime-cpu computed the samples"),
-        ("convert", steps.convert_where_files_die, "it was converted to onnx-fp32, and tried"),
+        pytest.param(
+            "verify",
+            steps.verify_where_first_calls_die,
+            "onnxruntime-cpu computed for the first time",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "verify", steps.verify_where_later_calls_die, "onnxruntime-cpu computed the samples", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "convert", steps.convert_where_files_die, "it was converted to onnx-fp32, and tried", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_artifact_says_at_what_its_process_died(
