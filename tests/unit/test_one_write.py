@@ -17,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from enginehouse.faces.http.one_write import written
 
 WRITES: list[bytes] = []
+#: A request after which the server closes the connection.
+LAST = b"GET /2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 
 
 class Counted(HttpToolsProtocol):
@@ -74,6 +76,12 @@ def asked(port: int, *paths: str, **headers: str) -> list[tuple[int, bytes]]:
     return found
 
 
+def heard(port: int, said: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(said)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
 async def test_headers_and_body_are_one_write() -> None:
     async with server() as port:
         found = await asyncio.to_thread(asked, port, "/one", "/two")
@@ -88,28 +96,18 @@ async def test_a_connection_is_closed_only_after_its_answer() -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    def pipelined(port: int) -> bytes:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-            client.sendall(b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-            return b"".join(iter(lambda: client.recv(65536), b""))
-
     async with server() as port:
-        got = await asyncio.to_thread(pipelined, port)
+        got = await asyncio.to_thread(heard, port, b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\n" + LAST)
     assert got.count(b"HTTP/1.1 201 Created") == 2
     assert got.index(b"\r\n\r\n/1") < got.index(b"\r\n\r\n/2")
 
 
 async def test_an_answer_is_what_uvicorn_would_have_made_of_it() -> None:
-    def raw(port: int) -> bytes:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-            client.sendall(b"GET /1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-            return b"".join(iter(lambda: client.recv(65536), b""))
-
     async with server() as port:
-        ours = await asyncio.to_thread(raw, port)
+        ours = await asyncio.to_thread(heard, port, LAST)
         monkey = pytest.MonkeyPatch()
         monkey.setattr("tests.unit.test_one_write.written", lambda *_: False)
-        theirs = await asyncio.to_thread(raw, port)
+        theirs = await asyncio.to_thread(heard, port, LAST)
         monkey.undo()
     assert len(WRITES) == 1 + 2
     ours_lines, theirs_lines = (sorted(answer.split(b"\r\n")) for answer in (ours, theirs))
