@@ -184,7 +184,7 @@ async def test_a_call_that_is_stuck_holds_nobody_up_for_long() -> None:
     await asyncio.sleep(0)
     assert backend.calls == [[0]]
     others = [send(coalescer, row(number)) for number in (1, 2)]
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)
     assert backend.calls == [[0], [1, 2]]
     backend.open.set()
     assert await values([stuck, *others]) == [0, 2, 4]

@@ -7,6 +7,7 @@ engine outside of Serve, as batch scoring has them, has `Together`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
@@ -35,13 +36,12 @@ def serve_queue(run: Run, calls: int, lanes: int) -> Queue:
     from ray import serve
 
     # serve.batch keeps one queue per decorated function, hence a function per model.
-    @serve.batch(  # type: ignore[untyped-decorator]
-        max_batch_size=calls, batch_wait_timeout_s=0.0, max_concurrent_batches=lanes
-    )
     async def batched(items: list[Item]) -> list[Computed | EnginehouseError]:
         return await run(items)
 
-    queue: Queue = batched
+    # It asks for the signature at each call, which is a tenth of a small model's call unless it is at hand.
+    batched.__signature__ = inspect.signature(batched)  # type: ignore[attr-defined]
+    queue: Queue = serve.batch(max_batch_size=calls, batch_wait_timeout_s=0.0, max_concurrent_batches=lanes)(batched)
     return queue
 
 

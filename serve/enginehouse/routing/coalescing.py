@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError
 from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
 from enginehouse.engines.padding import Padder, Place
+from enginehouse.routing import timers
 from enginehouse.routing.policy import LAST, USUAL
 
 #: Seconds past its predicted time after which a call frees its slot.
@@ -118,7 +119,7 @@ class Coalescer:
         answer: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         item = _Waiting(inputs, rows, nbytes(inputs), place, now, deadline, priority, answer)
         # A timer alone: `asyncio.timeout` also makes a context and a cancellation, for every request that waits.
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), _expire, item, deadline - now)
+        timer = timers.call_later(deadline - now, lambda: _expire(item, deadline - now))
         heapq.heappush(self._waiting, (priority, deadline, next(self._numbers), item))
         self.waiting_rows += rows
         self._rows_of[priority] += rows
@@ -157,7 +158,7 @@ class Coalescer:
                 self._under_way -= 1
                 self._fill_slots()
 
-        timer = asyncio.get_running_loop().call_later(self.hold_s, release)
+        timer = timers.call_about(self.hold_s, release)
         return release
 
     def _fill_slots(self) -> None:

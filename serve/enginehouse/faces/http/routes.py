@@ -30,6 +30,7 @@ from enginehouse.faces.http.foreign_paths import not_supported
 from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.faces.http.one_write import written
 from enginehouse.faces.http.responses import AtOnce, InParts
+from enginehouse.routing import timers
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
@@ -143,12 +144,12 @@ class _Watch:
         self.is_disconnected = False
         self._request = request
         self._task = asyncio.current_task()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: timers.Timer | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Call once the body is read: the next ASGI message is then the disconnect."""
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+        self._timer = timers.call_about(WATCH_AFTER_S, self._begin)
 
     def stop(self) -> None:
         if self._timer is not None:
