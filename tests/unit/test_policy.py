@@ -127,6 +127,17 @@ def test_engines_of_the_same_nodes_compete_by_speed_and_not_by_their_queues() ->
     assert ranked(slow, fast, budget_ms=100.0, stated=True) == ["fast", "slow"]
 
 
+@pytest.mark.parametrize("seen", [0.95, 0.99, 1.05, 1.09])
+def test_requests_do_not_go_to_and_fro_between_engines_of_a_node_that_are_about_as_fast(seen: float) -> None:
+    busy = backend("busy", (1, 10.0 * seen), nodes=frozenset("n"), wait_ms=50.0)
+    idle = backend("idle", (1, 10.0), nodes=frozenset("n"), engine="openvino-cpu")
+    assert ranked(busy, idle) == ["busy", "idle"] == ranked(idle, busy)
+    # Where none is busy or both are, the faster one is first; so is one that is clearly faster.
+    assert ranked(busy._replace(wait_ms=0.0), idle)[0] == ("busy" if seen < 1.0 else "idle")
+    assert ranked(busy, idle._replace(wait_ms=1.0))[0] == ("busy" if seen < 1.0 else "idle")
+    assert ranked(backend("busy", (1, 13.0), nodes=frozenset("n"), wait_ms=1.0), idle)[0] == "idle"
+
+
 def test_a_pool_is_behind_a_resident_engine_that_is_the_same_however_slow_that_seems() -> None:
     here = frozenset({"n1"})
     resident = backend("resident", (1, 2.0), resident=True, nodes=here, pace={0: 1.5}, queued_rows=30, batch_rows=8)
