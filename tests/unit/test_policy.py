@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.ranking import backend, choices, ranked, reasons, table
 
 from enginehouse.contract.choice import choose_artifact
-from enginehouse.contract.latency import LatencyPoint, LatencyTable
+from enginehouse.contract.latency import LatencyTable
 from enginehouse.contract.manifest import (
     Artifact,
     EngineKind,
     Format,
     Manifest,
-    NumericsClass,
     SignatureRecord,
     Status,
     TensorRecord,
 )
-from enginehouse.routing.policy import HOP_MS, MARGIN, BackendState, Choice, Demand, FastestInTime, told_ms
+from enginehouse.routing.policy import HOP_MS, MARGIN, BackendState, Demand, FastestInTime, told_ms
 
 TENSOR = TensorRecord(name="x", datatype="FP32", shape=(-1, 4))
-
-
-def table(*points: tuple[int, float], engine: str = "onnxruntime-cpu", artifact: str = "a") -> LatencyTable:
-    measured = tuple(LatencyPoint(rows=rows, median_ms=ms, p90_ms=ms, min_ms=ms, count=1) for rows, ms in points)
-    return LatencyTable(engine=engine, artifact=artifact, threads=1, host="here", points=measured)
-
-
-def backend(
-    pool: str,
-    *points: tuple[int, float],
-    replicas: int = 1,
-    numerics: NumericsClass = "full",
-    engine: EngineKind = "onnxruntime-cpu",
-    **known: Any,
-) -> BackendState:
-    precision = "int8" if numerics == "int8" else "fp32"
-    state = BackendState(pool, engine, "a", precision, numerics, replicas, table(*points) if points else None)
-    return state._replace(**known)
-
-
-def ranked(*backends: BackendState, rows: int = 1, **hints: object) -> list[str]:
-    return [choice.backend.pool for choice in choices(*backends, rows=rows, **hints) if not choice.reason]
-
-
-def choices(*backends: BackendState, rows: int = 1, **hints: object) -> Sequence[Choice]:
-    return FastestInTime().rank(backends, Demand(rows, **hints))  # type: ignore[arg-type]
-
-
-def reasons(*backends: BackendState, **hints: object) -> dict[str, str]:
-    return {choice.backend.pool: choice.reason for choice in choices(*backends, **hints)}
 
 
 def test_the_fastest_for_this_many_rows_comes_first() -> None:
