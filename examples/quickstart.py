@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 import typer
 from examples.digits import held_out
@@ -90,7 +91,7 @@ def served(
     store: Path, port: int, env: dict[str, str], stop: threading.Event
 ) -> Iterator[tuple[psutil.Process, float]]:
     """`enginehouse serve` until the context ends; yields its process and the seconds from its start to an answer."""
-    command = (ENGINEHOUSE, "serve", str(store), "--port", str(port))
+    command = (ENGINEHOUSE, "serve", str(store), "--port", str(port), "--grpc-port", str(port + 1))
     say(command)
     started = time.perf_counter()
     # A session of its own: Ctrl-C comes to us, and we end it in order.
@@ -153,23 +154,44 @@ def over_http(client: Any, images: np.ndarray, binary: bool) -> tuple[np.ndarray
     return result.as_numpy("logits").argmax(1), str(result.get_response()["parameters"]["backend"])
 
 
+def over_grpc(client: Any, images: np.ndarray) -> tuple[np.ndarray, str]:
+    tensor = triton_grpc.InferInput("image", images.shape, "UINT8")
+    tensor.set_data_from_numpy(images)
+    result = client.infer(MODEL, [tensor])
+    return result.as_numpy("logits").argmax(1), str(result.get_response().parameters["backend"].string_param)
+
+
 def http_path(port: int, images: np.ndarray, binary: bool) -> Route:
+    return request_path(
+        images,
+        lambda: triton.InferenceServerClient(f"127.0.0.1:{port}"),
+        lambda client, some: over_http(client, some, binary),
+    )
+
+
+def grpc_path(port: int, images: np.ndarray) -> Route:
+    return request_path(images, lambda: triton_grpc.InferenceServerClient(f"127.0.0.1:{port}"), over_grpc)
+
+
+def request_path(
+    images: np.ndarray, connect: Callable[[], Any], ask: Callable[[Any, np.ndarray], tuple[np.ndarray, str]]
+) -> Route:
     """Every image alone for the latency, then all of them in requests of 32 rows, four at a time, for the rate."""
-    client = triton.InferenceServerClient(f"127.0.0.1:{port}", concurrency=4)
+    client = connect()
     for _ in range(WARM_UP):
-        over_http(client, images[:1], binary)
+        ask(client, images[:1])
     predictions, latencies, backend = [], [], ""
     for index in range(len(images)):
         started = time.perf_counter()
-        predicted, backend = over_http(client, images[index : index + 1], binary)
+        predicted, backend = ask(client, images[index : index + 1])
         latencies.append(time.perf_counter() - started)
         predictions.append(int(predicted[0]))
     # The client is built on gevent, which wants a client per thread.
     parts = np.array_split(np.arange(0, len(images), ROWS), 4)
 
     def part(starts: np.ndarray) -> list[tuple[int, list[int]]]:
-        mine = triton.InferenceServerClient(f"127.0.0.1:{port}")
-        return [(int(s), over_http(mine, images[s : s + ROWS], binary)[0].tolist()) for s in starts]
+        mine = connect()
+        return [(int(s), ask(mine, images[s : s + ROWS])[0].tolist()) for s in starts]
 
     started = time.perf_counter()
     with ThreadPoolExecutor(len(parts)) as pool:
@@ -231,7 +253,7 @@ def show_table(document: dict[str, Any]) -> None:
 def main(
     once: Annotated[bool, typer.Option(help="Do it once and exit; non-zero if a path failed.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file.")] = None,
-    port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
+    port: Annotated[int, typer.Option(help="HTTP port; gRPC has the next one.")] = 8000,
 ) -> None:
     """Build, serve and use the digits model on this machine."""
     stop = threading.Event()
@@ -239,9 +261,10 @@ def main(
         signal.signal(number, lambda *_: stop.set())
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise SystemExit(f"--json {json_file}: there is no such folder")
-    with contextlib.closing(socket.socket()) as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise SystemExit(f"port {port} is in use; choose another with --port")
+    for taken in (port, port + 1):
+        with contextlib.closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", taken)) == 0:
+                raise SystemExit(f"port {taken} is in use; choose another with --port")
     install_s = float((ROOT / ".venv/.install-seconds").read_text())
     with contextlib.ExitStack() as cleanup:
         folder = Path(tempfile.mkdtemp(prefix="eh-"))
@@ -263,6 +286,7 @@ def main(
         ways: dict[str, Callable[[], Route]] = {
             "http_binary": lambda: http_path(port, images, binary=True),
             "http_json": lambda: http_path(port, images, binary=False),
+            "grpc": lambda: grpc_path(port + 1, images),
             "handle": lambda: handle_path(images, folder, env),
             "batch": lambda: batch_path(images, folder, env),
         }

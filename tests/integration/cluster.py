@@ -144,7 +144,7 @@ class Cluster:
     def __init__(self, flags: Mapping[str, str] = SERVING_ENV, cpus: int = 7) -> None:
         # Short: Ray's sockets below it may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="eh-"))
-        self.http_port = free_port()
+        self.http_port, self.grpc_port = free_port(), free_port()
         self.url = f"127.0.0.1:{self.http_port}"
         self.nodes: list[Node] = []
         self.env = clean_env(**flags, **self._apart())

@@ -128,10 +128,15 @@ def deploy_app(cluster: Cluster, catalog: Catalog, app: AppConfig = APP) -> None
     from ray import serve
 
     from enginehouse.cluster import deploy
+    from enginehouse.contract.config import GRPC_OPTIONS
     from enginehouse.faces.python.client import Client
 
     # All nodes have one machine's ports: one proxy for them all.
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": cluster.http_port})
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": cluster.http_port},
+        grpc_options={"port": cluster.grpc_port, **GRPC_OPTIONS},
+    )
     deploy.deploy(app, catalog, "127.0.0.1", cluster.http_port)
 
     def answers() -> bool:

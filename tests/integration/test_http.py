@@ -28,7 +28,7 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, WIDTH), dtype=np.float32)
 
 
-def test_tritonclient_sees_a_live_server_and_its_model(client: triton.InferenceServerClient) -> None:
+def test_tritonclient_sees_a_live_server_and_its_model(house: House, client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("scale")
@@ -37,6 +37,9 @@ def test_tritonclient_sees_a_live_server_and_its_model(client: triton.InferenceS
     metadata = client.get_model_metadata("scale")
     assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, WIDTH]}]
     assert metadata["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, WIDTH]}]
+    assert {"scale", "other"} <= set(httpx.get(f"http://{house.url}/v2/models", timeout=10).json()["models"])
+    config = client.get_model_config("scale")
+    assert config["max_batch_size"] == MAX_BATCH and config["input"][0]["dims"] == [WIDTH]
     assert {(entry["name"], entry["state"]) for entry in client.get_model_repository_index()} >= {
         ("scale", "READY"),
         ("other", "READY"),

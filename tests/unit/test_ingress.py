@@ -226,8 +226,6 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
         *(
             ("GET", path, {}, 404, f"'{path}' is not supported by this server, which has no {what}")
             for path, what in {
-                "/v2/models/cold/config": "model configurations; GET /v2/models/<model> has",
-                "/v2/models/cold/versions/1/config": "model configurations",
                 "/v2/models/cold/stats": "statistics; ",
                 "/v2/models/cold/versions/1/stats": "statistics",
                 "/v2/systemsharedmemory/status": "shared memory",
@@ -245,6 +243,8 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
         ("POST", "/v2/models/nobody/infer", {"content": TEXT}, 404, "model 'nobody' is not served here"),
         ("POST", "/v2/models/nobody/versions/2/infer", {"content": TEXT}, 404, "version '2'"),
         ("GET", "/v2/models/cold", {}, 503, "model 'cold@1' is not warm yet"),
+        ("GET", "/v2/models/cold/config", {}, 503, "model 'cold@1' is not warm yet"),
+        ("GET", "/v2/models/nobody/versions/2/config", {}, 404, "version '2'"),
         ("POST", "/v2/models/cold/infer", {"content": TEXT}, 503, "model 'cold@1' is not warm yet"),
         ("GET", "/v2/models/cold/ready", {}, 400, "model 'cold' has no live backend"),
         ("GET", "/v2/health/ready", {}, 400, "not ready: cold"),

@@ -25,6 +25,9 @@ frontend prometheus
 frontend http_frontend
     bind 127.0.0.1:8000
     use_backend app
+frontend grpc_frontend
+    bind 127.0.0.1:8001 proto h2
+    use_backend app
 backend app
     option httpchk GET /-/healthz
     http-check expect status 200
@@ -35,7 +38,8 @@ backend app
 def test_requests_and_health_checks_get_the_key_and_nothing_else_changes() -> None:
     text = completed(CONFIGURATION, "secret")
     added = [line for line in text.splitlines() if line not in CONFIGURATION.splitlines()]
-    assert added == ["    http-request set-header x-house-key secret", "    http-check send hdr x-house-key secret"]
+    added, requests = added[1:], added[0]
+    assert added == [requests, "    http-check send hdr x-house-key secret"]
     lines = text.splitlines()
     assert lines[lines.index("    bind 127.0.0.1:8000") + 1] == added[0]
     assert lines[lines.index("    option httpchk GET /-/healthz") + 1] == added[1]
@@ -44,11 +48,13 @@ def test_requests_and_health_checks_get_the_key_and_nothing_else_changes() -> No
     assert completed(text, "secret") == text
 
 
-@pytest.mark.parametrize("bind", ["[::1]:8000", "[::]:8000 v4v6"])
+@pytest.mark.parametrize("bind", ["[::1]", "[::] v4v6"])
 def test_the_address_may_be_one_of_ipv6(bind: str) -> None:
     lines = completed(CONFIGURATION, "secret", bind).splitlines()
-    assert f"    bind {bind}" in lines
-    assert "    bind 127.0.0.1:8000" not in lines
+    host, *more = bind.split()
+    assert " ".join([f"    bind {host}:8000", *more]) in lines
+    assert " ".join([f"    bind {host}:8001", *more, "proto h2"]) in lines
+    assert not any("127.0.0.1:800" in line for line in lines)
     assert "    bind :9101" in lines
 
 
@@ -85,9 +91,9 @@ def test_without_haproxy_an_address_of_ipv6_is_refused(monkeypatch: pytest.Monke
     from enginehouse.cluster import haproxy
 
     monkeypatch.setattr(haproxy, "_binary", lambda: None)
-    assert haproxy.wrapped("127.0.0.1", 8000) == {}
+    assert haproxy.wrapped("127.0.0.1") == {}
     with pytest.raises(ConfigError, match="--host ::1.*HAProxy"):
-        haproxy.wrapped("::1", 8000)
+        haproxy.wrapped("::1")
 
 
 def test_the_wrapper_never_wraps_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +101,13 @@ def test_the_wrapper_never_wraps_itself(monkeypatch: pytest.MonkeyPatch) -> None
 
     for name in (haproxy_wrapper.BINARY, "RAY_SERVE_HAPROXY_BINARY_PATH"):
         monkeypatch.delenv(name, raising=False)
-    once = haproxy.wrapped("127.0.0.1", 8000)
+    once = haproxy.wrapped("127.0.0.1")
     for name, value in once.items():
         # As a task of that cluster has it.
         monkeypatch.setenv(name, value)
-    assert haproxy.wrapped("127.0.0.1", 8000)[haproxy_wrapper.BINARY] == once[haproxy_wrapper.BINARY]
+    assert haproxy.wrapped("127.0.0.1")[haproxy_wrapper.BINARY] == once[haproxy_wrapper.BINARY]
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/opt/mine")
-    assert haproxy.wrapped("127.0.0.1", 8000)[haproxy_wrapper.BINARY] == "/opt/mine"
+    assert haproxy.wrapped("127.0.0.1")[haproxy_wrapper.BINARY] == "/opt/mine"
 
 
 def test_requests_that_are_still_answered_are_known_by_their_age(

@@ -21,7 +21,7 @@ from enginehouse.contract.elements import ELEMENTS, Work, finished
 from enginehouse.contract.errors import InvalidInput, RequestTooLarge
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 from enginehouse.faces import oip
-from enginehouse.faces.http.interleaved import SLICE_S, interleaved
+from enginehouse.faces.interleaved import SLICE_S, interleaved
 from enginehouse.faces.oip.document import AT_ONCE_BYTES
 
 COUNT = 20 * ELEMENTS

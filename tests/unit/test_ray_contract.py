@@ -111,7 +111,7 @@ def test_what_a_local_cluster_sets_for_haproxy_is_still_read() -> None:
     from enginehouse.cluster import haproxy
 
     constants = inspect.getsource(importlib.import_module("ray.serve._private.constants"))
-    wanted = haproxy.environment(Path("/tmp/eh-x")) | haproxy.wrapped("127.0.0.1", 8000)
+    wanted = haproxy.environment(Path("/tmp/eh-x")) | haproxy.wrapped("127.0.0.1")
     assert [name for name in wanted if name.startswith("RAY_") and name not in constants] == []
     # The wrapper finds the configuration after `-f`, and the pid of what it becomes is the one that Ray looks for.
     start = source("ray.serve._private.haproxy", "HAProxyApi._start_and_wait_for_haproxy")

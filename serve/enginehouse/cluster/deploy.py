@@ -73,12 +73,13 @@ def apply(change: Change) -> None:
             time.sleep(0.2 * (attempt + 1))
 
 
-def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool = False) -> None:
+def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool = False, grpc_port: int = 0) -> None:
     """Start Serve if it is not running, and deploy or replace our application.
 
-    `host` and `port` are for Serve's HTTP; they take effect only when it is started here. Raises ConfigError when a
-    model may not be set as the catalog says (`moves.check_settings`), when Serve does not start, or, without `force`,
-    when the clients of a version that is served now could not go on. With it, versions take over with what lives.
+    `host` and `port` are for Serve's HTTP, `grpc_port` for gRPC, 0 for none; they take effect only when it is started
+    here. Raises ConfigError when a model may not be set as the catalog says (`moves.check_settings`), when Serve does
+    not start, or, without `force`, when the clients of a version that is served now could not go on. With it, versions
+    take over with what lives.
     """
     if force:
         forced = tuple(model.model_copy(update={"forced": True}) for model in catalog.models)
@@ -89,11 +90,12 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
     if not force and (before := deployed_catalog()):
         for model in catalog.models:
             moves.check_signature(before, catalog.store, model)
-    config = serve_config(app, catalog, host, port)
+    config = serve_config(app, catalog, host, port, grpc_port)
     start = functools.partial(
         serve.start,
         proxy_location=config["proxy_location"],
         http_options=config["http_options"],
+        grpc_options=config.get("grpc_options"),
         logging_config=config["logging_config"],
     )
     try:
@@ -103,6 +105,11 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
         raise ConfigError(f"Serve does not start: {lines[-1].strip() if lines else type(error).__name__}") from error
     (application,) = config["applications"]
     apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
+
+
+def grpc_port() -> int:
+    """The port of Serve's gRPC on this cluster, 0 for none."""
+    return _within(ASK_S, ray_private.grpc_port)
 
 
 def http_address() -> tuple[str, int]:

@@ -27,10 +27,13 @@ _BINARY_SETTING = "RAY_SERVE_HAPROXY_BINARY_PATH"
 def environment(folder: Path) -> dict[str, str]:
     """Variables for HAProxy in a local cluster: files and ports that no other cluster here uses."""
     first, last = free_range()
+    middle = (first + last) // 2
     return {
         # Those of the routers: another cluster must not get one that this one's HAProxy still knows.
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(middle),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(middle + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(last),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -52,8 +55,8 @@ def serve_host(host: str) -> str:
     return "127.0.0.1" if ":" in host else host
 
 
-def wrapped(host: str, port: int) -> dict[str, str]:
-    """Variables that put our wrapper in the place of the binary that Ray would start, to listen on `host`:`port`.
+def wrapped(host: str) -> dict[str, str]:
+    """Variables that put our wrapper in the place of the binary that Ray would start, to listen on `host`.
 
     None where there is no binary. Raises ConfigError for an address that HAProxy then cannot listen on.
     """
@@ -65,7 +68,7 @@ def wrapped(host: str, port: int) -> dict[str, str]:
             )
         return {}
     # All addresses of IPv6 are those of IPv4 too, as with other servers.
-    bind = {haproxy_wrapper.BIND: f"[{host}]:{port}{' v4v6' if host == '::' else ''}"} if ":" in host else {}
+    bind = {haproxy_wrapper.BIND: f"[{host}]{' v4v6' if host == '::' else ''}"} if ":" in host else {}
     return bind | {
         _BINARY_SETTING: str(_WRAPPER),
         "ENGINEHOUSE_PYTHON": sys.executable,

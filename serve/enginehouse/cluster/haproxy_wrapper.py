@@ -21,6 +21,8 @@ from collections.abc import Iterator
 BINARY, SERVER, BIND = "ENGINEHOUSE_HAPROXY", "ENGINEHOUSE_SERVER_PID", "ENGINEHOUSE_BIND"
 KEY, HEADER = "ENGINEHOUSE_HOUSE_KEY", "x-house-key"
 _PR_SET_PDEATHSIG = 1
+#: Where clients come in.
+_FRONTENDS = "frontend http_frontend", "frontend grpc_frontend"
 _LOST = b'{"error":"the router of this request was lost or is not there; try again"}'
 #: A request is pure: whoever gets this may send it again.
 LOST = (
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def completed(text: str, key: str, bind: str | None = None, lost: str | None = None) -> str:
-    """The configuration with the key in requests and health checks, listening at `bind` if that is given.
+    """The configuration with the key in requests and health checks, listening at the host `bind` if that is given.
 
     `lost` is the file of what HAProxy answers for a router that does not.
     """
@@ -68,8 +70,13 @@ def _lines(text: str, key: str, bind: str | None, lost: str | None) -> Iterator[
         if word.startswith("errorfile ") and lost:
             yield f"    errorfile {word.split()[1]} {lost}"
             continue
-        is_front = section == "frontend http_frontend" and word.startswith("bind ")
-        yield f"    bind {bind}" if is_front and bind else line
+        is_front = section in _FRONTENDS and word.startswith("bind ")
+        if is_front and bind:
+            _, address, *options = word.split()
+            host, *more = bind.split()
+            # As Ray has it but for the host.
+            line = " ".join(["    bind", f"{host}:{address.rpartition(':')[2]}", *more, *options])
+        yield line
         if is_front:
             # In the place of what the client has sent.
             yield f"    http-request set-header {HEADER} {key}"

@@ -66,16 +66,20 @@ class LocalCluster(NamedTuple):
 
 
 @contextlib.contextmanager
-def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
+def local(host: str, port: int, app: AppConfig, grpc_port: int = 0) -> Iterator[LocalCluster]:
     """Run a Ray cluster on this machine only, for the context.
 
     It has the logical CPUs that all replicas of `app` and a scoring job take, even beyond the machine's cores: real CPU
     use is bounded by the threads of engines. Nothing of it outlives this process, however that ends. Raises ConfigError
-    when `host`:`port`, where Serve will listen, is taken, and RuntimeError when Ray was imported already.
+    when `host` and one of the ports, where Serve will listen, is taken, and RuntimeError when Ray was imported already.
     """
     check_ray_is_not_imported()
     if reason := listen_error(host, port):
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port")
+    if grpc_port and (reason := listen_error(host, grpc_port)):
+        raise ConfigError(
+            f"cannot listen on {host}:{grpc_port} for gRPC: {reason}; choose another with --grpc-port, or 0 for none"
+        )
     home.private_token()
     with own_folder() as folder:
         # Before Ray starts, since its processes inherit them.
@@ -89,7 +93,7 @@ def local(host: str, port: int, app: AppConfig) -> Iterator[LocalCluster]:
             | home.without_home(folder)
         )
         os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-        os.environ.update(haproxy.wrapped(host, port) | proxies.exceptions(proxies.THIS_MACHINE) | {MARK: str(folder)})
+        os.environ.update(haproxy.wrapped(host) | proxies.exceptions(proxies.THIS_MACHINE) | {MARK: str(folder)})
         keeper = Keeper(folder)
         light.without_pandas()
         import ray

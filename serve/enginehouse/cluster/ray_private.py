@@ -55,6 +55,12 @@ def http_options() -> dict[str, Any]:
     return options
 
 
+def grpc_port() -> int:
+    """The port of Serve's gRPC, 0 where it has no services."""
+    options = _get_global_client().get_serve_details()["grpc_options"]
+    return int(options["port"]) if options.get("grpc_servicer_functions") else 0
+
+
 def http_port() -> int | None:
     """The port of Serve's HTTP; None while Serve does not run."""
     client = _get_global_client(raise_if_no_controller_running=False)

@@ -40,6 +40,8 @@ SERVING_ENV = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "enginehouse.shortcut:middlewares",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
+#: What Serve is told of gRPC beside its port.
+GRPC_OPTIONS = {"grpc_servicer_functions": ["enginehouse.faces.grpc.serving:add_to_server"], "enable_reflection": True}
 #: Variable with the seconds between two rounds of Serve's controller while nothing is asked for and nothing changes;
 #: without it they are as frequent as always.
 ROUNDS_AT_REST = "ENGINEHOUSE_SECONDS_BETWEEN_ROUNDS_AT_REST"
@@ -218,8 +220,10 @@ class Catalog(_Config):
         return Catalog(store=self.store, models=tuple(model for model in self.models if model.name != name))
 
 
-def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port: int = 8000) -> dict[str, Any]:
-    """The Ray Serve config file (`serve deploy`) for this application, as plain data."""
+def serve_config(
+    app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port: int = 8000, grpc_port: int = 0
+) -> dict[str, Any]:
+    """The Ray Serve config file (`serve deploy`) for this application, as plain data; gRPC needs a port."""
     user_config = catalog.model_dump(mode="json", exclude_defaults=True)
     args = app.model_dump(mode="json", exclude_defaults=True)
     for name, pool in app.pools.items():
@@ -229,6 +233,7 @@ def serve_config(app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
+        **({"grpc_options": {"port": grpc_port, **GRPC_OPTIONS}} if grpc_port else {}),
         "logging_config": {"enable_access_log": False},
         "applications": [
             {

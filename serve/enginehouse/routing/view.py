@@ -51,6 +51,11 @@ class ModelVersion:
         object.__setattr__(self, "key", self.config.key)
         object.__setattr__(self, "numerics", rule_of(self.config, self.manifest))
 
+    @property
+    def max_batch(self) -> int:
+        """Most rows of an engine call."""
+        return self.config.max_batch_size or self.manifest.max_batch
+
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:

@@ -7,8 +7,6 @@ import functools
 import importlib.metadata
 import logging
 import math
-import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -22,17 +20,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from enginehouse.contract.errors import EnginehouseError, Overloaded
-from enginehouse.contract.shown import OneLine, placeless
-from enginehouse.contract.tensors import Tensors
-from enginehouse.faces import oip
+from enginehouse.contract.shown import OneLine
+from enginehouse.faces import oip, outward
 from enginehouse.faces.http import body
 from enginehouse.faces.http.foreign_paths import not_supported
-from enginehouse.faces.http.interleaved import interleaved
 from enginehouse.faces.http.one_write import written
 from enginehouse.faces.http.responses import AtOnce, InParts
+from enginehouse.faces.interleaved import interleaved
+from enginehouse.faces.memory import made
 from enginehouse.routing import timers
 from enginehouse.routing.data_plane import DataPlane, Turn
-from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
 
@@ -44,10 +41,6 @@ logger.addFilter(OneLine())
 WATCH_AFTER_S = 0.05
 #: Up to so many bytes, an answer is sent in one piece.
 AT_ONCE_BYTES = 1 << 18
-#: Bytes that Python takes for a string beside its text and the place in the array.
-STRING_BYTES = 40
-#: What may be an id of a request, given by its client.
-_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _ENDING = "not ready: this server is ending"
 
 
@@ -187,7 +180,7 @@ async def _respond(
     decoding = oip.decoding(content, length, signature, max_strings)
     # Python's objects take many times the memory of the text, which is not counted: there is one such text at a time.
     wanted = await interleaved(decoding, alone=json_bytes > oip.AT_ONCE_BYTES)
-    turn.take(_made(wanted.inputs, is_json=length is None))
+    turn.take(made(wanted.inputs))
     answer = await turn.infer(wanted.inputs, wanted.rows, Hints.of(hints, wanted.parameters))
     origin = answer.origin()
     encoded = await interleaved(oip.encoding(name, origin["version"], wanted, answer.outputs, signature, origin))
@@ -204,13 +197,6 @@ async def _respond(
     return InParts(encoded.parts, headers)
 
 
-def _made(inputs: Tensors, is_json: bool) -> int:
-    """Bytes that decoding took beside the body, on which binary numbers are views."""
-    strings = [array for array in inputs.values() if array.dtype.hasobject]
-    made = sum(array.nbytes for array in (inputs.values() if is_json else strings))
-    return made + STRING_BYTES * sum(array.size for array in strings)
-
-
 @functools.cache
 def _header(fact: str) -> bytes:
     return (PREFIX + fact.replace("_", "-")).encode()
@@ -218,27 +204,23 @@ def _header(fact: str) -> bytes:
 
 async def index(_: Request) -> Response:
     """Triton's repository index: every model with its version, state and reason."""
-    return _json(
-        [
-            {
-                "name": entry["name"],
-                "version": entry["serving"] or entry["wanted"],
-                "state": "READY" if entry["ready"] else "UNAVAILABLE",
-                "reason": placeless(entry["reason"] or ("" if entry["ready"] else _why_not(entry))),
-            }
-            for entry in _models()
-        ]
-    )
+    return _json(oip.repository_index(_models()))
+
+
+async def config(request: Request) -> Response:
+    version = _ingress().versions.get(*_model_of(request))
+    return _json(oip.model_config(version.config.name, version.signature, version.max_batch))
+
+
+async def models(_: Request) -> Response:
+    """The models of the catalog: OpenVINO Model Server and KServe have such a list."""
+    return _json({"models": [model["name"] for model in _models()]})
 
 
 def _models() -> list[dict[str, Any]]:
     ingress = _ingress()
-    models: list[dict[str, Any]] = ingress.versions.status(ingress.plane.answers)["models"]
-    return models
-
-
-def _why_not(entry: dict[str, Any]) -> str:
-    return "; ".join(f"{backend['pool']}: {backend['reason'] or backend['state']}" for backend in entry["backends"])
+    found: list[dict[str, Any]] = ingress.versions.status(ingress.plane.answers)["models"]
+    return found
 
 
 def _model_of(request: Request) -> tuple[str, str | None]:
@@ -247,16 +229,11 @@ def _model_of(request: Request) -> tuple[str, str | None]:
 
 async def _our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EnginehouseError)
-    if error.status == 500:
-        return _kept_inside(request, error)
     headers = None
     # Who is late need not wait: it is the deadline that was too short.
     if error.retryable and error.status != 504:
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)) if isinstance(error, Overloaded) else 1)}
-    document = oip.error_document(error)
-    if error.status > 500:
-        document = {key: placeless(text) for key, text in document.items()}
-    return _json(document, error.status, headers)
+    return _json({"error": _told(request, error)}, error.status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -276,21 +253,11 @@ async def _disconnected(_: Request, __: Exception) -> Response:
 
 
 async def _any_error(request: Request, error: Exception) -> Response:
-    return _kept_inside(request, error)
+    return _json({"error": _told(request, error)}, 500)
 
 
-def _kept_inside(request: Request, error: Exception) -> Response:
-    """The answer to what only this server's log tells the reason of, where the answer says that it is."""
-    given = request.headers.get("x-request-id", "")
-    number = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
-    # Those of our own errors say what happened; the traceback of another one, where.
-    trace = None if isinstance(error, EnginehouseError) else error
-    logger.error("request %s to %s: %s: %s", number, request.url.path, type(error).__name__, error, exc_info=trace)
-    what = type(error).__name__ if isinstance(error, EnginehouseError) else "internal error"
-    for told in (TWICE_LOST, THRICE_LOST):
-        if str(error).startswith(told):
-            what = f"{what}: {told}"
-    return _json({"error": f"{what}: the reason is in the server's log under request {number}"}, 500)
+def _told(request: Request, error: Exception) -> str:
+    return outward.told(error, request.headers.get("x-request-id", ""), request.url.path)
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -308,7 +275,9 @@ http = Starlette(
         Route("/v2", server),
         Route("/v2/", server),
         Route("/v2/repository/index", index, methods=["POST"]),
+        Route("/v2/models", models),
         *_model_routes("", model, "GET"),
+        *_model_routes("/config", config, "GET"),
         *_model_routes("/ready", model_ready, "GET"),
         *_model_routes("/infer", infer, "POST"),
     ],

@@ -10,34 +10,46 @@ can be interrupted (`contract.elements`).
 
 from __future__ import annotations
 
+from enginehouse.faces.oip.config import model_config
 from enginehouse.faces.oip.document import AT_ONCE_BYTES
 from enginehouse.faces.oip.request import (
+    Contents,
     InferRequest,
+    Parameters,
     RequestedOutput,
     decode_request,
     decoding,
+    of_document,
     parse_header_length,
 )
 from enginehouse.faces.oip.response import (
     Encoded,
     encode_response,
     encoding,
-    error_document,
+    in_bytes,
     model_metadata,
+    output,
+    repository_index,
     server_metadata,
 )
 
 __all__ = [
     "AT_ONCE_BYTES",
+    "Contents",
     "Encoded",
     "InferRequest",
+    "Parameters",
     "RequestedOutput",
     "decode_request",
     "decoding",
     "encode_response",
     "encoding",
-    "error_document",
+    "in_bytes",
+    "model_config",
     "model_metadata",
+    "of_document",
+    "output",
     "parse_header_length",
+    "repository_index",
     "server_metadata",
 ]

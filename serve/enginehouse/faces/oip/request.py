@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -89,17 +89,48 @@ def decoding(
         yield from _checked(signature.check_values, inputs)
         return InferRequest(inputs, *form.fields)
     document = yield from parsed(text, signature)
+    request = yield from of_document(document, signature, _Body(tail), max_strings)
+    # With an id in it, the text will not be sent again.
+    if tail and request.id is None:
+        forms.keep(
+            text, len(tail), signature, request.inputs, (None, request.outputs, request.parameters, request.rows)
+        )
+    return request
+
+
+class Contents(Protocol):
+    """Where the elements of a document's inputs are."""
+
+    def read(
+        self, item: Mapping[str, Any], parameters: Parameters, spec: TensorSpec, shape: list[int]
+    ) -> Work[np.ndarray]:
+        """Those of the input `item`, which has these `parameters`; asked for each in the document's order."""
+        ...
+
+    def end(self) -> None:
+        """Raises InvalidInput when some are left."""
+        ...
+
+
+def of_document(
+    document: Mapping[str, Any],
+    signature: Signature,
+    contents: Contents,
+    max_strings: int | None = None,
+    binary: bool = False,
+) -> Work[InferRequest]:
+    """The request that a document describes, checked; one of `contents` has its elements.
+
+    With `binary`, outputs have no other form. Raises InvalidInput, and RequestTooLarge for more than `max_strings`.
+    """
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise InvalidInput(f"'id' is {json_text(identifier)}; send a string")
     parameters = _parameters(document, "the request")
-    inputs = yield from _inputs(document, signature, tail, max_strings)
-    outputs = _outputs(document, signature, _flag(parameters, "binary_data_output", "the request"))
-    fields = identifier, outputs, parameters, (yield from _checked(signature.check, inputs))
-    # With an id in it, the text will not be sent again.
-    if tail and identifier is None:
-        forms.keep(text, len(tail), signature, inputs, fields)
-    return InferRequest(inputs, *fields)
+    inputs = yield from _inputs(document, signature, contents, max_strings)
+    outputs = _outputs(document, signature, binary or _flag(parameters, "binary_data_output", "the request"))
+    rows = yield from _checked(signature.check, inputs)
+    return InferRequest(inputs, identifier, outputs, parameters, rows)
 
 
 def _checked(check: Callable[[Tensors], R], inputs: Tensors) -> Work[R]:
@@ -147,7 +178,7 @@ def _raw_shape(spec: TensorSpec, body: memoryview) -> list[int]:
     return [size // fixed if dim is None else dim for dim in spec.shape]
 
 
-def _parameters(owner: dict[str, Any], what: str) -> Parameters:
+def _parameters(owner: Mapping[str, Any], what: str) -> Parameters:
     parameters = owner.get("parameters")
     if parameters is None:
         return {}
@@ -182,7 +213,7 @@ def _integer(parameters: Parameters, key: str, what: str) -> int | None:
     return value
 
 
-def _items(document: dict[str, Any], key: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+def _items(document: Mapping[str, Any], key: str, count: int) -> list[tuple[str, dict[str, Any]]]:
     """Name and object of each entry in `inputs` or `outputs`. Raises InvalidInput, also for a repeated name.
 
     The model has `count` of them: one of the first that are more is at fault, and what follows is not looked at.
@@ -204,11 +235,11 @@ def _items(document: dict[str, Any], key: str, count: int) -> list[tuple[str, di
 
 
 def _inputs(
-    document: dict[str, Any], signature: Signature, tail: memoryview, max_strings: int | None
+    document: Mapping[str, Any], signature: Signature, contents: Contents, max_strings: int | None
 ) -> Work[dict[str, np.ndarray]]:
     specs = {spec.name: spec for spec in signature.inputs}
     arrays: dict[str, np.ndarray] = {}
-    offset = strings = 0
+    strings = 0
     for name, item in _items(document, "inputs", len(specs)):
         what = f"input {json_text(name)}"
         if name not in specs:
@@ -223,27 +254,44 @@ def _inputs(
                     f"{what} has the shape {shape}, which makes {strings} strings in this request; one request may "
                     f"have {max_strings} (max_strings of the router): send fewer rows in a request"
                 )
-        size = _integer(_parameters(item, what), "binary_data_size", what)
-        if size is None:
-            if "data" not in item:
-                raise InvalidInput(f"{what} has neither 'data' nor the parameter 'binary_data_size'")
-            arrays[name] = yield from elements.reading(name, spec.dtype, shape, item["data"])
-            continue
-        if "data" in item:
-            raise InvalidInput(f"{what} has both 'data' and the parameter 'binary_data_size'; send one of them")
-        if size > len(tail) - offset:
-            raise InvalidInput(
-                f"{what} says binary_data_size {size}; {len(tail) - offset} bytes are left after the JSON "
-                "(whose length goes into the header Inference-Header-Content-Length)"
-            )
-        arrays[name] = yield from elements.decoding(name, spec.dtype, shape, tail[offset : offset + size])
-        offset += size
-    if offset != len(tail):
-        raise InvalidInput(f"the body has {len(tail) - offset} bytes after the last input")
+        arrays[name] = yield from contents.read(item, _parameters(item, what), spec, shape)
+    contents.end()
     return arrays
 
 
-def _shape(item: dict[str, Any], spec: TensorSpec) -> list[int]:
+class _Body:
+    """Elements in the JSON, or in the bytes after it."""
+
+    def __init__(self, tail: memoryview) -> None:
+        self._tail = tail
+        self._offset = 0
+
+    def read(
+        self, item: Mapping[str, Any], parameters: Parameters, spec: TensorSpec, shape: list[int]
+    ) -> Work[np.ndarray]:
+        what = f"input {json_text(spec.name)}"
+        size = _integer(parameters, "binary_data_size", what)
+        if size is None:
+            if "data" not in item:
+                raise InvalidInput(f"{what} has neither 'data' nor the parameter 'binary_data_size'")
+            return (yield from elements.reading(spec.name, spec.dtype, shape, item["data"]))
+        if "data" in item:
+            raise InvalidInput(f"{what} has both 'data' and the parameter 'binary_data_size'; send one of them")
+        left = len(self._tail) - self._offset
+        if size > left:
+            raise InvalidInput(
+                f"{what} says binary_data_size {size}; {left} bytes are left after the JSON "
+                "(whose length goes into the header Inference-Header-Content-Length)"
+            )
+        begin, self._offset = self._offset, self._offset + size
+        return (yield from elements.decoding(spec.name, spec.dtype, shape, self._tail[begin : self._offset]))
+
+    def end(self) -> None:
+        if self._offset != len(self._tail):
+            raise InvalidInput(f"the body has {len(self._tail) - self._offset} bytes after the last input")
+
+
+def _shape(item: Mapping[str, Any], spec: TensorSpec) -> list[int]:
     what = f"input {spec.name!r}"
     kind = datatype(spec.dtype)
     if item.get("datatype") != kind:
@@ -258,7 +306,7 @@ def _shape(item: dict[str, Any], spec: TensorSpec) -> list[int]:
     return shape
 
 
-def _outputs(document: dict[str, Any], signature: Signature, binary_default: bool) -> tuple[RequestedOutput, ...]:
+def _outputs(document: Mapping[str, Any], signature: Signature, binary_default: bool) -> tuple[RequestedOutput, ...]:
     specs = {spec.name: spec for spec in signature.outputs}
     items = _items(document, "outputs", len(specs)) or [(name, {}) for name in specs]
     outputs = []

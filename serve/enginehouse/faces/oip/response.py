@@ -14,12 +14,13 @@ from enginehouse.contract.bounds import described
 from enginehouse.contract.elements import ELEMENTS, Work, finished
 from enginehouse.contract.errors import InferenceFailed
 from enginehouse.contract.manifest import Artifact, TensorRecord
+from enginehouse.contract.shown import placeless
 from enginehouse.contract.tensors import Signature, TensorSpec, datatype
 from enginehouse.faces.oip.classes import classes
-from enginehouse.faces.oip.request import InferRequest
+from enginehouse.faces.oip.request import InferRequest, RequestedOutput
 
 #: Extensions of the protocol that this package implements; others are not advertised.
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters")
 #: Where the text of a long output goes into that of the document; no JSON has this byte.
 _PLACE = b"\0"
 
@@ -62,17 +63,16 @@ def encoding(
     payloads: list[bytes | memoryview] = []
     texts: list[list[bytes | memoryview]] = []
     for wanted in request.outputs:
-        array = outputs.get(wanted.name)
-        if array is None:
-            raise InferenceFailed(f"the engine gave no output {wanted.name!r}; it gave {', '.join(outputs) or 'none'}")
-        kind, shape = datatype(array.dtype), array.shape
+        array = output(wanted, outputs)
+        kind = datatype(array.dtype)
+        shape: Sequence[int] = array.shape
         pieces: list[bytes | memoryview] = []
-        if wanted.classification:
-            write = elements.to_bytes if wanted.binary else functools.partial(elements.json_items, wanted.name)
+        if wanted.binary:
+            kind, shape, pieces = yield from in_bytes(wanted, array, signature)
+        elif wanted.classification:
+            write = functools.partial(elements.json_items, wanted.name)
             kind = "BYTES"
             shape, pieces = yield from classes(array, wanted.classification, signature.batched, write)
-        elif wanted.binary:
-            pieces = yield from elements.encoding(array)
         elif array.size > ELEMENTS:
             pieces = yield from elements.writing(wanted.name, array)
         entry: dict[str, Any] = {"name": wanted.name, "datatype": kind, "shape": shape}
@@ -96,6 +96,24 @@ def encoding(
         parts += [text, *data]
     has_binary = any(wanted.binary for wanted in request.outputs)
     return Encoded(parts + payloads, sum(map(len, parts)) if has_binary else None)
+
+
+def output(wanted: RequestedOutput, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The engine's output that is wanted. Raises InferenceFailed."""
+    array = outputs.get(wanted.name)
+    if array is None:
+        raise InferenceFailed(f"the engine gave no output {wanted.name!r}; it gave {', '.join(outputs) or 'none'}")
+    return array
+
+
+def in_bytes(
+    wanted: RequestedOutput, array: np.ndarray, signature: Signature
+) -> Work[tuple[str, Sequence[int], list[bytes | memoryview]]]:
+    """Datatype, shape and the bytes of an output, or of its classes."""
+    if wanted.classification:
+        shape, pieces = yield from classes(array, wanted.classification, signature.batched, elements.to_bytes)
+        return "BYTES", shape, pieces
+    return datatype(array.dtype), array.shape, (yield from elements.encoding(array))
 
 
 def _texts_around(document: dict[str, Any]) -> list[bytes]:
@@ -150,6 +168,18 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "enginehouse", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def error_document(error: BaseException) -> dict[str, str]:
-    """The document of an error: its message, or its class if it has none."""
-    return {"error": str(error) or type(error).__name__}
+def repository_index(models: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The document of Triton's repository index, of what `LiveVersions.status` says of models."""
+    return [
+        {
+            "name": model["name"],
+            "version": model["serving"] or model["wanted"],
+            "state": "READY" if model["ready"] else "UNAVAILABLE",
+            "reason": placeless(model["reason"] or ("" if model["ready"] else _why_not(model))),
+        }
+        for model in models
+    ]
+
+
+def _why_not(model: Mapping[str, Any]) -> str:
+    return "; ".join(f"{backend['pool']}: {backend['reason'] or backend['state']}" for backend in model["backends"])

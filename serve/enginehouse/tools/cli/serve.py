@@ -13,6 +13,7 @@ import yaml
 
 from enginehouse.cluster import connect, local
 from enginehouse.cluster.moves import check_settings, pinned
+from enginehouse.cluster.ports import listen_error
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend, StoreUnavailable
 from enginehouse.contract.manifest import NumericsRule
@@ -31,6 +32,10 @@ def serve(
     models: Annotated[str, typer.Option(help="Models to serve, `name` or `name@version`, by comma; default all.")] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="gRPC port, 0 for none; default: the one after --port, on a cluster none."),
+    ] = None,
     address: Annotated[str, typer.Option(help="`local`: start Ray here; `auto` or host:port: a running cluster.")] = (
         "local"
     ),
@@ -77,7 +82,7 @@ def serve(
         shown = Catalog(store=redacted(catalog.store), models=catalog.models)
         if shown.store != catalog.store:
             say("the credentials in the store's URL are left out: give nodes them in their environment")
-        config = serve_config(app, shown, host, port)
+        config = serve_config(app, shown, host, port, grpc_port or 0)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
@@ -91,16 +96,18 @@ def serve(
             say(f"on the cluster at {found}")
             live = deploy.deployed_catalog()
             catalog = catalog_of(store, models, resident, numerics, live)
-            _deploy(app, catalog, host, port, timeout, started, live=live, force=force)
+            _deploy(app, catalog, host, port, grpc_port or 0, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
+    if grpc_port is None:
+        grpc_port = _next_port(host, port)
     say("starting a local Ray")
-    with local.local(host, port, app) as cluster:
+    with local.local(host, port, app, grpc_port) as cluster:
         from enginehouse.cluster import ending
 
         # After Ray has started, which puts its own handler for SIGTERM.
         stop = ending.Signals().asked
-        _deploy(local.on_this_machine(app), catalog, host, port, timeout, started, stop)
+        _deploy(local.on_this_machine(app), catalog, host, port, grpc_port, timeout, started, stop)
         if stop.is_set():
             say("stopping")
             return
@@ -246,11 +253,20 @@ def _settled(entry: dict[str, Any]) -> bool:
     return not states & {"loading", "cold"}
 
 
+def _next_port(host: str, port: int) -> int:
+    """The port for gRPC that nobody asked for; 0, and why, when it is taken."""
+    if port == 65535 or (reason := listen_error(host, port + 1)):
+        say(f"no gRPC: port {port + 1} is taken: {reason}" if port < 65535 else "no gRPC: no port is left above --port")
+        return 0
+    return port + 1
+
+
 def _deploy(
     app: AppConfig,
     catalog: Catalog,
     host: str,
     port: int,
+    grpc_port: int,
     timeout: float,
     started: float,
     stop: threading.Event | None = None,
@@ -264,7 +280,7 @@ def _deploy(
     for model in catalog.models:
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
-    deploy.deploy(app, catalog, serve_host(host), port, force)
+    deploy.deploy(app, catalog, serve_host(host), port, force, grpc_port)
     document = wait_until_served(catalog, timeout, stop)
     if stop and stop.is_set():
         return
@@ -279,3 +295,5 @@ def _deploy(
         host, port = deploy.http_address()
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     out.print(f"ready after {time.monotonic() - started:.1f} s: http://{at}/v2/models/{ready[0]}")
+    if grpc_port := deploy.grpc_port():
+        out.print(f"gRPC: {at.rpartition(':')[0]}:{grpc_port}", highlight=False)
