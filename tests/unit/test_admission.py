@@ -6,9 +6,9 @@ import contextlib
 
 import pytest
 
+from enginehouse.contract.config import FIRST, LAST, USUAL
 from enginehouse.contract.errors import Overloaded
 from enginehouse.routing.admission import Admission, Admitted
-from enginehouse.routing.policy import FIRST, LAST, USUAL
 
 
 def fill(stack: contextlib.ExitStack, admission: Admission, model: str, priority: int = USUAL) -> int:

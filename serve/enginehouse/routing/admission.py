@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from enginehouse.contract.config import LAST, USUAL
 from enginehouse.contract.errors import Overloaded
-from enginehouse.routing.policy import LAST, USUAL
 
 #: A model may have at most this many times as many requests in flight as places are free: alone 4 / 5 of the limit,
 #: several models equal shares (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). The factor is for the

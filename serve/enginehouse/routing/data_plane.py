@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from enginehouse.contract.config import USUAL
 from enginehouse.contract.errors import NoBackend
 from enginehouse.contract.signature_record import check_extents
 from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
 from enginehouse.routing.admission import Admission, Admitted
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.hints import Hints
-from enginehouse.routing.policy import USUAL
 from enginehouse.routing.router import Router
 from enginehouse.routing.telemetry import RequestMetrics
 from enginehouse.routing.versions import Versions

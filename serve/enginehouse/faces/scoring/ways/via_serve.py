@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from enginehouse.contract.config import LAST
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.scoring.answering import Answered
-from enginehouse.routing.policy import LAST
 
 #: Seconds that a request may wait, and how often one that may pass later is sent again, after pauses that grow.
 _DEADLINE_S = 60.0
