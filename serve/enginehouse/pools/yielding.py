@@ -53,10 +53,10 @@ class Pieces:
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a piece of so many rows."""
         self._piece_s = seconds
-        fit = rows * max(PIECE_S, SHARE * self._others_s) / max(seconds, 1e-6)
+        may_take_s = max(PIECE_S, SHARE * self._others_s)
         # The rest of a call, which may be a few rows only, says nothing of more of them.
-        if rows >= self.rows or fit < self.rows:
-            self._rows = max(1.0, min(2.0 * rows, fit))
+        if rows >= self.rows or seconds > may_take_s:
+            self._rows = max(1.0, min(2.0 * rows, rows * may_take_s / max(seconds, 1e-6)))
 
     def wait(self, now: float) -> None:
         """One waits from `now` on, if none has before."""

@@ -48,7 +48,7 @@ class DataPlane:
         """Be ready for nothing from now on and, with `refuse`, refuse new requests; how many are under way."""
         self.is_ending = True
         self.refuses = self.refuses or refuse
-        return self.admission.requests
+        return self.admission.requests + self.admission.last.requests
 
     def open(self, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
         """A turn for one request, before its body is read; a context manager, which begins when it is entered.
