@@ -35,8 +35,9 @@ from enginehouse.tools.bench import generator
 from enginehouse.tools.bench.samples import synthetic
 
 CONNECTIONS = 16
-#: Files that finish before a job counts as running as it does, and seconds for which that is waited for.
-WARM_FILES, WARM_TIMEOUT_S = 3, 180.0
+#: Files that finish before a job counts as running as it does, after so many seconds at least, in which it starts as
+#: many processes as it has; and seconds for which that is waited for.
+WARM_FILES, WARM_S, WARM_TIMEOUT_S = 3, 15.0, 180.0
 #: Seconds of the job's computing in a file, about: what it has done is counted in files.
 FILE_S = 0.5
 console = Console(highlight=False, width=120)
@@ -82,9 +83,9 @@ class Scoring:
                 process = subprocess.Popen(command, stdout=said, stderr=said)
             job = Job(target, process)
             try:
-                give_up = time.monotonic() + WARM_TIMEOUT_S
-                while len(job.ended()) < WARM_FILES:
-                    if process.poll() is not None or time.monotonic() > give_up:
+                began = time.monotonic()
+                while len(job.ended()) < WARM_FILES or time.monotonic() < began + WARM_S:
+                    if process.poll() is not None or time.monotonic() > began + WARM_TIMEOUT_S:
                         raise SystemExit(f"the job does not run: {(Path(folder) / 'said').read_text()}")
                     time.sleep(0.2)
                 yield job
@@ -115,7 +116,7 @@ def _rate_alone(store: Path, model: str, address: str, seconds: float) -> float:
     batch_ms = min(table.predict_ms(manifest.max_batch, None) for table in manifest.latency)
     rows = max(1, int(manifest.max_batch / batch_ms * 1e3 * FILE_S))
     with tempfile.TemporaryDirectory(prefix="beside-rows-") as source:
-        _files(store, model, Path(source), rows, int(seconds / FILE_S * 4) + 50)
+        _files(store, model, Path(source), rows, int((seconds + WARM_S) / FILE_S * 4) + 50)
         with Scoring(model, Path(source), address).running() as job:
             began = time.time()
             time.sleep(seconds)
@@ -143,7 +144,7 @@ def main(
         alone = _rate_alone(store, job, address, seconds)
         console.print(f"{model}: {capacity:,.0f} answers/s alone; job {job}: {alone:,.0f} rows/s alone")
         source = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="beside-rows-")))
-        _files(store, job, source, max(1, int(alone * FILE_S / 4)), int(seconds * 20 / FILE_S) + 200)
+        _files(store, job, source, max(1, int(alone * FILE_S / 4)), int((seconds + WARM_S) * 20 / FILE_S) + 200)
         scoring = Scoring(job, source, address)
         table = Table(title=f"{model} online, {job} scored", title_justify="left")
         for column in ("load", "p50", "p50 beside", "p99", "p99 beside", "p99 ratio", "job rows/s", "of what is left"):
@@ -177,7 +178,8 @@ def _row(
         p99 = {how: float(np.percentile(times[-1], 99)) for how, times in found.items()}
         console.print(
             f"{load:.0%}, round {number + 1}: p99 {p99['without']:.1f} and {p99['beside']:.1f} ms, {rates[-1]:,.0f} "
-            f"rows/s; {busy(used):.0%} and {busy(used_beside):.0%} of the cores"
+            f"rows/s; {busy(used):.0%} and {busy(used_beside):.0%} of the cores, foreign "
+            f"{used.foreign_share:.0%} and {used_beside.foreign_share:.0%}"
         )
     without, beside = (np.concatenate(times) for times in found.values())
     p50, p99s = ([float(np.percentile(times, part)) for times in (without, beside)] for part in (50, 99))
