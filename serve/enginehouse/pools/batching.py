@@ -132,10 +132,7 @@ class LoadedModel:
 
     @property
     def backlog_ms(self) -> float:
-        """Predicted milliseconds until all calls are computed, by the moving average time per row.
-
-        Without isolated ones, and those of the last priority.
-        """
+        """Predicted milliseconds until all but isolated and last calls are computed, by the average time per row."""
         return self._pending_rows * self._engine_calls.row_ms
 
     @property
@@ -267,11 +264,10 @@ class LoadedModel:
         place = self._place([inputs])
 
         async def ask(rest: Tensors, left: int) -> tuple[int, Computed]:
-            now = time.monotonic()
+            now, count = time.monotonic(), min(most, left)
             if yields:
                 return await self._yielded(Item([rest], left, now, until, *place, yields=True))
             # One slice at a time, so that calls of others are computed in between.
-            count = min(most, left)
             return count, await self._queued(Item([first_rows(rest, count)], count, now, until, *place))
 
         return await in_pieces(inputs, rows, ask)
@@ -300,7 +296,7 @@ class LoadedModel:
                 room.cut(item, piece)
             (computed,) = await self._threads.run(self._engine_calls.run, [piece])
             answer = _raised(computed)
-            room.pieces.note(piece.rows, answer[1].compute_ms / 1e3)
+            room.pieces.note(piece.rows, answer[1].compute_ms / 1e3, time.monotonic())
             return piece.rows, answer
         finally:
             room.leave(piece)
