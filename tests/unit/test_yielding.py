@@ -178,38 +178,21 @@ def test_a_piece_has_as_many_rows_as_take_a_share_of_what_others_take() -> None:
     assert pieces.rows == 1
     row_s = 1e-5
     for _ in range(20):
-        pieces.note(pieces.rows, 1e-4 + pieces.rows * row_s, 0.0)
+        pieces.note(pieces.rows, 1e-4 + pieces.rows * row_s)
     assert pieces.rows == pytest.approx((PIECE_S - 1e-4) / row_s, rel=0.1)
     for _ in range(30):
         pieces.note_other(0.1)
-        pieces.note(pieces.rows, 1e-4 + pieces.rows * row_s, 0.0)
+        pieces.note(pieces.rows, 1e-4 + pieces.rows * row_s)
     assert pieces.rows == pytest.approx(0.1 * SHARE / row_s, rel=0.1)
     # The rest of a call: few rows, which says nothing of many.
-    pieces.note(3, 2e-4, 0.0)
+    pieces.note(3, 2e-4)
     assert pieces.rows > 1000
     # The machine is busy.
-    pieces.note(pieces.rows, 10.0, 0.0)
+    pieces.note(pieces.rows, 10.0)
     assert pieces.rows < 10
     for _ in range(5):
-        pieces.note(pieces.rows, 1.0, 0.0)
+        pieces.note(pieces.rows, 1.0)
     assert pieces.rows == 1
-
-
-async def test_after_a_piece_that_was_longer_than_it_should_be_there_is_a_rest() -> None:
-    cores = Cores(1)
-    room = WaitingRoom(8, cores)
-    cores.note_other()
-    room.pieces.note(1, 0.2, time.monotonic())
-    async with waiting(room, [last()]) as (entered,):
-        assert not entered.done()
-        # It keeps no other call waiting.
-        online = item()
-        await asyncio.wait_for(room.enter(online), 0.05)
-        with computing(room, [online]):
-            pass
-        await asyncio.wait_for(entered, 1)
-    room.pieces.note(1, PIECE_S / 2, time.monotonic())
-    assert room.pieces.rests_until <= time.monotonic()
 
 
 async def test_answers_in_pieces_are_those_of_the_whole(load: Load) -> None:

@@ -296,7 +296,7 @@ class LoadedModel:
                 room.cut(item, piece)
             (computed,) = await self._threads.run(self._engine_calls.run, [piece])
             answer = _raised(computed)
-            room.pieces.note(piece.rows, answer[1].compute_ms / 1e3, time.monotonic())
+            room.pieces.note(piece.rows, answer[1].compute_ms / 1e3)
             return piece.rows, answer
         finally:
             room.leave(piece)

@@ -266,9 +266,6 @@ class WaitingRoom:
             return False
         if not is_overdue and (cores.piece is not None or not cores.is_idle):
             return False
-        if not is_overdue and (rest_s := self.pieces.rests_until - now) > 0:
-            self._look_soon(rest_s)
-            return False
         *_, waiting = self._yielding.pop(0)
         self._last_begins(now)
         self._entering.add(waiting.item)

@@ -4,8 +4,8 @@
    whatever model, and shares no engine call with any.
 2. While others have called within `RECENT_S`, they are computed in pieces, one at a time in the process: an other call
    that comes meanwhile waits for the rest of one piece. A piece takes about `SHARE` of what a call of others takes
-   here, or `PIECE_S` where that is more, and has one row at least. One that takes longer all the same is followed by a
-   rest, so that fewer calls meet one. It takes no cores: calls of other models begin beside it.
+   here, or `PIECE_S` where that is more, and has one row at least. It takes no cores: calls of other models begin
+   beside it.
 3. While nobody else calls they are computed as any others, in full batches on all lanes.
 4. However busy others are, one piece goes before them whenever `TIMES` times what a piece takes (`OVERDUE_S` at least)
    have passed without any: they end at last, at the cost of a hundredth of the time.
@@ -25,8 +25,6 @@ RECENT_S = 60.0
 #: Share of what an other call takes for which it may have to wait; seconds that a piece may take in any case, about as
 #: much as a call takes on its way here.
 SHARE, PIECE_S = 0.2, 0.0005
-#: How long the rest is after a piece, as a share of the time that it took beyond that.
-REST = 0.5
 #: How many times as long as a piece takes, and how many seconds at least, others go before all that wait.
 TIMES, OVERDUE_S = 100.0, 1.0
 #: Weight of the newest other call in the moving average of what they take.
@@ -40,8 +38,6 @@ class Pieces:
         self._rows = 1.0
         self._others_s = 0.0
         self._piece_s = 0.0
-        #: When the rest after the last piece ends, a time of `time.monotonic`.
-        self.rests_until = -math.inf
         # When the last piece began, or the first of those that wait came.
         self._since = math.inf
 
@@ -54,11 +50,10 @@ class Pieces:
         """Learn from an other call that was computed for so long."""
         self._others_s += (seconds - self._others_s) * (NEWEST if self._others_s else 1.0)
 
-    def note(self, rows: int, seconds: float, now: float) -> None:
-        """Learn from a piece of so many rows that has ended."""
+    def note(self, rows: int, seconds: float) -> None:
+        """Learn from a piece of so many rows."""
         self._piece_s = seconds
         may_take_s = max(PIECE_S, SHARE * self._others_s)
-        self.rests_until = now + REST * max(0.0, seconds - may_take_s)
         # The rest of a call, which may be a few rows only, says nothing of more of them.
         if rows >= self.rows or seconds > may_take_s:
             self._rows = max(1.0, min(2.0 * rows, rows * may_take_s / max(seconds, 1e-6)))
