@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.connections import bounded, connected
+from tests.unit.connections import bounded, connected, pool
 from tests.unit.scoring_jobs import signature
 from tests.unit.test_backends import TIMES, backend, served
 
@@ -28,8 +28,8 @@ from enginehouse.faces.scoring.ways import via_serve
 from enginehouse.faces.scoring.ways.via_serve import ViaServe
 from enginehouse.routing.backends import Backend, Backends, Sender
 from enginehouse.routing.pool_call import freest
-from enginehouse.transport import handshake
-from enginehouse.transport.replica_end import LAST_TIMES
+from enginehouse.transport.replica_end import LAST_TIMES, Accepted
+from enginehouse.transport.router_end import Channel
 
 X: list[Tensors] = [{"x": np.zeros((1, 4), np.float32)}]
 
@@ -70,16 +70,23 @@ async def test_the_replica_knows_it_and_keeps_places_of_their_own() -> None:
     await bounded(work())
 
 
-async def test_ends_of_two_versions_refuse_each_other_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    hello = handshake.ReplicaHandshake.hello
-    monkeypatch.setattr(handshake.ReplicaHandshake, "hello", lambda self: [3, hello(self)[1]])
+async def test_a_replica_of_the_release_before_computes_it_as_any_other() -> None:
+    seen: list[list[Any]] = []
+    start = Accepted._start
 
     async def work() -> None:
-        with pytest.raises(EngineUnavailable, match=r"speaks version 3, this router \d"):
-            async with connected():
-                pass
+        async with pool() as (_, address):
+            del address["takes_last"]
+            channel = Channel("pool")
+            await channel.open(address)
+            await channel.infer("m@1", X, 1, 10, priority=LAST)
+            channel.close()
 
-    await bounded(work())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accepted, "_start", lambda self, message: (seen.append(message.content), start(self, message)))
+        await bounded(work())
+    # As long as the one before had it, which takes no more.
+    assert [len(content) for content in seen] == [6]
 
 
 async def test_in_a_router_they_take_no_slot_from_the_others_and_share_no_call_with_them() -> None:

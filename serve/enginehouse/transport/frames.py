@@ -13,8 +13,9 @@ A message, integers in little-endian order:
 
     replica                                     router
     HELLO, WELCOME                       ─> <─  PROOF    see handshake.py
-                                         <─     CALL [model key, rows, seconds, Isolated, priority, demand in ms, metas]
+                                         <─     CALL [model key, rows, seconds left, Isolated, demand in ms, metas]
                                          <─     CANCEL   the call's answer is no longer needed
+                                                     and LAST for one of the last priority, if the replica takes it
     ANSWER [timing, metas, backlog]      ─>     metas: `TensorMeta`s; backlog: ms that the model's queue takes
     FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
     FULL reason                          ─>     the call was refused
@@ -54,7 +55,7 @@ MAX_JSON_BYTES, MAX_TENSOR_BYTES = 1 << 24, 1 << 33
 #: Limit of one message before the other end has proven the key.
 MAX_UNPROVEN_BYTES = 256
 #: Version of this format; both ends must have the same.
-VERSION = 4
+VERSION = 3
 #: Up to this many strings are en- or decoded on the event loop (a few ms); more in a thread.
 _INLINE_STRINGS = 10_000
 #: Datatype of tensors whose elements are `str` in Python; those of BYTES are `bytes`.

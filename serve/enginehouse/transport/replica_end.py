@@ -75,7 +75,8 @@ class Listener:
         except OSError:
             # Not an address of this machine, for instance that of a container's host: listen on all interfaces.
             self._server = await self._listen(None)
-        return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self.key.hex())
+        port = self._server.sockets[0].getsockname()[1]
+        return Address(host=host, port=port, key=self.key.hex(), takes_last=True)
 
     def places(self, is_last: bool) -> int:
         """How many calls there may be at a time, of the last priority or of all others."""
@@ -174,7 +175,7 @@ class Accepted(Connection):
 
     def _start(self, message: Message) -> None:
         listener = self._listener
-        is_last = message.content[4] == LAST
+        is_last = LAST in message.content[6:]
         if listener.is_draining or listener.is_full(is_last):
             reason = "it is draining" if listener.is_draining else f"{listener.places(is_last)} are in flight"
             self.send(Kind.FULL, message.call, reason)
@@ -195,7 +196,7 @@ class Accepted(Connection):
             self.end(f"{type(error).__name__}: {error}")
 
     async def _answer(self, message: Message) -> None:
-        model_key, rows, budget_s, isolated, priority, demand_ms, metas = message.content
+        model_key, rows, budget_s, isolated, demand_ms, metas, *more = message.content
         try:
             self._listener.demand_ms += demand_ms
             inputs = await frames.decode_async(metas, message.tensors)
@@ -205,7 +206,7 @@ class Accepted(Connection):
                     model_key, [inputs], rows, budget_s, begun, isolated == Isolated.IF_POSSIBLE
                 )
             else:
-                infer = self._listener.infer_last if priority == LAST else self._listener.infer
+                infer = self._listener.infer_last if LAST in more else self._listener.infer
                 outputs, timing = await infer(model_key, [inputs], rows, budget_s)
             output_metas, buffers = await frames.encode_async([outputs])
         except EnginehouseError as error:

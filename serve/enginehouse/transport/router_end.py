@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from enginehouse.contract import errors
 from enginehouse.contract.config import LAST, USUAL
@@ -44,11 +44,15 @@ MAX_UNSENT_BYTES = 32 << 20
 
 
 class Address(TypedDict):
-    """Where a replica listens, and the key that its callers must prove, as hexadecimal text."""
+    """Where a replica listens, and the key that its callers must prove, as hexadecimal text.
+
+    Those of the release before, which a running application may still have, do not say `takes_last`, nor take it.
+    """
 
     host: str
     port: int
     key: str
+    takes_last: NotRequired[bool]
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class Channel(Connection):
         #: Whether the replica is stopping and refuses new calls.
         self.is_draining = False
         self._pool = pool
+        self._takes_last = False
         self._handshake: RouterHandshake | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
@@ -99,6 +104,7 @@ class Channel(Connection):
         loop = asyncio.get_running_loop()
         self._handshake = RouterHandshake(bytes.fromhex(address["key"]))
         self._handshaken = loop.create_future()
+        self._takes_last = address.get("takes_last", False)
         try:
             async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(lambda: self, address["host"], address["port"], ssl=tls(is_server=False))
@@ -178,7 +184,8 @@ class Channel(Connection):
         load.last_ms += last_ms
         sent_at = time.monotonic()
         try:
-            self.send(Kind.CALL, number, [model_key, rows, budget_s, isolated, priority, demand_ms, metas], buffers)
+            last = [LAST] if priority == LAST and self._takes_last else []
+            self.send(Kind.CALL, number, [model_key, rows, budget_s, isolated, demand_ms, metas, *last], buffers)
             message = await answer
         finally:
             del self._calls[number]
