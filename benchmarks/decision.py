@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from enginehouse.contract.config import APP_NAME, ModelConfig, PoolConfig
+from enginehouse.contract.config import APP_NAME, USUAL, ModelConfig, PoolConfig
 from enginehouse.contract.latency import LatencyPoint, LatencyTable
 from enginehouse.contract.manifest import FORMAT_OF, Artifact, EngineKind, Manifest, SignatureRecord, TensorRecord
 from enginehouse.contract.tensors import Computed, Tensors, Timing
@@ -33,7 +33,7 @@ from enginehouse.pools.hosting import HostedModels
 from enginehouse.pools.report import ModelReport
 from enginehouse.routing import replicas as known_replicas
 from enginehouse.routing.backends import Backend, Backends, Sender
-from enginehouse.routing.policy import USUAL, BackendState, Demand, FastestInTime
+from enginehouse.routing.policy import BackendState, Demand, FastestInTime
 from enginehouse.routing.pool_call import PoolCall, freest
 from enginehouse.routing.view import ModelVersion, View
 from enginehouse.transport.replica_end import Listener

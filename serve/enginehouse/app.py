@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, AppConfig, Catalog, PoolConfig, missing_flags
+from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, USUAL, AppConfig, Catalog, PoolConfig, missing_flags
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
 from enginehouse.engines import allocator
@@ -29,7 +29,6 @@ from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import remote_versions, router
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
-from enginehouse.routing.policy import USUAL
 from enginehouse.routing.versions import LiveVersions
 from enginehouse.routing.view import View
 from enginehouse.routing.waking import Waker

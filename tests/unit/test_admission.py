@@ -6,9 +6,9 @@ import contextlib
 
 import pytest
 
+from enginehouse.contract.config import FIRST, LAST, USUAL
 from enginehouse.contract.errors import Overloaded
 from enginehouse.routing.admission import Admission, Admitted
-from enginehouse.routing.policy import FIRST, LAST, USUAL
 
 
 def fill(stack: contextlib.ExitStack, admission: Admission, model: str, priority: int = USUAL) -> int:
@@ -35,9 +35,20 @@ def test_one_model_leaves_room_for_the_others() -> None:
 def test_the_urgent_get_in_where_others_do_not() -> None:
     admission = Admission(1000, 1 << 30)
     with contextlib.ExitStack() as stack:
-        assert fill(stack, admission, "m", LAST) == 500
-        assert fill(stack, admission, "m", USUAL) == 300
+        assert fill(stack, admission, "m", USUAL) == 800
         assert fill(stack, admission, "m", FIRST) > 100
+
+
+def test_those_of_the_last_priority_take_no_place_and_no_bytes_from_the_others() -> None:
+    admission = Admission(1000, 100)
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, admission, "m", LAST) == 125
+        stack.enter_context(Admitted(admission, "other", LAST)).take(25)
+        with pytest.raises(Overloaded, match="MiB are under way"):
+            stack.enter_context(Admitted(admission, "other", LAST)).take(1)
+        assert fill(stack, admission, "m", USUAL) == 800
+        stack.enter_context(Admitted(admission, "other")).take(100)
+    assert (admission.last.requests, admission.last.bytes, dict(admission.last.by_model)) == (0, 0, {})
 
 
 def test_the_limits_of_the_process_hold() -> None:

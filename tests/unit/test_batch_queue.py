@@ -13,7 +13,7 @@ from enginehouse.contract.tensors import Computed, Timing
 from enginehouse.engines.padding import Padder
 from enginehouse.pools.batch_queue import Together
 from enginehouse.pools.batching import LoadedModel
-from enginehouse.pools.waiting_room import Item
+from enginehouse.pools.line import Item
 
 
 def item() -> Item:

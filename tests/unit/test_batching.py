@@ -20,7 +20,7 @@ from enginehouse.pools import engine_calls, hosting
 from enginehouse.pools.batching import SLICE_BATCHES, Computed, LoadedModel
 from enginehouse.pools.engine_calls import EngineCalls, Lane
 from enginehouse.pools.hosting import HostedModels
-from enginehouse.pools.waiting_room import Item
+from enginehouse.pools.line import Item
 
 
 def waiting(model: LoadedModel, ms: float = 100, at_most: int | None = None) -> LoadedModel:

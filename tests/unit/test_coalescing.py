@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from enginehouse.contract.config import FIRST, LAST, USUAL
 from enginehouse.contract.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, InvalidInput
 from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.routing.coalescing import Coalescer
-from enginehouse.routing.policy import FIRST, LAST, USUAL
 
 
 class Backend:

@@ -28,8 +28,9 @@ from enginehouse.pools import crashes, engine_calls, splitting
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.engine_calls import Split
+from enginehouse.pools.line import Item
 from enginehouse.pools.splitting import split_of
-from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
+from enginehouse.pools.waiting_room import Lanes, WaitingRoom
 
 ROW: list[Tensors] = [{"x": np.zeros((1, 2), np.int64)}]
 

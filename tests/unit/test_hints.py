@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enginehouse.contract.config import USUAL
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.routing.hints import NO_HINTS, Hints, headers_of
-from enginehouse.routing.policy import USUAL
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ from tests.pipeline import sequences
 from tests.unit.padded_model import DEAR_CALLS, ROWS, SIGNATURE, answer, check, described, request
 from tests.unit.test_policy import backend
 
-from enginehouse.contract.config import ModelConfig
+from enginehouse.contract.config import FIRST, LAST, ModelConfig
 from enginehouse.contract.errors import InferenceFailed
 from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
 from enginehouse.engines.padding import Padder
 from enginehouse.routing.backends import Backends
 from enginehouse.routing.coalescing import Coalescer
-from enginehouse.routing.policy import FIRST, LAST
 from enginehouse.routing.view import ModelVersion
 
 

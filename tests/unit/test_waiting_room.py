@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.pools.waiting_room import Item, WaitingRoom
+from enginehouse.pools.line import Item
+from enginehouse.pools.waiting_room import WaitingRoom
 
 
 def item(rows: int = 1, seconds: float = 30, shape: str = "") -> Item:

@@ -23,6 +23,9 @@ from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKin
 
 APP_NAME = "enginehouse"
 ROUTER = "Router"
+#: Priorities of requests: as in Triton, a lower number is served before a higher one. The last one is for jobs: it has
+#: what all others leave of the engines.
+FIRST, USUAL, LAST = 1, 5, 9
 #: Node label that says what a node has; set from a hardware probe for a local start, by cluster.yaml on clusters.
 ACCELERATOR_LABEL = "enginehouse.io/accelerator"
 

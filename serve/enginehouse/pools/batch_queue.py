@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.tensors import Computed
-from enginehouse.pools.waiting_room import Item
+from enginehouse.pools.line import Item
 
 #: Computes items as one batch; an answer each, errors returned.
 Run: TypeAlias = Callable[[list[Item]], Awaitable[list[Computed | EnginehouseError]]]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-
-import numpy as np
+from dataclasses import replace
 
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind, Manifest
-from enginehouse.contract.tensors import Computed, Tensors, Timing, stack
+from enginehouse.contract.tensors import Computed, Tensors, stack
 from enginehouse.engines import Engine
 from enginehouse.engines.padding import Padder, Place
 from enginehouse.pools.batch_queue import Queue, Together, serve_queue
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.engine_calls import EngineCalls, Lane, Split
-from enginehouse.pools.waiting_room import Item, Lanes, WaitingRoom
+from enginehouse.pools.engine_threads import EngineThreads
+from enginehouse.pools.line import Item
+from enginehouse.pools.waiting_room import Lanes, WaitingRoom
+from enginehouse.pools.yielding import first_rows, in_pieces
 
 #: In Serve a call of more rows than this many full batches is queued in slices of that many.
 SLICE_BATCHES = 8
@@ -28,9 +28,6 @@ SLICE_BATCHES = 8
 CLOSE_S = 60.0
 #: Timeout in seconds for the event loop to run `begun` before an isolated call.
 BEGUN_S = 1.0
-
-#: Computes items on a lane.
-_Run = Callable[[Lane, list[Item]], list[Computed | EnginehouseError]]
 
 
 class LoadedModel:
@@ -84,13 +81,11 @@ class LoadedModel:
         self._calls = 0
         self._closing = False
         self._no_calls = asyncio.Event()
-        # Of each call in progress, the cores that it has.
-        self._held: dict[object, int] = {}
         # One engine call at a time for each lane: a CPU engine already uses all of its threads.
-        self._threads = ThreadPoolExecutor(self.lanes, thread_name_prefix=manifest.name)
+        self._threads = EngineThreads(manifest.name, self.lanes, self._waiting_room, self._cores, self._lane)
 
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            return await self._in_engine(self._engine_calls.run, items)
+            return await self._threads.run(self._engine_calls.run, items)
 
         # Those that make a batch have waited together, and enter together: it never waits for more.
         self._batched: Queue = serve_queue(run, self.max_rows, self.lanes) if in_serve else Together(run)
@@ -137,7 +132,7 @@ class LoadedModel:
 
     @property
     def backlog_ms(self) -> float:
-        """Predicted milliseconds until all but isolated calls are computed, from the moving average time per row."""
+        """Predicted milliseconds until all but isolated and last calls are computed, by the average time per row."""
         return self._pending_rows * self._engine_calls.row_ms
 
     @property
@@ -159,10 +154,23 @@ class LoadedModel:
             )
         self._begin_call()
         self._pending_rows += rows
+        self._cores.note_other()
         try:
-            return await self._infer(requests, rows, budget_s)
+            outputs, timing = await self._infer(requests, rows, budget_s)
+            self._waiting_room.pieces.note_other(timing.compute_ms / 1e3)
+            return outputs, timing
         finally:
             self._pending_rows -= rows
+            self._cores.note_other()
+            self._end_call()
+
+    async def infer_last(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+        """As `infer`, after all others: see `yielding`. Waits as long as there is time."""
+        self._engine_calls.check_not_stuck()
+        self._begin_call()
+        try:
+            return await self._infer(requests, rows, budget_s, yields=True)
+        finally:
             self._end_call()
 
     async def infer_isolated(
@@ -202,7 +210,7 @@ class LoadedModel:
         self.last_used = now
         self._begin_call()
         try:
-            self._in_engine(run, [item])
+            self._threads.run(run, [item])
             answer = await answered
         finally:
             self._end_call()
@@ -211,10 +219,8 @@ class LoadedModel:
         return answer
 
     def free_cores(self) -> None:
-        """Let other models have the cores of the calls in progress: the engine is stuck, and they need not be."""
-        for call, cores in self._held.items():
-            self._held[call] = 0
-            self._cores.give(cores)
+        """See `EngineThreads.free_cores`."""
+        self._threads.free_cores()
 
     async def close(self) -> None:
         """Refuse further calls, and release the engine's memory when those in flight have ended.
@@ -226,9 +232,7 @@ class LoadedModel:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._no_calls.wait()
-        # In the engine's thread: after what it computes.
-        closed = asyncio.get_running_loop().run_in_executor(self._threads, self.close_engines)
-        self._threads.shutdown(wait=False)
+        closed = asyncio.wrap_future(self._threads.end(self.close_engines))
         await asyncio.wait([closed], timeout=CLOSE_S)
         if closed.done():
             closed.result()
@@ -251,68 +255,57 @@ class LoadedModel:
         if self._closing and not self._calls:
             self._no_calls.set()
 
-    async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
-        now = time.monotonic()
-        slice_rows = self.max_rows * SLICE_BATCHES
-        if not self.engine.signature.batched or rows <= slice_rows or not self._in_serve:
+    async def _infer(self, requests: Sequence[Tensors], rows: int, budget_s: float, yields: bool = False) -> Computed:
+        until, most = time.monotonic() + budget_s, self.max_rows * SLICE_BATCHES
+        if not yields and (not self.engine.signature.batched or rows <= most or not self._in_serve):
             place = self._place(requests) if self._is_shared or self._waits_for_batches else Place(())
-            return await self._queued(Item(requests, rows, now, now + budget_s, *place))
-        # One slice at a time, so that calls of others are computed in between.
+            return await self._queued(Item(requests, rows, time.monotonic(), until, *place))
         inputs = stack(requests)
         place = self._place([inputs])
-        answers = []
-        for start in range(0, rows, slice_rows):
-            part = {name: array[start : start + slice_rows] for name, array in inputs.items()}
-            item = Item([part], min(slice_rows, rows - start), time.monotonic(), now + budget_s, *place)
-            answers.append(await self._queued(item))
-        outputs = {name: np.concatenate([part[name] for part, _ in answers]) for name in answers[0][0]}
-        timings = [timing for _, timing in answers]
-        return outputs, Timing(
-            queue_ms=sum(timing.queue_ms for timing in timings),
-            compute_ms=sum(timing.compute_ms for timing in timings),
-            batch_rows=max(timing.batch_rows for timing in timings),
-        )
+
+        async def ask(rest: Tensors, left: int) -> tuple[int, Computed]:
+            now, count = time.monotonic(), min(most, left)
+            if yields:
+                return await self._yielded(Item([rest], left, now, until, *place, yields=True))
+            # One slice at a time, so that calls of others are computed in between.
+            return count, await self._queued(Item([first_rows(rest, count)], count, now, until, *place))
+
+        return await in_pieces(inputs, rows, ask)
 
     async def _queued(self, item: Item) -> Computed:
         self.last_used = time.monotonic()
-        answer: Computed | EnginehouseError
-        if self._is_shared or self._waits_for_batches:
-            try:
-                await self._waiting_room.enter(item)
-            except TimeoutError:
-                raise self._engine_calls.late(item, time.monotonic()) from None
-            try:
-                answer = await self._batched(item)
-            finally:
-                self._waiting_room.leave(item)
-        else:
-            (answer,) = await self._in_engine(self._engine_calls.run, [item])
-        # Errors are returned per item: one raised in the batch function would fail every item of the batch.
-        if isinstance(answer, EnginehouseError):
-            raise answer
-        return answer
-
-    def _in_engine(self, run: _Run, items: list[Item]) -> asyncio.Future[list[Computed | EnginehouseError]]:
-        """Run `run` with `items` in a worker thread; others wait until that ends, whoever gives up before."""
-        loop, held = asyncio.get_running_loop(), object()
-        self._held[held] = cores = self._waiting_room.begin_call(items)
-
-        def end() -> None:
-            self._waiting_room.end_call(self._held.pop(held))
-
-        def ended(_: object) -> None:
-            # No loop any more: the process ends.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(end)
-
+        if not (self._is_shared or self._waits_for_batches):
+            (answer,) = await self._threads.run(self._engine_calls.run, [item])
+            return _raised(answer)
+        await self._enter(item)
         try:
-            call = self._threads.submit(functools.partial(run, self._lane(cores)), items)
-        except RuntimeError:
-            end()
-            raise
-        # Before the answer is passed on, so that those let in are in the queue when Serve looks for the next batch.
-        call.add_done_callback(ended)
-        return asyncio.wrap_future(call)
+            return _raised(await self._batched(item))
+        finally:
+            self._waiting_room.leave(item)
+
+    async def _yielded(self, item: Item) -> tuple[int, Computed]:
+        """The answer to as many of the first rows of `item` as may be computed when its turn comes, and how many."""
+        self.last_used = time.monotonic()
+        most = await self._enter(item)
+        piece, room = item, self._waiting_room
+        try:
+            if most is None:
+                return item.rows, _raised(await self._batched(item))
+            if most < item.rows and self.engine.signature.batched:
+                piece = replace(item, requests=[first_rows(item.requests[0], most)], rows=most)
+                room.cut(item, piece)
+            (computed,) = await self._threads.run(self._engine_calls.run, [piece])
+            answer = _raised(computed)
+            room.pieces.note(piece.rows, answer[1].compute_ms / 1e3)
+            return piece.rows, answer
+        finally:
+            room.leave(piece)
+
+    async def _enter(self, item: Item) -> int | None:
+        try:
+            return await self._waiting_room.enter(item)
+        except TimeoutError:
+            raise self._engine_calls.late(item, time.monotonic()) from None
 
     def _lane(self, cores: int) -> Lane:
         """What a call with so many cores computes with; 0 is for those that do not share the engine."""
@@ -328,3 +321,10 @@ class LoadedModel:
         if self._padder is not None:
             return min(map(self._padder.place, requests), key=lambda place: place.edge)
         return Place(tuple((name, array.shape[1:]) for name, array in sorted(requests[0].items())))
+
+
+def _raised(answer: Computed | EnginehouseError) -> Computed:
+    # Errors are returned per item: one raised in the batch function would fail every item of the batch.
+    if isinstance(answer, EnginehouseError):
+        raise answer
+    return answer

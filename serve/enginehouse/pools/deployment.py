@@ -49,7 +49,12 @@ class Pool:
             pool.unload_after_s,
         )
         self._listener = Listener(
-            name, self.infer, pool.max_ongoing_requests, self.infer_isolated, self._hosted.backlog_ms
+            name,
+            self.infer,
+            pool.max_ongoing_requests,
+            self.infer_isolated,
+            self._hosted.backlog_ms,
+            self.infer_last,
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -89,6 +94,12 @@ class Pool:
         began = time.monotonic()
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
         return await loaded.infer(requests, rows, budget_s - (time.monotonic() - began))
+
+    async def infer_last(self, model_key: str, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
+        """As `infer`, after all others: see `LoadedModel.infer_last`."""
+        began = time.monotonic()
+        loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
+        return await loaded.infer_last(requests, rows, budget_s - (time.monotonic() - began))
 
     async def infer_isolated(
         self,

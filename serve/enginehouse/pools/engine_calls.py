@@ -16,7 +16,7 @@ from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
 from enginehouse.engines import Engine
 from enginehouse.engines.padding import Padder
 from enginehouse.pools import isolation
-from enginehouse.pools.waiting_room import Item
+from enginehouse.pools.line import Item
 
 #: An engine counts as stuck when one call has taken both STUCK_S seconds and STUCK times its usual duration.
 STUCK_S, STUCK = 10.0, 10.0

@@ -12,6 +12,7 @@ the engine computes would therefore be a batch of its own, and so would the next
    nearest in length go first.
 4. They enter the batch queue in one turn of the event loop. Serve takes all that is queued at once: they are one batch.
 5. With `wait_s`, a group that does not fill a batch is let in when its oldest call has waited that long.
+6. Calls of the last priority wait apart, for what all these leave: see `yielding`.
 
 A model that is *split* computes as many calls at once as it has lanes, each with its share of the cores; a call that is
 alone in the process takes all cores. Any other model has one lane, which takes all cores that are free.
@@ -25,34 +26,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from enginehouse.contract.tensors import Tensors
 from enginehouse.pools.cores import Cores
+from enginehouse.pools.line import Item, Line, Waiting, expire, first, still
+from enginehouse.pools.yielding import Pieces
 
 #: Which of others, by their places, go with the first: it and they are (rows, edge), in at most so many rows together.
 Companions = Callable[[tuple[int, int], Sequence[tuple[int, int]], int], Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """A call or slice of one: requests with rows of one shape, `rows` in all; times are `time.monotonic()`.
-
-    Items of equal `shape` may share a batch; those that have an `edge` are padded to the longest of theirs.
-    """
-
-    requests: Sequence[Tensors]
-    rows: int
-    arrived: float
-    deadline: float
-    shape: Hashable = ()
-    edge: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    item: Item
-    admitted: asyncio.Future[None] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +70,12 @@ class WaitingRoom:
         self._lanes = lanes
         self._companions = companions
         self._wait_s = 0.0
-        # (deadline, number of arrival, item), sorted: at equal deadlines the order of arrival.
-        self._waiting: list[tuple[float, int, _Waiting]] = []
+        self._waiting: Line = []
+        # Those of the last priority.
+        self._yielding: Line = []
+        #: How they are computed while others call.
+        self.pieces = Pieces()
+        self._overdue_look: asyncio.TimerHandle | None = None
         self._numbers = itertools.count()
         # Let in, but not in an engine call yet, and the cores that are taken for them.
         self._entering: set[Item] = set()
@@ -108,27 +93,38 @@ class WaitingRoom:
     def set_limits(self, max_rows: int, wait_s: float, lanes: Lanes | None = None) -> None:
         """Change `max_rows`, `wait_s` and `lanes`, for those that wait already too."""
         self._max_rows, self._wait_s, self._lanes = max_rows, wait_s, lanes
-        if self._waiting:
+        if self._waiting or self._yielding:
             self._look_soon()
 
-    async def enter(self, item: Item) -> None:
-        """Wait until `item` is let in; `leave` must follow. Raises TimeoutError when its deadline passes before."""
-        if self._passes(item):
+    async def enter(self, item: Item) -> int | None:
+        """Wait until `item` is let in; `leave` must follow. Raises TimeoutError when its deadline passes before.
+
+        How many rows of one that yields may be computed now, as a piece; None for any other, and for all of it.
+        """
+        if not item.yields and self._passes(item):
             self._entering.add(item)
-            return
+            return None
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(item, loop.create_future())
-        bisect.insort(self._waiting, (item.deadline, next(self._numbers), waiting))
-        self._cores.wait(self)
+        waiting = Waiting(item, loop.create_future())
+        bisect.insort(self._yielding if item.yields else self._waiting, (item.deadline, next(self._numbers), waiting))
+        if item.yields:
+            self._cores.wait_last(self)
+            if len(self._yielding) == 1:
+                now = time.monotonic()
+                self.pieces.wait(now)
+                self._look_when_overdue(now)
+        else:
+            self._cores.wait(self)
         if self._is_free:
             self._look_soon()
         # Relative: the loop's clock is not `time.monotonic` on uvloop.
-        timer = loop.call_later(max(0.0, item.deadline - time.monotonic()), _expire, waiting.admitted)
+        timer = loop.call_later(max(0.0, item.deadline - time.monotonic()), expire, waiting.admitted)
         try:
-            await waiting.admitted
+            return await waiting.admitted
         except BaseException:
             # Let in at the very moment at which the caller gave up.
             self.leave(item)
+            self._look_soon()
             raise
         finally:
             timer.cancel()
@@ -173,6 +169,16 @@ class WaitingRoom:
                 self._give()
             if self._waiting:
                 self.look()
+            elif self._yielding:
+                self._look_soon()
+        if item.yields:
+            self._cores.end_piece(item)
+
+    def cut(self, item: Item, piece: Item) -> None:
+        """Of `item`, which was let in, `piece` is computed now; `leave` follows for that."""
+        self._entering.discard(item)
+        self._entering.add(piece)
+        self._cores.piece = piece
 
     def begin_call(self, items: Iterable[Item]) -> int:
         """The engine computes `items`, from this room or not, with so many cores; `end_call` must follow with them.
@@ -184,7 +190,7 @@ class WaitingRoom:
             taken, self._taken = self._taken, 0
             self._entering.difference_update(items)
         self._computing += 1
-        if self._waiting:
+        if self._waiting or self._yielding:
             # Another lane may be free.
             self._look_soon()
         return taken
@@ -195,11 +201,17 @@ class WaitingRoom:
         self._cores.give(taken)
         if self._waiting:
             self.look()
+        elif self._yielding:
+            # In a turn of its own: what has arrived meanwhile goes first.
+            self._look_soon()
 
     @property
     def _is_free(self) -> bool:
-        lanes = self._lanes.count if self._lanes else 1
-        return self._computing < lanes and not self._entering and self._cores.free > 0
+        return self._computing < self._most_calls and not self._entering and self._cores.free > 0
+
+    @property
+    def _most_calls(self) -> int:
+        return self._lanes.count if self._lanes else 1
 
     def _look_soon(self, after_s: float = 0.0) -> None:
         """Look for whom to let in after so many seconds; 0 is the next turn of the loop."""
@@ -215,18 +227,22 @@ class WaitingRoom:
             self._next_look = None
         # Who has given up or is late leaves first, or a group could be full of them.
         now = time.monotonic()
-        self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done() and entry[0] > now]
+        self._waiting = still(self._waiting, now)
+        self._yielding = still(self._yielding, now)
         if not self._waiting:
             self._cores.done(self)
+        if not self._yielding:
+            self._cores.done_last(self)
+        elif self._lets_last_in(now):
             return
-        if not self._is_free:
+        if not self._waiting or not self._is_free:
             return
         due_s = float("inf")
-        groups: dict[Hashable, list[_Waiting]] = {}
+        groups: dict[Hashable, list[Waiting]] = {}
         for *_, waiting in self._waiting:
             groups.setdefault(waiting.item.shape, []).append(waiting)
         for group in groups.values():
-            entering = _first(group, self._max_rows)
+            entering = first(group, self._max_rows)
             is_full = len(entering) < len(group) or sum(waiting.item.rows for waiting in entering) >= self._max_rows
             group_due_s = min(waiting.item.arrived for waiting in group) + self._wait_s - now
             if is_full or group_due_s <= 0:
@@ -235,8 +251,42 @@ class WaitingRoom:
             due_s = min(due_s, group_due_s)
         self._look_soon(due_s)
 
-    def _let_in(self, group: list[_Waiting]) -> None:
-        is_alone = len(self._waiting) == 1
+    def _lets_last_in(self, now: float) -> bool:
+        """Let in who yields, if that may be now, and return whether."""
+        cores, is_overdue = self._cores, now >= self.pieces.overdue_at
+        if self._waiting and not is_overdue:
+            return False
+        if not self._waiting and not cores.others_call:
+            if is_free := self._is_free:
+                shape = self._yielding[0][-1].item.shape
+                self._let_in([entry[-1] for entry in self._yielding if entry[-1].item.shape == shape])
+                self._last_begins(now)
+            return is_free
+        if self._entering or self._computing >= (self._most_calls if is_overdue else 1):
+            return False
+        if not is_overdue and (cores.piece is not None or not cores.is_idle):
+            return False
+        *_, waiting = self._yielding.pop(0)
+        self._last_begins(now)
+        self._entering.add(waiting.item)
+        cores.piece = waiting.item
+        waiting.admitted.set_result(self.pieces.rows)
+        return True
+
+    def _last_begins(self, now: float) -> None:
+        self.pieces.begin(now, bool(self._yielding))
+        self._look_when_overdue(now)
+
+    def _look_when_overdue(self, now: float) -> None:
+        if self._overdue_look is not None:
+            self._overdue_look.cancel()
+            self._overdue_look = None
+        # Of what is overdue already and cannot be let in, the end of a call reminds.
+        if self._yielding and (after_s := self.pieces.overdue_at - now) > 0:
+            self._overdue_look = asyncio.get_running_loop().call_later(after_s, self.look)
+
+    def _let_in(self, group: list[Waiting]) -> None:
+        is_alone = len(self._yielding if group[0].item.yields else self._waiting) == 1
         if is_alone:
             # It waits no more, so it may be alone in the process.
             self._cores.done(self)
@@ -247,30 +297,16 @@ class WaitingRoom:
         self._entering.update(waiting.item for waiting in entering)
         for waiting in entering:
             waiting.admitted.set_result(None)
-        self._waiting = [entry for entry in self._waiting if not entry[-1].admitted.done()]
+        now = time.monotonic()
+        self._waiting, self._yielding = still(self._waiting, now), still(self._yielding, now)
         if not self._waiting:
             self._cores.done(self)
 
-    def _together(self, group: list[_Waiting], max_rows: int) -> list[_Waiting]:
+    def _together(self, group: list[Waiting], max_rows: int) -> list[Waiting]:
         """The first of `group`, and those that go with it, in up to `max_rows` rows."""
-        first = group[0].item
-        if self._companions is None or not first.edge:
-            return _first(group, max_rows)
+        leader = group[0].item
+        if self._companions is None or not leader.edge:
+            return first(group, max_rows)
         others = [(waiting.item.rows, waiting.item.edge) for waiting in group[1:]]
-        chosen = self._companions((first.rows, first.edge), others, max_rows)
+        chosen = self._companions((leader.rows, leader.edge), others, max_rows)
         return [group[0], *(group[1 + at] for at in chosen)]
-
-
-def _expire(admitted: asyncio.Future[None]) -> None:
-    if not admitted.done():
-        admitted.set_exception(TimeoutError())
-
-
-def _first(group: list[_Waiting], max_rows: int) -> list[_Waiting]:
-    """The first of `group`, and those after it up to `max_rows` rows; none overtakes one that is too large to fit."""
-    rows = 0
-    for count, waiting in enumerate(group):
-        rows += waiting.item.rows
-        if count and rows > max_rows:
-            return group[:count]
-    return group

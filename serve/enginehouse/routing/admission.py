@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 
+from enginehouse.contract.config import LAST, USUAL
 from enginehouse.contract.errors import Overloaded
-from enginehouse.routing.policy import LAST, USUAL
 
 #: A model may have at most this many times as many requests in flight as places are free: alone 4 / 5 of the limit,
 #: several models equal shares (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). The factor is for the
-#: usual priority; it is 16 for the first and 1 for the last.
+#: usual priority, and 16 for the first.
 SHARE = 4.0
+#: Requests of the last priority are counted apart, against this share of the limits: they take no place of the others.
+LAST_SHARE = 0.25
 
 
 class Admission:
-    """The limits of one process, and what counts against them now; `by_model` counts requests by model key or name."""
+    """The limits of one process, and what counts against them now; `by_model` counts requests by model key or name.
 
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
+    `last` are those of requests of the last priority, and what counts against those.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int, has_last: bool = True) -> None:
         self.max_requests = max_requests
         self.max_bytes = max_bytes
+        self.last = self
+        if has_last:
+            self.last = Admission(max(1, int(max_requests * LAST_SHARE)), int(max_bytes * LAST_SHARE), False)
         self.requests = 0
         self.bytes = 0
         self.by_model: Counter[str] = Counter()
@@ -34,7 +42,7 @@ class Admitted:
     __slots__ = ("_admission", "_bytes", "_model", "_priority")
 
     def __init__(self, admission: Admission, model: str = "", priority: int = USUAL) -> None:
-        self._admission = admission
+        self._admission = admission.last if priority == LAST else admission
         self._model = model
         self._priority = priority
         self._bytes = 0

@@ -1,19 +1,21 @@
-"""Backends as one router sees them: the queue of its requests, the recent pace, and failures in a row."""
+"""Backends as one router sees them: the queues of its requests, the recent pace, and failures in a row."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from enginehouse.contract.config import LAST, USUAL
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed
 from enginehouse.contract.manifest import ACCELERATOR_OF
 from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.engines.padding import Padder
 from enginehouse.routing.coalescing import HOLD_S, Coalescer
 from enginehouse.routing.pace import Contention, Contentions, Pace
-from enginehouse.routing.policy import HOP_MS, USUAL, BackendState
+from enginehouse.routing.policy import HOP_MS, BackendState
 from enginehouse.routing.view import ModelVersion
 
 #: Most bytes of inputs in one coalesced call (a single request may be larger): handling a call of this size blocks the
@@ -31,7 +33,7 @@ class Sender(Protocol):
     """Sends requests to a backend as one call."""
 
     async def __call__(
-        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False, priority: int = USUAL
     ) -> Computed:
         """The outputs of all `requests`, of `rows` rows together, within `budget_s` seconds.
 
@@ -41,7 +43,9 @@ class Sender(Protocol):
 
 
 class Backend:
-    """One model version on one pool, with the queue of this router's requests for it.
+    """One model version on one pool, with the queues of this router's requests for it.
+
+    Those of the last priority have a queue of their own: they take no slot, and no part of a call, from the others.
 
     A circuit breaker: after `FAILURES` failed calls in a row it is ranked last, except that one request every `PROBE_S`
     seconds probes it; an answer closes the circuit.
@@ -58,8 +62,10 @@ class Backend:
         self.version = version
         self.state = state
         self.seen_at = 0.0
-        self.queue = Coalescer(self._timed, _most_rows(version, state), MAX_CALL_BYTES)
-        self.queue.padder = _padder(version, state)
+        most_rows = _most_rows(version, state)
+        self.queue = Coalescer(self._timed, most_rows, MAX_CALL_BYTES)
+        self.last_queue = Coalescer(functools.partial(self._timed, priority=LAST), most_rows, MAX_CALL_BYTES)
+        self.queue.padder = self.last_queue.padder = _padder(version, state)
         self._call = call(self)
         self._pace = pace
         #: Of the hardware that it runs on.
@@ -89,20 +95,19 @@ class Backend:
     def update(self, version: ModelVersion, state: BackendState, routers: int, now: float) -> BackendState:
         """Take the view's state; returns it with what this router knows, except `queued_rows`."""
         if version is not self.version:
-            self.queue.max_rows = _most_rows(version, state)
+            self.queue.max_rows = self.last_queue.max_rows = _most_rows(version, state)
         if version is not self.version or state.pads != self.state.pads:
-            self.queue.padder = _padder(version, state)
+            self.queue.padder = self.last_queue.padder = _padder(version, state)
         self.version = version
         self.seen_at = now
         rows, pace = self.queue.max_rows, self._pace.of(state.pool, now, self.contention.at(now))
         drain_ms = self.queue.drain_ms(now)
         self.state = state = state._replace(batch_rows=rows, drain_ms=drain_ms, pace=pace, fails=self._fails(now))
         full_ms = self.expected_ms(rows)
-        self.queue.slots = _slots(version, state, rows, full_ms, routers)
-        self.queue.hold_s = HOLD_S + full_ms / 1e3
-        self.queue.least_s = (
-            self.expected_ms(1, state.table.sizes[0] if state.table and state.table.sizes else None) / 1e3
-        )
+        slots = _slots(version, state, rows, full_ms, routers)
+        least_ms = self.expected_ms(1, state.table.sizes[0] if state.table and state.table.sizes else None)
+        for queue in (self.queue, self.last_queue):
+            queue.slots, queue.hold_s, queue.least_s = slots, HOLD_S + full_ms / 1e3, least_ms / 1e3
         return state
 
     def expected_ms(self, rows: int, size: int | None = None) -> float:
@@ -119,21 +124,40 @@ class Backend:
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Computed:
         """Answer one request, coalesced with others. Raises what a call to the pool raises, and Recalled."""
-        return await self.queue.infer(inputs, rows, deadline, priority)
+        queue = self.last_queue if priority == LAST else self.queue
+        return await queue.infer(inputs, rows, deadline, priority)
 
     async def infer_isolated(self, inputs: Tensors, rows: int, deadline: float) -> Computed:
         """As `infer`, in a call of its own, one such call at a time."""
         async with self._isolated:
             return await self._timed([inputs], rows, deadline - time.monotonic(), isolated=True)
 
-    async def _timed(self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False) -> Computed:
+    @property
+    def has_waiting(self) -> bool:
+        """Whether requests of any priority wait."""
+        return self.queue.waiting_rows > 0 or self.last_queue.waiting_rows > 0
+
+    def waiting_before(self, priority: int) -> int:
+        """Rows of this router that a new request of this priority would be sent after, or together with."""
+        before = self.queue.waiting_before(priority)
+        return before + self.last_queue.waiting_rows if priority == LAST else before
+
+    async def _timed(
+        self,
+        requests: Sequence[Tensors],
+        rows: int,
+        budget_s: float,
+        isolated: bool = False,
+        priority: int = USUAL,
+    ) -> Computed:
         """Make a call and learn from it: failures for the circuit breaker, times for the pace."""
         if self._failures >= FAILURES:
             self._probe_at = time.monotonic() + PROBE_S
         try:
-            answer = await self._call(requests, rows, budget_s, isolated)
+            answer = await self._call(requests, rows, budget_s, isolated, priority)
         except EnginehouseError as error:
-            if self._counts(error, requests, rows, budget_s, isolated):
+            # One of the last priority may have waited for others all its time.
+            if priority != LAST and self._counts(error, requests, rows, budget_s, isolated):
                 self._failures += 1
                 self._error = str(error)
                 if self._failures == FAILURES:
@@ -204,9 +228,10 @@ class Backends:
                 # Requests that wait for another backend may be answered sooner by the new one.
                 for _, backend in known:
                     backend.queue.recall()
+                    backend.last_queue.recall()
             seen = self._seen[version.key] = live, known
         return [
-            state.queued(backend.queue.waiting_before(priority)) if backend.queue.waiting_rows else state
+            state.queued(backend.waiting_before(priority)) if backend.has_waiting else state
             for state, backend in seen[1]
         ]
 
@@ -231,7 +256,7 @@ class Backends:
         kept = {
             key: known
             for key, known in self._backends.items()
-            if known.seen_at > unused_since or not known.queue.is_unused
+            if known.seen_at > unused_since or not (known.queue.is_unused and known.last_queue.is_unused)
         }
         self._backends = kept
         ids = {model_key for _, model_key in kept}

@@ -16,11 +16,11 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from enginehouse.contract.config import LAST, USUAL
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError
 from enginehouse.contract.tensors import Computed, Tensors, Timing, nbytes, split
 from enginehouse.engines.padding import Padder, Place
 from enginehouse.routing import timers
-from enginehouse.routing.policy import LAST, USUAL
 
 #: Seconds past its predicted time after which a call frees its slot.
 HOLD_S = 0.25

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from enginehouse.contract.config import USUAL
 from enginehouse.contract.errors import NoBackend
 from enginehouse.contract.signature_record import check_extents
 from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
 from enginehouse.routing.admission import Admission, Admitted
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.hints import Hints
-from enginehouse.routing.policy import USUAL
 from enginehouse.routing.router import Router
 from enginehouse.routing.telemetry import RequestMetrics
 from enginehouse.routing.versions import Versions
@@ -48,7 +48,7 @@ class DataPlane:
         """Be ready for nothing from now on and, with `refuse`, refuse new requests; how many are under way."""
         self.is_ending = True
         self.refuses = self.refuses or refuse
-        return self.admission.requests
+        return self.admission.requests + self.admission.last.requests
 
     def open(self, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
         """A turn for one request, before its body is read; a context manager, which begins when it is entered.

@@ -32,7 +32,8 @@ What is told apart, by how an attempt ends:
   *another*: the next one. When all of them end so, as in an outage of the store, it has failed.
   *another or later*: the next one; when all were tried, it waits. What is *full* refuses a request that stated its
   deadline.
-- While another backend could answer, an attempt ends after `attempt_s`.
+- While another backend could answer, an attempt ends after `attempt_s`; but one of the last priority, which waits for
+  all others and would wait for them elsewhere too, does not.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from enginehouse.contract.config import LAST
 from enginehouse.contract.errors import (
     DeadlineExceeded,
     EnginehouseError,
@@ -261,7 +263,7 @@ class Failover:
             backend.count_demand(rows, self._demand.size)
         # Given up before the deadline only if another backend or replica could answer.
         until = self._deadline
-        if has_others or choice.backend.replicas > 1:
+        if (has_others or choice.backend.replicas > 1) and self._priority != LAST:
             patience_s = ISOLATION_S if self._demand.suspected else 0.0
             until = min(until, time.monotonic() + attempt_s(choice.predicted_ms) + patience_s)
         try:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast, get_args
 
+from enginehouse.contract.config import FIRST, LAST, USUAL
 from enginehouse.contract.errors import InvalidInput
 from enginehouse.contract.manifest import Precision
-from enginehouse.routing.policy import FIRST, LAST, USUAL
 
 #: Prefix of a hint's name where it is an HTTP header.
 PREFIX = "enginehouse-"

@@ -30,8 +30,6 @@ MARGIN = 1.25
 KEPT = 1.1
 #: Precisions by exactness, the least exact first; bf16 has fewer bits of mantissa than fp16.
 EXACTNESS: Mapping[str, int] = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
-#: Priorities of requests that wait: as in Triton, a lower number is served before a higher one.
-FIRST, USUAL, LAST = 1, 5, 9
 
 
 class BackendState(NamedTuple):

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from enginehouse.contract.config import APP_NAME
+from enginehouse.contract.config import APP_NAME, USUAL
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, EngineUnavailable, Overloaded, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.pools import crashes
@@ -43,23 +43,30 @@ class PoolCall:
         self._take_demand_ms = take_demand_ms
 
     async def __call__(
-        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False
+        self, requests: Sequence[Tensors], rows: int, budget_s: float, isolated: bool = False, priority: int = USUAL
     ) -> Computed:
         if budget_s <= 0:
             raise DeadlineExceeded(f"{self._pool} was not tried: no time was left")
         began = time.monotonic()
-        free = self.free(began)
+        free = self.free(began, priority)
         how, record = Isolated.STRICTLY if isolated else Isolated.NO, ""
         try:
             with Timeout(budget_s):
                 while True:
                     now = time.monotonic()
-                    channel = freest(free, self._model_key, now)
+                    channel = freest(free, self._model_key, now, priority)
                     expected_ms, demand_ms = self._expected_ms(requests, rows), round(self._take_demand_ms(), 3)
                     record = replicas.record_of(APP_NAME, self._pool, channel) if isolated else ""
                     try:
                         return await channel.infer(
-                            self._model_key, requests, rows, budget_s - (now - began), expected_ms, how, demand_ms
+                            self._model_key,
+                            requests,
+                            rows,
+                            budget_s - (now - began),
+                            expected_ms,
+                            how,
+                            demand_ms,
+                            priority,
                         )
                     except EnginehouseError as error:
                         # Full, stuck or too long a queue; or it cannot read the bundle, and the next one may.
@@ -73,7 +80,7 @@ class PoolCall:
                             and (not free or waited_s > STILL_S)
                         ):
                             # All of them load something, or compute what takes long: that may never end.
-                            how, free = Isolated.IF_POSSIBLE, self.free(time.monotonic())
+                            how, free = Isolated.IF_POSSIBLE, self.free(time.monotonic(), priority)
                         if not free:
                             raise
         except ReplicaLost as error:
@@ -82,14 +89,14 @@ class PoolCall:
         except TimeoutError:
             raise DeadlineExceeded(f"{self._pool} did not answer within the {budget_s:.3f} s that were left") from None
 
-    def free(self, now: float) -> list[Channel]:
-        """The replicas that accept a call now. Raises EngineUnavailable or Overloaded when there is none."""
+    def free(self, now: float, priority: int = USUAL) -> list[Channel]:
+        """The replicas that accept such a call now. Raises EngineUnavailable or Overloaded when there is none."""
         model_key = self._model_key
         ready = [replica.channel for replica in replicas.of_pool(APP_NAME, self._pool) if replica.has(model_key)]
         if not ready:
             raise EngineUnavailable(self._pool, f"none of its replicas has {self._model_key} any more")
         # A full replica is alive: the backend must not count as failed.
-        free = [channel for channel in ready if not channel.is_full(now)]
+        free = [channel for channel in ready if not channel.is_full(now, priority)]
         if not free:
             raise Overloaded(f"{self._pool}: its replicas take no more calls")
         return free
@@ -115,11 +122,11 @@ def stage_of(stage: str, death: Death) -> str:
     return stage
 
 
-def freest(channels: Sequence[Channel], model_key: str, now: float) -> Channel:
+def freest(channels: Sequence[Channel], model_key: str, now: float, priority: int = USUAL) -> Channel:
     """The replica with the smallest backlog for the model; among equals the smallest total backlog, then at random."""
     if len(channels) == 1:
         return channels[0]
-    waits = [channel.wait_ms(now, model_key) for channel in channels]
+    waits = [channel.wait_ms(now, model_key, priority) for channel in channels]
     least = min(waits)
     equal = [channel for channel, wait_ms in zip(channels, waits, strict=True) if wait_ms == least]
     start = random.randrange(len(equal))

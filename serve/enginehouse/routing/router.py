@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.bounds import Values
-from enginehouse.contract.config import AppConfig
+from enginehouse.contract.config import LAST, USUAL, AppConfig
 from enginehouse.contract.elements import NUMBER_BYTES
 from enginehouse.contract.errors import (
     DeadlineExceeded,
@@ -217,13 +217,14 @@ class Router:
         rows: int,
         budget_s: float,
         isolated: bool = False,
+        priority: int = USUAL,
     ) -> Computed:
         if isolated:
             raise EngineUnavailable(pool, "a router computes nothing that may have crashed a replica")
         loaded = self._residents.models.get(version.key) if self._residents else None
         if loaded is None:
             raise EngineUnavailable(pool, f"{version.config.id} is no longer loaded")
-        return await loaded.infer(requests, rows, budget_s)
+        return await (loaded.infer_last if priority == LAST else loaded.infer)(requests, rows, budget_s)
 
     def _nothing_live(self, version: ModelVersion, choices: Sequence[Choice]) -> str:
         reasons = {choice.backend.pool: choice.reason for choice in choices}

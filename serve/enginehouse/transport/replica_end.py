@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from enginehouse.contract.config import LAST
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed
 from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.transport import frames
@@ -17,6 +18,8 @@ from enginehouse.transport.frames import Connection, Isolated, Kind, Message
 from enginehouse.transport.handshake import KEY_BYTES, ReplicaHandshake, tls
 from enginehouse.transport.router_end import CONNECT_S, PING_S, Address
 
+#: Calls of the last priority have a place for each so many of the others'.
+LAST_TIMES = 4
 #: Connections that may be between HELLO and their proof; with one more, the oldest is ended.
 MAX_UNPROVEN = 128
 
@@ -30,6 +33,9 @@ InferIsolated = Callable[[str, Sequence[Tensors], int, float, Callable[[bool], N
 class Listener:
     """Server of one replica: passes calls to `infer`, at most `max_calls` at a time, and refuses the rest (FULL).
 
+    Calls of the last priority go to `infer_last` if there is one, and have places of their own: they take none of the
+    others'.
+
     Only routers that prove `key` can call; it is random and part of the address. `backlog_ms` gives the milliseconds
     of computing that a model still holds: every answer carries it. Errors that `infer` raises go to the router; other
     than EnginehouseError they arrive as InferenceFailed, naming `pool`.
@@ -42,16 +48,20 @@ class Listener:
         max_calls: int,
         infer_isolated: InferIsolated | None = None,
         backlog_ms: Callable[[str], float] = lambda _: 0.0,
+        infer_last: Infer | None = None,
     ) -> None:
         self.pool = pool
         self.infer = infer
         self.infer_isolated = infer_isolated
+        self.infer_last = infer_last or infer
         self.max_calls = max_calls
         self.backlog_ms = backlog_ms
         #: Demand that routers reported with their calls since the start, in engine milliseconds.
         self.demand_ms = 0.0
         self.is_draining = False
         self.calls: set[asyncio.Task[None]] = set()
+        #: Those of them that are of the last priority.
+        self.last_calls: set[asyncio.Task[None]] = set()
         self.connections: set[Accepted] = set()
         #: Those that have not proven the key yet, oldest first.
         self.strangers: dict[Accepted, None] = {}
@@ -65,7 +75,17 @@ class Listener:
         except OSError:
             # Not an address of this machine, for instance that of a container's host: listen on all interfaces.
             self._server = await self._listen(None)
-        return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self.key.hex())
+        port = self._server.sockets[0].getsockname()[1]
+        return Address(host=host, port=port, key=self.key.hex(), takes_last=True)
+
+    def places(self, is_last: bool) -> int:
+        """How many calls there may be at a time, of the last priority or of all others."""
+        return -(-self.max_calls // LAST_TIMES) if is_last else self.max_calls
+
+    def is_full(self, is_last: bool) -> bool:
+        """Whether there is no place for another one."""
+        taken = len(self.last_calls) if is_last else len(self.calls) - len(self.last_calls)
+        return taken >= self.places(is_last)
 
     def _listen(self, host: str | None) -> asyncio.Task[asyncio.Server]:
         loop = asyncio.get_running_loop()
@@ -155,24 +175,28 @@ class Accepted(Connection):
 
     def _start(self, message: Message) -> None:
         listener = self._listener
-        if listener.is_draining or len(listener.calls) >= listener.max_calls:
-            reason = "it is draining" if listener.is_draining else f"{listener.max_calls} are in flight"
+        is_last = LAST in message.content[6:]
+        if listener.is_draining or listener.is_full(is_last):
+            reason = "it is draining" if listener.is_draining else f"{listener.places(is_last)} are in flight"
             self.send(Kind.FULL, message.call, reason)
             return
         task = asyncio.create_task(self._answer(message), context=contextvars.Context())
         self._calls[message.call] = task
         listener.calls.add(task)
+        if is_last:
+            listener.last_calls.add(task)
         task.add_done_callback(lambda done: self._done(message.call, done))
 
     def _done(self, call: int, task: asyncio.Task[None]) -> None:
         self._calls.pop(call, None)
         self._listener.calls.discard(task)
+        self._listener.last_calls.discard(task)
         if not task.cancelled() and (error := task.exception()):
             # The answer could not be sent: closing the connection fails the call at the router.
             self.end(f"{type(error).__name__}: {error}")
 
     async def _answer(self, message: Message) -> None:
-        model_key, rows, budget_s, isolated, demand_ms, metas = message.content
+        model_key, rows, budget_s, isolated, demand_ms, metas, *more = message.content
         try:
             self._listener.demand_ms += demand_ms
             inputs = await frames.decode_async(metas, message.tensors)
@@ -182,7 +206,8 @@ class Accepted(Connection):
                     model_key, [inputs], rows, budget_s, begun, isolated == Isolated.IF_POSSIBLE
                 )
             else:
-                outputs, timing = await self._listener.infer(model_key, [inputs], rows, budget_s)
+                infer = self._listener.infer_last if LAST in more else self._listener.infer
+                outputs, timing = await infer(model_key, [inputs], rows, budget_s)
             output_metas, buffers = await frames.encode_async([outputs])
         except EnginehouseError as error:
             self._fail(message.call, model_key, error)

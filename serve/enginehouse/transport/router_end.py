@@ -15,9 +15,10 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from enginehouse.contract import errors
+from enginehouse.contract.config import LAST, USUAL
 from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, InferenceFailed, Overloaded, ReplicaLost
 from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.transport import frames
@@ -43,20 +44,28 @@ MAX_UNSENT_BYTES = 32 << 20
 
 
 class Address(TypedDict):
-    """Where a replica listens, and the key that its callers must prove, as hexadecimal text."""
+    """Where a replica listens, and the key that its callers must prove, as hexadecimal text.
+
+    Those of the release before, which a running application may still have, do not say `takes_last`, nor take it.
+    """
 
     host: str
     port: int
     key: str
+    takes_last: NotRequired[bool]
 
 
 @dataclass(slots=True)
 class _Load:
-    """A model's backlog on the replica: this router's calls, and those of other routers as of `received_at`."""
+    """A model's backlog on the replica: this router's calls, and those of other routers as of `received_at`.
+
+    `last_ms` are this router's calls of the last priority, which no other waits for.
+    """
 
     sent_ms: float = 0.0
     others_ms: float = 0.0
     received_at: float = 0.0
+    last_ms: float = 0.0
 
     def wait_ms(self, now: float) -> float:
         others_ms = self.others_ms - (now - self.received_at) * 1e3
@@ -73,12 +82,14 @@ class Channel(Connection):
         #: Whether the replica is stopping and refuses new calls.
         self.is_draining = False
         self._pool = pool
+        self._takes_last = False
         self._handshake: RouterHandshake | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         # Of these, the stages of the isolated calls that the engine computes now.
         self._begun: dict[int, str] = {}
-        self._full_until = 0.0
+        # Of calls of the last priority, and of all others.
+        self._full_until = {True: 0.0, False: 0.0}
         self._loads: defaultdict[str, _Load] = defaultdict(_Load)
         # Times of the last PING and of the last suspicion; anything received later settles both.
         self._pinged_at = self._suspected_at = 0.0
@@ -93,6 +104,7 @@ class Channel(Connection):
         loop = asyncio.get_running_loop()
         self._handshake = RouterHandshake(bytes.fromhex(address["key"]))
         self._handshaken = loop.create_future()
+        self._takes_last = address.get("takes_last", False)
         try:
             async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(lambda: self, address["host"], address["port"], ssl=tls(is_server=False))
@@ -104,18 +116,22 @@ class Channel(Connection):
             where = f"{address['host']}:{address['port']}"
             raise EngineUnavailable(self._pool, f"no connection to {where}: {str(error) or 'no answer'}") from None
 
-    def is_full(self, now: float) -> bool:
-        """Whether the replica refused a call within the last `FULL_S`; `now` is `time.monotonic()` here and below."""
-        return now < self._full_until
+    def is_full(self, now: float, priority: int = USUAL) -> bool:
+        """Whether the replica refused such a call within the last `FULL_S`; `now` is `time.monotonic()`, also below."""
+        return now < self._full_until[priority == LAST]
 
-    def wait_ms(self, now: float, model_key: str) -> float:
+    def wait_ms(self, now: float, model_key: str, priority: int = USUAL) -> float:
         """Predicted milliseconds until the replica has computed its backlog of a model, from all routers.
+
+        Calls of the last priority count for those of their own only.
 
         Backlogs of other models do not count: each model has its own queue, and contention shows in how long its calls
         take. A suspected replica gets `SILENT_S` on top, so that others are preferred.
         """
         load = self._loads.get(model_key)
         wait_ms = load.wait_ms(now) if load else 0.0
+        if load and priority == LAST:
+            wait_ms += load.last_ms
         return wait_ms + SILENT_S * 1e3 if self._is_suspected else wait_ms
 
     def load_ms(self, now: float) -> float:
@@ -142,6 +158,7 @@ class Channel(Connection):
         expected_ms: float = 0.0,
         isolated: Isolated = Isolated.NO,
         demand_ms: float = 0.0,
+        priority: int = USUAL,
     ) -> Computed:
         """Outputs of `requests`, concatenated along dim 0, and their timing.
 
@@ -162,21 +179,28 @@ class Channel(Connection):
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
         load = self._loads[model_key]
-        load.sent_ms += expected_ms
+        sent_ms, last_ms = (0.0, expected_ms) if priority == LAST else (expected_ms, 0.0)
+        load.sent_ms += sent_ms
+        load.last_ms += last_ms
         sent_at = time.monotonic()
         try:
-            self.send(Kind.CALL, number, [model_key, rows, budget_s, isolated, demand_ms, metas], buffers)
+            last = [LAST] if priority == LAST and self._takes_last else []
+            self.send(Kind.CALL, number, [model_key, rows, budget_s, isolated, demand_ms, metas, *last], buffers)
             message = await answer
         finally:
             del self._calls[number]
             self._begun.pop(number, None)
-            load.sent_ms = load.sent_ms - expected_ms if self._calls else 0.0
+            load.sent_ms = load.sent_ms - sent_ms if self._calls else 0.0
+            load.last_ms = load.last_ms - last_ms if self._calls else 0.0
             if answer.cancelled():
                 self.send(Kind.CANCEL, number)
                 if self.last_received < sent_at:
                     # Nothing arrived during the call: suspect it now; the PONG of a live replica soon clears it.
                     self._suspected_at = time.monotonic()
                     self._ping(self._suspected_at)
+        if message.kind == Kind.FULL:
+            self._full_until[priority == LAST] = time.monotonic() + FULL_S
+            raise Overloaded(f"{self._pool}: its replica takes no more calls: {message.content}")
         if message.kind == Kind.FAILURE:
             name, arguments, backlog_ms = message.content
             _receive_backlog(load, backlog_ms)
@@ -213,11 +237,7 @@ class Channel(Connection):
         answer = self._calls.get(message.call)
         if not self.is_proven or answer is None or answer.done():
             return
-        if message.kind == Kind.FULL:
-            self._full_until = time.monotonic() + FULL_S
-            answer.set_exception(Overloaded(f"{self._pool}: its replica takes no more calls: {message.content}"))
-        else:
-            answer.set_result(message)
+        answer.set_result(message)
 
     def lost(self, reason: str) -> None:
         self.is_open = False

@@ -27,7 +27,7 @@ class Answering(Protocol):
 
     @property
     def batch_rows(self) -> int:
-        """Rows of one call at which this computes best; 1 for a model without a batch."""
+        """Rows of one call at which this computes best now; 1 for a model without a batch."""
 
     @property
     def in_flight(self) -> int:
@@ -52,7 +52,7 @@ class ScorerPool:
 
     `actor_options` are those of the Ray actor (num_cpus, num_gpus, resources, label_selector ...). `answering` is
     called once in each actor, has to be picklable, and may take `load_s` seconds. `nice`: how far the process
-    steps back for others on its machine, from 0 to 19.
+    steps back for others on its machine, from 0 to 19; at 19 it computes only where a core would be idle otherwise.
     """
 
     name: str

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from enginehouse.contract.errors import EnginehouseError, InferenceFailed, InvalidInput
+from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, InvalidInput
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.scoring import mapping
 from enginehouse.faces.scoring.answering import Answering
@@ -92,12 +92,19 @@ class Scorer:
         return parts, refused, calls
 
     async def _ask(self, group: Group) -> tuple[list[writing.Part], dict[int, Bad], int]:
-        """The answers to `group`; if it is refused for what is in it, to each half, down to the rows that it is for."""
+        """The answers to `group`; if it is refused for what is in it, to each half, down to the rows that it is for.
+
+        What was late is asked in smaller parts, of as many rows as are answered in time now.
+        """
         try:
             async with self._turns:
                 answered = await self._answering.answer(asked(group, self._task.signature))
             outputs = self._with_rows(answered.outputs, len(group.rows))
         except EnginehouseError as error:
+            if isinstance(error, DeadlineExceeded) and self._answering.batch_rows < len(group.rows):
+                parts = [await self._ask(part) for part in group.parts(self._answering.batch_rows)]
+                refused = {row: why for _, found, _ in parts for row, why in found.items()}
+                return [part for found, _, _ in parts for part in found], refused, sum(part[2] for part in parts) + 1
             if not error.fault.is_of_content:
                 raise
             if len(group.rows) == 1:

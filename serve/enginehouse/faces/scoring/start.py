@@ -28,12 +28,12 @@ from enginehouse.faces.scoring.ways.via_serve import ThroughServe
 
 #: Logical CPUs of a scorer that asks the application: it reads, casts and waits. A local cluster has few to give.
 SCORER_CPUS = 0.25
-#: Scorers step back for the processes that answer online requests.
-NICE = 10
+#: Scorers step back for the processes that answer online requests, as far as there is: Ray starts those with 15.
+NICE = 19
 #: Scorers at most, unless another number is asked for.
 MOST = 4
-#: A request to the application: at most so many full batches (a pool queues more in pieces), within so many
-#: milliseconds of computing, for which online requests may have to wait.
+#: A request to the application: at most so many full batches, within so many milliseconds of computing. While nobody
+#: asks online they are computed together, and the first who does has to wait for that.
 REQUEST_BATCHES, REQUEST_MS = 8, 5.0
 #: Seconds of computing in a unit, at most.
 UNIT_S = 10.0

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 
 from enginehouse.cluster import connect
+from enginehouse.contract.config import USUAL
 from enginehouse.contract.manifest import Precision
-from enginehouse.routing.policy import USUAL
 from enginehouse.tools.cli.console import out
 from enginehouse.tools.cli.status import Address
 
