@@ -59,9 +59,14 @@ def keep_run(folder: Folder, run: Run) -> None:
     folder.put(f"{RUNS}/{int(run.began * 1000)}.json", json.dumps(asdict(run)).encode())
 
 
+def runs(folder: Folder) -> tuple[Run, ...]:
+    """The commands that worked on the job so far."""
+    return tuple(Run(**json.loads(text)) for _, text in sorted(folder.read_all(RUNS).items()))
+
+
 def made(folder: Folder, lines: Mapping[str, Line], rows: int, units: int) -> Report:
     """The report of a job with these finished units."""
-    runs = tuple(Run(**json.loads(text)) for _, text in sorted(folder.read_all(RUNS).items()))
+    commands = runs(folder)
     kinds: Counter[str] = Counter()
     backends: Counter[str] = Counter()
     pools: dict[str, Counter[str]] = {}
@@ -81,8 +86,8 @@ def made(folder: Folder, lines: Mapping[str, Line], rows: int, units: int) -> Re
         kinds=dict(sorted(kinds.items(), key=lambda each: (-each[1], each[0]))),
         backends=dict(backends.most_common()),
         pools={pool: {name: round(value, 3) for name, value in own.items()} for pool, own in pools.items()},
-        seconds=sum(run.ended - run.began for run in runs),
-        runs=runs,
+        seconds=sum(run.ended - run.began for run in commands),
+        runs=commands,
     )
 
 
