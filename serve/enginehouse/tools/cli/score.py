@@ -133,6 +133,9 @@ def _show(report: Any, started: float, json: bool) -> None:
         new = report.runs[-1].rows if report.runs else 0
         done = report.written + report.rejected
         told = f"{done} rows in {took:.1f} s ({new / took:.0f} rows/s)"
+        if report.runs and (forecast_s := report.runs[-1].forecast_s) is not None:
+            lasted = report.runs[-1].ended - report.runs[-1].began
+            told += f", {lasted:.1f} of them scoring (forecast: {forecast_s:.1f})"
         if not new and report.is_complete:
             told = f"all {done} rows were scored already; nothing was left to do. They were"
         out.print(
