@@ -14,7 +14,8 @@ from pyarrow import dataset, parquet
 from tests.integration import counted_job
 from tests.integration.cluster import Cluster, wait_for
 
-ROWS = 12_000
+#: More than a job gets done without its head, before it gives up.
+ROWS, MANY = 12_000, 60_000
 
 
 @pytest.fixture
@@ -29,10 +30,10 @@ def cluster() -> Iterator[Cluster]:
         cluster.stop()
 
 
-def begun(cluster: Cluster, folder: Path) -> subprocess.Popen[str]:
+def begun(cluster: Cluster, folder: Path, rows: int = ROWS) -> subprocess.Popen[str]:
     """A job that is some units far."""
     if not (folder / "in.parquet").exists():
-        table = pa.table({"id": np.arange(ROWS), "x": np.arange(ROWS, dtype=np.float64)})
+        table = pa.table({"id": np.arange(rows), "x": np.arange(rows, dtype=np.float64)})
         parquet.write_table(table, folder / "in.parquet", row_group_size=counted_job.UNIT)
         (folder / "log").mkdir()
     paths = (str(folder / name) for name in ("in.parquet", "out", "log"))
@@ -46,14 +47,14 @@ def begun(cluster: Cluster, folder: Path) -> subprocess.Popen[str]:
     return job
 
 
-def check(folder: Path, lost: int) -> None:
+def check(folder: Path, lost: int, rows: int = ROWS) -> None:
     """Every row is there once, and of each scorer that was lost no more than a unit was computed again."""
     found = dataset.dataset(folder / "out", format="parquet").to_table().sort_by("id")
-    assert found.column("id").to_pylist() == list(range(ROWS))
-    np.testing.assert_array_equal(found.column("output.y").to_numpy(), 2.0 * np.arange(ROWS))
+    assert found.column("id").to_pylist() == list(range(rows))
+    np.testing.assert_array_equal(found.column("output.y").to_numpy(), 2.0 * np.arange(rows))
     counts = counted_job.computed(folder / "log")
-    assert set(counts) == set(range(ROWS))
-    again = counts.total() - ROWS
+    assert set(counts) == set(range(rows))
+    again = counts.total() - rows
     print(f"{again} rows computed again, {lost} scorers lost")
     assert again <= lost * counted_job.UNIT
 
@@ -71,9 +72,9 @@ def test_a_node_that_dies_takes_only_what_its_scorers_had(cluster: Cluster, tmp_
 
 @pytest.mark.slow
 def test_a_job_whose_head_dies_says_so_and_the_next_cluster_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    job = begun(cluster, tmp_path)
+    job = begun(cluster, tmp_path, MANY)
     cluster.kill(cluster.head)
-    _, said = job.communicate(timeout=120)
+    _, said = job.communicate(timeout=150)
     assert job.returncode == 1
     assert said.splitlines()[-1].startswith(f"NoBackend: the head of the cluster ({cluster.address}) has not answered")
     assert "the same command goes on" in said
@@ -83,7 +84,7 @@ def test_a_job_whose_head_dies_says_so_and_the_next_cluster_goes_on(cluster: Clu
     cluster.start_head()
     cluster.add("cpu")
     cluster.add("gpu")
-    job = begun(cluster, tmp_path)
-    _, said = job.communicate(timeout=120)
+    job = begun(cluster, tmp_path, MANY)
+    _, said = job.communicate(timeout=150)
     assert job.returncode == 0, said
-    check(tmp_path, 2)
+    check(tmp_path, 2, MANY)
