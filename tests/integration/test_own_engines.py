@@ -39,13 +39,15 @@ def own(house: House) -> str:
 Answers = Callable[[OwnEngineOf], Callable[[], Answering]]
 
 
-def score(house: House, folder: Path, rows: int, *answers: Answers, most: int = 1) -> tuple[Report, pa.Table]:
+def score(
+    house: House, folder: Path, rows: int, *answers: Answers, most: int = 1, unit: int = 20
+) -> tuple[Report, pa.Table]:
     """A job of engines on the node with the GPU label and on the other one; `answers` are what they are made by.
 
-    One to `most` of each.
+    One to `most` of each; units have `unit` rows.
     """
     x = np.arange(rows * bundles.WIDTH, dtype=np.float32).reshape(rows, bundles.WIDTH)
-    parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=20)
+    parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=unit)
     known = choice.known("own", str(house.store), "engines")
     nodes, left_out = node_facts.gather()
     assert len(left_out) == 1 and left_out[0].startswith(f"no label {ACCELERATOR_LABEL}")
@@ -61,7 +63,7 @@ def score(house: House, folder: Path, rows: int, *answers: Answers, most: int = 
     ]
     asked = Asked(str(folder / "in.parquet"), str(folder / "out"))
     model = Scored("own", "1", known.config.digest, known.manifest.request_signature())
-    report = job.run(job.prepared(asked, model, Limits(rows=20)), pools, here=False)
+    report = job.run(job.prepared(asked, model, Limits(rows=unit)), pools, here=False)
     found = dataset.dataset(folder / "out", format="parquet").to_table().sort_by("id")
     assert found.column("id").to_pylist() == list(range(rows))
     np.testing.assert_array_equal(np.array(found.column("output.y").to_pylist(), np.float32), x * 5)
@@ -106,7 +108,7 @@ def test_neither_pool_waits_before_the_last_units_and_pools_grow_and_shrink(
 ) -> None:
     fast, slow = (lambda of: PacedOf(of, 0.005, tmp_path / "log")), (lambda of: PacedOf(of, 0.02, tmp_path / "log"))
     (tmp_path / "log").mkdir()
-    report, _ = score(house, tmp_path, 8000, fast, slow, most=2)
+    report, _ = score(house, tmp_path, 8000, fast, slow, most=2, unit=50)
     calls = {path.name: np.loadtxt(path, ndmin=2) for path in (tmp_path / "log").iterdir()}
     # The stream was empty when the first scorer of all had nothing left.
     end = min(own[-1, 1] for own in calls.values())
