@@ -108,7 +108,8 @@ def _turn(command: Sequence[str], target: Path, rows: int) -> Turn:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     files = sorted((path.stat().st_mtime, parquet.read_metadata(path).num_rows) for path in target.glob("*.parquet"))
-    ids = dataset.dataset(target, format="parquet").to_table(columns=[0]).column(0)
+    written = dataset.dataset(target, format="parquet")
+    ids = written.to_table(columns=written.schema.names[:1]).column(0)
     if len(ids) != rows or len(ids.unique()) != rows:
         raise SystemExit(f"{command}: {len(ids)} rows, {len(ids.unique())} ids, for {rows}")
     lasted = files[-1][0] - files[0][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -116,7 +116,7 @@ def _by_run(commands: Sequence[Run], lines: Collection[Line]) -> list[tuple[Run,
 def _rates(by_run: Sequence[Sequence[Line]]) -> dict[str, float]:
     """Rows a second of each backend, between the first unit of it that was read and the last one that was written."""
     rows: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for own in by_run:
         for backend in {backend for line in own for backend in line.backends}:
             those = [line for line in own if backend in line.backends]
