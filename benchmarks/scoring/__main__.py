@@ -4,8 +4,9 @@
     python -m benchmarks.scoring pictures --only loop,engines
 
 Every contestant is a command of its own that reads INPUT and writes Parquet. Two rates: of the whole command, from its
-start to its end, and *steady*, of the rows that were written after the first file of results. Ratios are to the loop
-by hand that calls the same engine (`by_hand`), turn by turn.
+start to its end, and *steady*, of the rows that were written after the first file of results (of Ray Data, which may
+write one file, of its job without the start of Ray). Ratios are to the loop by hand that calls the same engine
+(`by_hand`), turn by turn.
 """
 
 from __future__ import annotations
@@ -112,8 +113,12 @@ def _turn(command: Sequence[str], target: Path, rows: int) -> Turn:
     ids = written.to_table(columns=written.schema.names[:1]).column(0)
     if len(ids) != rows or len(ids.unique()) != rows:
         raise SystemExit(f"{command}: {len(ids)} rows, {len(ids.unique())} ids, for {rows}")
-    lasted = files[-1][0] - files[0][0]
-    return Turn(rows / took, sum(own for _, own in files[1:]) / lasted if lasted else 0.0, took)
+    if len(files) > 1:
+        steady = sum(own for _, own in files[1:]) / (files[-1][0] - files[0][0])
+    else:
+        # Ray Data may write one file; it says how long its job took without the start of Ray.
+        steady = rows / float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    return Turn(rows / took, steady, took)
 
 
 def _show(title: str, taken: dict[str, list[Turn]]) -> dict[str, dict[str, float]]:

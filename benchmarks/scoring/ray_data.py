@@ -12,9 +12,10 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import ray
 import typer
 
@@ -28,16 +29,19 @@ class Predictor:
         self._infer = _session(Path(store), model, threads)
         self._batch, self._decodes = batch, decodes
 
-    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, rows: pa.Table) -> pa.Table:
         if self._decodes:
             from PIL import Image
 
-            pixels = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in rows["bytes"]])
-            ids = rows["path"]
+            files = rows.column("bytes").to_pylist()
+            pixels = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
         else:
-            pixels, ids = rows["image"].reshape(-1, 8, 8), rows["id"]
+            # As numpy, nested lists are objects.
+            pixels = rows.column("image").combine_chunks().flatten().flatten().to_numpy().reshape(-1, 8, 8)
         parts = [self._infer(pixels[at : at + self._batch]) for at in range(0, len(pixels), self._batch)]
-        return {"id": ids, "output.logits": np.concatenate(parts)}
+        logits = np.concatenate(parts)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1])
+        return pa.table({"id": rows.column("path" if self._decodes else "id"), "output.logits": column})
 
 
 def main(
@@ -65,6 +69,7 @@ def main(
         Predictor,
         fn_constructor_args=(str(store), model, batch, threads, source.is_dir()),
         batch_size=rows,
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
     )
