@@ -21,7 +21,7 @@ from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit
 
 #: Seconds in which a scorer is there with its engine, as seen on two idle cores; a job that ran before knows its own.
-START_S = 1.5
+START_S = 1.0
 #: Rows that are read at first for it, and by how much more each time, as long as that takes less than so many seconds.
 _FIRST, _TIMES, _MEASURED_S = 256, 4, 0.2
 
