@@ -39,10 +39,15 @@ def own(house: House) -> str:
 Answers = Callable[[OwnEngineOf], Callable[[], Answering]]
 
 
-def score(house: House, folder: Path, rows: int, *answers: Answers) -> tuple[Report, pa.Table]:
-    """A job of engines on the node with the GPU label and on the other one; `answers` are what they are made by."""
+def score(
+    house: House, folder: Path, rows: int, *answers: Answers, most: int = 1, unit: int = 20
+) -> tuple[Report, pa.Table]:
+    """A job of engines on the node with the GPU label and on the other one; `answers` are what they are made by.
+
+    One to `most` of each; units have `unit` rows.
+    """
     x = np.arange(rows * bundles.WIDTH, dtype=np.float32).reshape(rows, bundles.WIDTH)
-    parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=20)
+    parquet.write_table(pa.table({"id": range(rows), "x": x.tolist()}), folder / "in.parquet", row_group_size=unit)
     known = choice.known("own", str(house.store), "engines")
     nodes, left_out = node_facts.gather()
     assert len(left_out) == 1 and left_out[0].startswith(f"no label {ACCELERATOR_LABEL}")
@@ -51,14 +56,14 @@ def score(house: House, folder: Path, rows: int, *answers: Answers) -> tuple[Rep
     assert [pool.name for pool in way.plan.pools] == ["gpu-pool", "cpu-pool"]
     assert all(0 < pool.num_cpus <= 0.5 for pool in way.plan.pools)
     pools = [
-        replace(pool, answering=of(OwnEngineOf(known.store, known.config, planned)))
+        replace(pool, answering=of(OwnEngineOf(known.store, known.config, planned)), most=most)
         for planned, pool, of in zip(
             way.plan.pools, scorer_pools(known.store, known.config, way.plan), answers, strict=True
         )
     ]
     asked = Asked(str(folder / "in.parquet"), str(folder / "out"))
     model = Scored("own", "1", known.config.digest, known.manifest.request_signature())
-    report = job.run(job.prepared(asked, model, Limits(rows=20)), pools, here=False)
+    report = job.run(job.prepared(asked, model, Limits(rows=unit)), pools, here=False)
     found = dataset.dataset(folder / "out", format="parquet").to_table().sort_by("id")
     assert found.column("id").to_pylist() == list(range(rows))
     np.testing.assert_array_equal(np.array(found.column("output.y").to_pylist(), np.float32), x * 5)
@@ -75,7 +80,7 @@ def test_each_pool_is_on_its_nodes_and_every_row_is_answered_once(house: House, 
 def test_an_engine_that_is_stuck_or_cannot_be_loaded_takes_only_its_scorer(
     house: House, own: str, tmp_path: Path
 ) -> None:
-    stuck = lambda of: StuckOnceOf(of, 0.001, tmp_path / "stuck")  # noqa: E731
+    stuck = lambda of: StuckOnceOf(of, 0.001, marker=tmp_path / "stuck")  # noqa: E731
     report, found = score(house, tmp_path, 200, stuck, lambda of: broken)
     assert set(found.column("backend").to_pylist()) == {"gpu-pool on gpu"}
     assert report.runs[-1].deaths == {"gpu-pool": 1}
@@ -95,3 +100,25 @@ def test_faster_hardware_takes_more_of_the_one_stream(house: House, own: str, tm
     share = found.column("backend").to_pylist().count("gpu-pool on gpu") / 4000
     # Both are busy but for the start and the end: 4 of 5 rows.
     assert 0.72 < share < 0.88
+
+
+@pytest.mark.slow
+def test_neither_pool_waits_before_the_last_units_and_pools_grow_and_shrink(
+    house: House, own: str, tmp_path: Path
+) -> None:
+    fast, slow = (lambda of: PacedOf(of, 0.005, tmp_path / "log")), (lambda of: PacedOf(of, 0.02, tmp_path / "log"))
+    (tmp_path / "log").mkdir()
+    report, _ = score(house, tmp_path, 8000, fast, slow, most=2, unit=50)
+    calls = {path.name: np.loadtxt(path, ndmin=2) for path in (tmp_path / "log").iterdir()}
+    # The stream was empty when the first scorer of all had nothing left.
+    end = min(own[-1, 1] for own in calls.values())
+    for name, own_calls in calls.items():
+        began, busy = own_calls[0, 0], np.minimum(own_calls[:, 1], end) - np.minimum(own_calls[:, 0], end)
+        idle = 1 - busy.sum() / (end - began)
+        print(f"{name}: idle {100 * idle:.1f} % of {end - began:.1f} s")
+        assert idle < 0.05
+    assert report.runs[-1].scorers == {"gpu-pool": 2, "cpu-pool": 2}
+    # Of each pool one at first, then two, and one at the end.
+    for label in ("gpu", "cpu"):
+        both = sorted([own for name, own in calls.items() if name.startswith(label)], key=lambda own: own[0, 0])
+        assert len(both) == 2 and both[1][0, 0] - both[0][0, 0] > 1

@@ -200,6 +200,11 @@ def test_columns_constants_and_names_are_mapped(tmp_path: Path) -> None:
     assert rejected(tmp_path / "out")[0]["reason"] == "column 'q' has no value (null)"
     score(source, tmp_path / "const", signature(np.int8, 2), mapped=Mapped(constants={"x": [1, 2]}, id_column="key"))
     assert results(tmp_path / "const").column("output.y").to_pylist() == [[1, 2], [1, 2]]
+    flat = Mapped(constants={"x": [1, 2, 3, 4]}, id_column="key")
+    score(source, tmp_path / "flat", signature(np.int8, 2, 2), mapped=flat)
+    assert results(tmp_path / "flat").column("output.y").to_pylist() == [[[1, 2], [3, 4]]] * 2
+    with pytest.raises(ConfigError, match=r"constant of input 'x' has shape \[4\]; the model wants"):
+        score(source, tmp_path / "no", signature(np.int8, 2, 3), mapped=flat)
     with pytest.raises(ConfigError, match=r"constant \[1, 300\] of input 'x' is nothing that INT8 holds"):
         score(source, tmp_path / "no", signature(np.int8, 2), mapped=Mapped(constants={"x": [1, 300]}))
 

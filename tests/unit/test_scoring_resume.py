@@ -56,6 +56,22 @@ def test_a_job_goes_on_where_it_stopped_without_opening_what_is_done(tmp_path: P
     assert by.calls == []
 
 
+def test_commands_that_were_killed_are_told_with_what_they_did(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", id=np.arange(60), x=np.arange(60, dtype=np.float32))
+    score(source, tmp_path / "out", FLAT, limits=Limits(10), stopping=Stops(2))
+    (kept,) = (tmp_path / "out" / "_job" / "runs").iterdir()
+    # What is there of one that was killed: that it began.
+    begun = json.loads(kept.read_text())
+    kept.write_text(json.dumps(begun | {"ended": begun["began"], "units": 0, "rows": 0, "came_to_end": False}))
+    report = score(source, tmp_path / "out", FLAT, limits=Limits(10))
+    killed, last = report.runs
+    assert (killed.came_to_end, last.came_to_end) == (False, True)
+    assert killed.units >= 2 and killed.rows == 10 * killed.units and killed.units + last.units == 6
+    assert killed.began < killed.ended < last.began
+    assert report.rates["numpy"] > 0
+    assert ", killed<" in (tmp_path / "out" / "_job" / "report.html").read_text()
+
+
 def test_files_added_later_are_further_units(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()

@@ -53,6 +53,7 @@ def connected(address: str) -> Iterator[str]:
     from enginehouse.cluster import ray_private, tokens
 
     tokens.check(address)
+    ray_private.errors_as_records()
     try:
         ray.init(address=address, job_config=ray_private.Job(), log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:

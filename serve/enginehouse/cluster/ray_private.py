@@ -6,6 +6,7 @@ Serve's public REST API has the live config too, but needs the dashboard, which 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ def found_address() -> str:
 def end_monitor() -> None:
     """End the process of the cluster that this one has started which asks clouds for nodes."""
     ray._private.worker._global_node.kill_monitor(check_alive=False)
+
+
+def errors_as_records() -> None:
+    """Have what Ray tells every driver, of nodes that died for instance, be records of its logger.
+
+    Otherwise it is printed on stdout, which is for results, whatever `log_to_driver` says.
+    """
+    logger = logging.getLogger("ray")
+
+    def record(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            logger.warning("%s", line)
+
+    ray._private.worker.print_to_stdstream = record
 
 
 def session() -> str:

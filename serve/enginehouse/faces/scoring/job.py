@@ -179,6 +179,7 @@ def run(
     with lease.held():
         _begin(job)
         began, before = time.time(), len(job.lines)
+        report.keep_run(job.ledger.folder, report.Run(began, began, 0, 0, forecast_s=forecast_s, came_to_end=False))
         progress = Progress(job.rows, sum(line.rows for line in job.lines.values()), look)
         workers = None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -226,7 +227,10 @@ def _constant(value: Any, spec: Any) -> Any:
 
 
 def constant_of(value: Any, spec: Any) -> np.ndarray:
-    """A constant as one row of `spec`. Raises ConfigError for one that does not fit."""
+    """A constant as one row of `spec`, nested or, as in columns, a flat list of all its numbers.
+
+    Raises ConfigError for one that does not fit.
+    """
     try:
         array = np.array(value, object) if spec.dtype.hasobject else np.array(value)
     except ValueError:
@@ -239,6 +243,8 @@ def constant_of(value: Any, spec: Any) -> np.ndarray:
         if kept is not None:
             raise ConfigError(f"constant {value!r} of input {spec.name!r} is nothing that {datatype(spec.dtype)} holds")
     dims = spec.shape[1:]
+    if array.ndim == 1 and len(dims) > 1 and None not in dims and array.size == math.prod(dims):
+        array = array.reshape(dims)
     if array.ndim != len(dims) or any(dim not in (None, have) for dim, have in zip(dims, array.shape, strict=True)):
         raise ConfigError(f"constant of input {spec.name!r} has shape {list(array.shape)}; the model wants {spec}")
     return np.asarray(array)

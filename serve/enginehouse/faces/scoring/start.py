@@ -14,16 +14,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from enginehouse.contract.manifest import Manifest
+from enginehouse.contract.manifest import ACCELERATOR_OF, Manifest
 from enginehouse.contract.store import Store
 from enginehouse.faces.scoring import job
 from enginehouse.faces.scoring.answering import ScorerPool
+from enginehouse.faces.scoring.forecast import START_S, Forecast, Speed, forecast
 from enginehouse.faces.scoring.job import Asked, Job, Scored
 from enginehouse.faces.scoring.mapping import Mapped
 from enginehouse.faces.scoring.progress import Look
 from enginehouse.faces.scoring.readers import Limits
-from enginehouse.faces.scoring.results.report import Report
-from enginehouse.faces.scoring.ways.choice import Known, Via, choose_way, known
+from enginehouse.faces.scoring.results.report import Report, runs
+from enginehouse.faces.scoring.ways.choice import Known, Via, Way, choose_way, known
 from enginehouse.faces.scoring.ways.via_serve import ThroughServe
 
 #: Logical CPUs of a scorer that asks the application: it reads, casts and waits. A local cluster has few to give.
@@ -41,16 +42,17 @@ UNIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A job, the pools of scorers for it, a sentence that says who computes, and how long it should take (or None)."""
+    """A job, the pools of scorers for it, a sentence that says who computes, and what it should take, where known."""
 
     job: Job
     pools: tuple[ScorerPool, ...]
     sentence: str
-    forecast_s: float | None = None
+    forecast: Forecast | None = None
 
     def run(self, look: Look = "none", stopping: Callable[[], bool] = lambda: False) -> Report:
         """See `job.run`."""
-        return job.run(self.job, self.pools, look=look, stopping=stopping, forecast_s=self.forecast_s)
+        forecast_s = self.forecast.seconds if self.forecast else None
+        return job.run(self.job, self.pools, look=look, stopping=stopping, forecast_s=forecast_s)
 
 
 def score(
@@ -121,7 +123,6 @@ def ready(
     found = known(model, store, via)
     scored = Scored(found.config.name, found.config.version, _digest(found), found.manifest.request_signature())
     made = job.prepared(asked, scored, Limits(rows=_unit_rows(found.manifest)))
-    rows = sum(unit.rows for unit in made.left)
     if found.is_served and not dry_run and via in (None, "serve") and (via or job.is_small(made)):
         why = "as asked for" if via else "the job is small"
         sentence = f"via serve, {why}: through the routers that serve {found.config.id}"
@@ -133,12 +134,34 @@ def ready(
     nodes, notes = node_facts.gather()
     made.notes += notes
     way = choose_way(via, found.config, found.manifest, nodes, found.pools, found.is_served)
-    forecast_s = rows / way.plan.rows_per_s if way.plan.rows_per_s else None
+    told = _forecast(made, way, most)
     if way.via == "serve":
-        return Ready(made, (_through_serve(found, least, most),), way.sentence, forecast_s)
+        return Ready(made, (_through_serve(found, least, most),), way.sentence, told)
     made.notes += [f"left out: {note}" for note in way.plan.notes]
     pools = scorer_pools(found.store, found.config, way.plan, least, most)
-    return Ready(made, tuple(pools), way.sentence, forecast_s)
+    return Ready(made, tuple(pools), way.sentence, told)
+
+
+def _forecast(made: Job, way: Way, most: int | None) -> Forecast | None:
+    """What the job takes; None where an engine was never measured."""
+    if way.plan.rows_per_s is None:
+        return None
+    limit = most if way.via == "engines" else None
+    speeds = [
+        Speed(
+            pool.most if limit is None else min(limit, pool.most),
+            pool.rows_per_s,
+            pool.threads,
+            ACCELERATOR_OF[pool.kinds[0]] == "cpu",
+            pool.price,
+        )
+        for pool in way.plan.pools
+        if pool.rows_per_s
+    ]
+    before = [run for run in runs(made.ledger.folder) if run.starting_s]
+    started = sum(count for run in before for count in run.scorers.values())
+    starting_s = sum(s for run in before for s in run.starting_s.values()) / started if started else START_S
+    return forecast(made.task, made.left, speeds, starting_s)
 
 
 def _through_serve(found: Known, least: int, most: int | None) -> ScorerPool:

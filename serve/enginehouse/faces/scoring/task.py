@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +70,7 @@ class Task:
         Raises InvalidInput with the first reason if none is: then it is not a row that is wrong.
         """
         count = min(unit.part.rows, _FIRST)
-        rows = self.read(Unit(unit.number, unit.files[:count], Part(unit.part.first, count, unit.part.at)))
+        rows = self.read(replace(unit.first(count), share=1.0))
         groups, bad = self.prepare(rows)
         right = sum(len(group.rows) for group in groups)
         if not right:

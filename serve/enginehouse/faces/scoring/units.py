@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,11 @@ class Unit:
         """Rows that are scored or rejected."""
         chosen = self.chosen()
         return self.part.rows if chosen is None else int(chosen.sum())
+
+    def first(self, rows: int) -> Unit:
+        """Its first so many rows, to look at."""
+        count = min(rows, self.part.rows)
+        return replace(self, files=self.files[:count], part=replace(self.part, rows=count))
 
     def document(self) -> dict[str, Any]:
         """As plain data."""

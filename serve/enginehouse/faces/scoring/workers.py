@@ -19,11 +19,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from enginehouse.cluster.head import Head
 from enginehouse.contract.errors import (
     ConfigError,
     EnginehouseError,
     EngineUnavailable,
     InferenceFailed,
+    NoBackend,
     StoreUnavailable,
 )
 from enginehouse.faces.scoring import caution as caution_of
@@ -46,6 +48,8 @@ _TRIES, _DEATHS, _DEATHS_ASKING, _STILLBORN = 4, 8, 60, 4
 _CAUTION = 2
 #: Seconds between looks at what is not an answer, between one more scorer and the next, and for a place for the first.
 _LOOK_S, _GROW_S, _START_S = 0.5, 2.0, 120.0
+#: Seconds that the head may be silent, one that comes back with all that it knew included; Ray itself waits for 60.
+_HEAD_S = 30.0
 
 
 class _Hosted:
@@ -123,6 +127,7 @@ class Workers:
     _cautions: dict[str, Caution] = field(default_factory=dict)
     _stillborn: int = 0
     _folder: Folder = field(init=False)
+    _head: Head = field(default_factory=Head)
     _grown: dict[str, float] = field(default_factory=dict)
 
     def lines(self, units: Sequence[Unit]) -> Iterator[Line | None]:
@@ -151,8 +156,15 @@ class Workers:
         }
 
     def _round(self) -> Iterator[Line | None]:
+        silent_s = self._head.silent_s()
+        if silent_s > _HEAD_S:
+            raise NoBackend(
+                f"the head of the cluster ({self._head.address}) has not answered for {silent_s:.0f} s; the same "
+                "command goes on with the units that are not done, on any cluster"
+            )
         if not self.stopping():
-            self._resize()
+            if not silent_s:
+                self._resize()
             for hand in self._hands:
                 while hand.pid and self._left and len(hand.units) < _AT_ONCE and self._may_have(hand, self._left[0]):
                     unit = self._left.popleft()
@@ -162,6 +174,7 @@ class Workers:
         ]
         if not waited:
             time.sleep(_LOOK_S)
+            yield None
             return
         ready, _ = ray.wait(waited, num_returns=1, timeout=_LOOK_S)
         if not ready:
@@ -286,7 +299,8 @@ class Workers:
 
     def _end(self, hand: _Hand) -> None:
         self._gone(hand)
-        ray.kill(hand.actor)
+        if not self._head.silent_s():
+            ray.kill(hand.actor)
 
     def _gone(self, hand: _Hand) -> None:
         self._hands.remove(hand)

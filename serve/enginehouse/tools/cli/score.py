@@ -133,6 +133,9 @@ def _show(report: Any, started: float, json: bool) -> None:
         new = report.runs[-1].rows if report.runs else 0
         done = report.written + report.rejected
         told = f"{done} rows in {took:.1f} s ({new / took:.0f} rows/s)"
+        if report.runs and (forecast_s := report.runs[-1].forecast_s) is not None:
+            lasted = report.runs[-1].ended - report.runs[-1].began
+            told += f", {lasted:.1f} of them scoring (forecast: {forecast_s:.1f})"
         if not new and report.is_complete:
             told = f"all {done} rows were scored already; nothing was left to do. They were"
         out.print(
@@ -153,8 +156,13 @@ def _forecast(ready: Any) -> None:
     for name, columns in job.task.plan.inputs.items():
         say(f"  {name}: {', '.join(columns)}")
     say(f"  id: {job.task.plan.id_column or 'file and number of the row'}")
-    if ready.forecast_s is not None:
-        say(f"about {duration(ready.forecast_s)} of computing by the latency tables; nothing was scored")
+    if (told := ready.forecast) is not None:
+        say(
+            f"about {duration(told.seconds)}: {duration(told.computing_s)} of computing by the latency tables, "
+            f"{duration(told.beside_s)} more for reading and writing as on the first rows, "
+            f"{duration(told.starting_s)} to start; {told.cost:,.0f} seconds of scorers at their pools' prices. "
+            "Nothing was scored"
+        )
     else:
         say("nothing was scored; how long it takes is not known, since the engine was never measured")
 

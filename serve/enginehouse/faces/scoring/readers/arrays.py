@@ -88,12 +88,8 @@ def check_rows(file: File, shapes: dict[str, tuple[int, ...]]) -> None:
         raise InvalidInput(f"{file.url}: arrays differ in rows: {counts}")
 
 
-def _arrays(file: File) -> dict[str, _Array]:
-    return _headers(file)
-
-
 @functools.lru_cache(maxsize=4)
-def _headers(file: File) -> dict[str, _Array]:
+def _arrays(file: File) -> dict[str, _Array]:
     with reading(file, file.format.upper()), opened(file) as stream:
         if file.format == "npy":
             shape, fortran, dtype = _header(stream)

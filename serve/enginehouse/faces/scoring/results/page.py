@@ -24,7 +24,7 @@ def rendered(report: Report, terms: Mapping[str, Any]) -> str:
         f'<p class="meta">{escape(str(terms["INPUT"]))} &rarr; {escape(report.folder)}</p>',
         f'<div class="verdict {state}"><p class="lead">{escape(_verdict(report))}</p>',
         f'<p class="why">{escape(_speed(report))}</p></div>',
-        _table("Who answered", ("backend", "rows", "share"), _shares(report.backends, report.written)),
+        _table("Who answered", ("backend", "rows", "share", "rows/s"), _backends(report)),
         _table(
             "Scorers",
             ("pool", "rows", "units", "calls", "busy", *_STEPS.values(), "starting"),
@@ -68,6 +68,12 @@ def _shares(counts: Mapping[str, int], of: int) -> list[tuple[str, ...]]:
     return [(name, f"{count:,}", f"{100 * count / max(1, of):.1f} %") for name, count in counts.items()]
 
 
+def _backends(report: Report) -> list[tuple[str, ...]]:
+    shares = _shares(report.backends, report.written)
+    rates = [f"{report.rates[name]:,.0f}" if name in report.rates else "-" for name in report.backends]
+    return [(*share, rate) for share, rate in zip(shares, rates, strict=True)]
+
+
 def _pool(name: str, own: Mapping[str, float], report: Report) -> tuple[str, ...]:
     up_s = sum(run.up_s.get(name, 0.0) for run in report.runs)
     starting_s = sum(run.starting_s.get(name, 0.0) for run in report.runs)
@@ -81,7 +87,7 @@ def _run(run: Any) -> tuple[str, ...]:
     took = run.ended - run.began
     return (
         time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(run.began)),
-        duration(took),
+        duration(took) + ("" if run.came_to_end else ", killed"),
         f"{run.rows:,}",
         f"{run.units:,}",
         f"{run.rows / took:,.0f}" if took > 0 else "-",

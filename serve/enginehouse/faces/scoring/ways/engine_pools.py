@@ -38,7 +38,7 @@ class EnginePool:
     """Scorers of one kind of hardware, `per_node` on each of `nodes` at most.
 
     The first of `kinds` computes; the others are for rows whose values its artifact is not right for. `rows_per_s` is
-    what one scorer does by the latency table, None where there is none.
+    what one scorer does by the latency table, None where there is none; `price` what a second of it costs.
     """
 
     name: str
@@ -53,6 +53,7 @@ class EnginePool:
     num_cpus: float
     num_gpus: float
     selector: Mapping[str, str]
+    price: float = 1.0
 
     @property
     def most(self) -> int:
@@ -161,6 +162,7 @@ def _pool(
         num_cpus=_num_cpus(group, pool, per_node, threads),
         num_gpus=num_gpus,
         selector=selector,
+        price=pool.price,
     )
 
 
