@@ -72,7 +72,7 @@ def scorers() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if line and line[0].startswith("ray::_Hosted"):
+        if line and line[0].startswith("ray::HostedScorer"):
             found.append(process)
     return found
 

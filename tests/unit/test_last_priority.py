@@ -23,7 +23,7 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.tensors import Computed, Tensors, Timing
 from enginehouse.faces.scoring.rows.batches import Group
-from enginehouse.faces.scoring.scorer import Scorer
+from enginehouse.faces.scoring.scorers.scorer import Scorer
 from enginehouse.faces.scoring.ways import via_serve
 from enginehouse.faces.scoring.ways.via_serve import ViaServe
 from enginehouse.routing.backends import Backend, Backends, Sender

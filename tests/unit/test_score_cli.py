@@ -64,7 +64,7 @@ def test_scoring_imports_neither_pandas_nor_ray_data_nor_datasets() -> None:
         "import sys\n"
         "from enginehouse.cluster import light\n"
         "light.without_pandas()\n"
-        "from enginehouse.faces.scoring.without_pandas import without_pandas\n"
+        "from enginehouse.faces.scoring.scorers.without_pandas import without_pandas\n"
         "without_pandas()\n"
         "from tests.unit.scoring_jobs import score, signature\n"
         "import pyarrow as pa, numpy as np, pathlib, tempfile\n"
@@ -73,7 +73,7 @@ def test_scoring_imports_neither_pandas_nor_ray_data_nor_datasets() -> None:
         "with tempfile.TemporaryDirectory() as folder:\n"
         "    parquet.write_table(pa.table({'id': [1], 'x': [1.0]}), folder + '/in.parquet')\n"
         "    score(folder + '/in.parquet', folder + '/out', signature(np.float32))\n"
-        "import enginehouse.faces.scoring.workers, enginehouse.faces.scoring.start\n"
+        "import enginehouse.faces.scoring.scorers.workers, enginehouse.faces.scoring.start\n"
         "print(sorted({'pandas', 'ray.data', 'torch'} & set(sys.modules)))\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginehouse.faces.scoring.caution import Caution
 from enginehouse.faces.scoring.rows.batches import Group
+from enginehouse.faces.scoring.scorers.caution import Caution
 
 ROWS = np.arange(64)
 #: Rows of two shapes, so two groups.

@@ -186,7 +186,7 @@ def run(
             if here if here is not None else is_small(job) and [pool.name for pool in pools] == ["serve"]:
                 _run_here(job, pools[0], progress, stopping)
             elif job.left:
-                from enginehouse.faces.scoring.workers import Workers, check_room
+                from enginehouse.faces.scoring.scorers.workers import Workers, check_room
 
                 check_room(pools)
                 workers = Workers(job.task, pools, stopping)
@@ -210,7 +210,7 @@ def is_small(job: Job) -> bool:
 
 
 def _run_here(job: Job, pool: ScorerPool, progress: Progress, stopping: Callable[[], bool]) -> None:
-    from enginehouse.faces.scoring.scorer import Scorer, score_here
+    from enginehouse.faces.scoring.scorers.scorer import Scorer, score_here
 
     async def all_of_it() -> None:
         scorer = Scorer(job.task, pool.answering, pool.name)

@@ -81,7 +81,7 @@ def score(
         from enginehouse.faces.scoring import job, start
         from enginehouse.faces.scoring.mapping import Mapped
         from enginehouse.faces.scoring.results.top import labels as labels_in
-        from enginehouse.faces.scoring.without_pandas import without_pandas
+        from enginehouse.faces.scoring.scorers.without_pandas import without_pandas
 
         without_pandas()
         # A scorer waits when a router is slow, and says so itself.

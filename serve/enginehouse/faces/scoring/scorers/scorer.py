@@ -19,7 +19,6 @@ from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, Infe
 from enginehouse.contract.tensors import Tensors
 from enginehouse.faces.scoring import mapping
 from enginehouse.faces.scoring.answering import Answering
-from enginehouse.faces.scoring.caution import BLAMED, Caution, clear, write
 from enginehouse.faces.scoring.ledger import Ledger, Line
 from enginehouse.faces.scoring.readers import Rows
 from enginehouse.faces.scoring.results import rejected, writing
@@ -27,6 +26,7 @@ from enginehouse.faces.scoring.results.plain import values
 from enginehouse.faces.scoring.results.rejected import Rejected
 from enginehouse.faces.scoring.rows.batches import Group, asked
 from enginehouse.faces.scoring.rows.columns import Bad
+from enginehouse.faces.scoring.scorers.caution import BLAMED, Caution, clear, write
 from enginehouse.faces.scoring.storage import Folder, digest
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit

@@ -8,11 +8,9 @@ A pool whose scorers cannot be made is given up, unless it is the last one.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +26,11 @@ from enginehouse.contract.errors import (
     NoBackend,
     StoreUnavailable,
 )
-from enginehouse.faces.scoring import caution as caution_of
 from enginehouse.faces.scoring.answering import ScorerPool
-from enginehouse.faces.scoring.caution import Caution
 from enginehouse.faces.scoring.ledger import Line
-from enginehouse.faces.scoring.scorer import Scorer
+from enginehouse.faces.scoring.scorers import caution as caution_of
+from enginehouse.faces.scoring.scorers.caution import Caution
+from enginehouse.faces.scoring.scorers.hosted import HostedScorer
 from enginehouse.faces.scoring.storage import Folder
 from enginehouse.faces.scoring.task import Task
 from enginehouse.faces.scoring.units import Unit
@@ -50,33 +48,6 @@ _CAUTION = 2
 _LOOK_S, _GROW_S, _START_S = 0.5, 2.0, 120.0
 #: Seconds that the head may be silent, one that comes back with all that it knew included; Ray itself waits for 60.
 _HEAD_S = 30.0
-
-
-class _Hosted:
-    """A scorer in a process of its own. It is made by `start`, whose errors come back as they are."""
-
-    def __init__(self) -> None:
-        self._scorer: Scorer | None = None
-
-    async def start(self, task: Task, answering: Callable[[], Any], pool: str, nice: int) -> int:
-        os.nice(nice)
-        if nice == 19 and hasattr(os, "SCHED_IDLE"):
-            # By default of Ray, all its workers are nice already: 19 alone would be half as much as they have.
-            with suppress(OSError):
-                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        from enginehouse.faces.scoring.without_pandas import without_pandas
-
-        without_pandas()
-        self._scorer = Scorer(task, answering, pool)
-        return os.getpid()
-
-    async def score(self, unit: Unit, caution: Caution | None) -> Line:
-        assert self._scorer is not None
-        return await self._scorer.score(unit, caution)
-
-    async def close(self) -> None:
-        if self._scorer is not None:
-            self._scorer.close()
 
 
 @dataclass(slots=True)
@@ -288,7 +259,7 @@ class Workers:
 
     def _start(self, pool: ScorerPool) -> None:
         options = {"max_concurrency": _AT_ONCE + 2, "max_restarts": 0, **pool.actor_options}
-        actor = ray.remote(_Hosted).options(**options).remote()
+        actor = ray.remote(HostedScorer).options(**options).remote()
         # In this order: making what answers may keep the process from saying that it is there.
         placing = actor.__ray_ready__.remote()
         starting = actor.start.remote(self.task, pool.answering, pool.name, pool.nice)

@@ -1,0 +1,1 @@
+"""The processes that score: handed units, asked with caution for what may kill them."""
