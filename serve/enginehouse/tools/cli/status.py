@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from enginehouse.cluster import connect
+from enginehouse.tools.cli.cluster import on_cluster
 from enginehouse.tools.cli.console import out, say
 
 #: Characters of a line of reasons, and models that one names.
@@ -20,7 +20,7 @@ Address = Annotated[str, typer.Option(help="Ray cluster: `auto` for the one of t
 
 def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="Print JSON.")] = False) -> None:
     """Show models, versions, backends, replicas, and why a backend is not live."""
-    with connect.connected(address):
+    with on_cluster(address):
         from enginehouse.faces.python.client import Client
 
         document = Client(is_embedded=False).status()
