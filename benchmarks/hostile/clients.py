@@ -70,6 +70,13 @@ def strings() -> list[bytes]:
     ]
 
 
+def numbers() -> list[bytes]:
+    """Answers of 15 MB of JSON."""
+    rows = 1500
+    data = np.full((rows, CLASSES), 0.1234567, np.float32).tobytes()
+    return [_binary("wide", "FP32", [rows, CLASSES], data, binary_data=False)]
+
+
 def classes() -> list[bytes]:
     """All classes of 256 and of 16,384 rows."""
     rng = np.random.default_rng(0)
@@ -163,9 +170,7 @@ async def hang(
 
 async def slow_readers(port: int, seen: Seen) -> None:
     """Ask for answers of 15 MB, and take nothing of them."""
-    rows = 1500
-    data = np.full((rows, CLASSES), 0.1234567, np.float32).tobytes()
-    request = _binary("wide", "FP32", [rows, CLASSES], data, binary_data=False)
+    (request,) = numbers()
 
     async def one() -> None:
         while True:
@@ -209,6 +214,7 @@ KINDS: dict[str, Callable[[int, list[int], Seen], Awaitable[None]]] = {
     "large-json": lambda port, _, seen: work(large_json(), port, seen),
     "strings": lambda port, _, seen: work(strings(), port, seen),
     "classes": lambda port, _, seen: work(classes(), port, seen),
+    "long-answers": lambda port, _, seen: work(numbers(), port, seen),
     "gzip": lambda port, _, seen: work(bombs(), port, seen),
     "open-invented": lambda port, _, seen: hang(_HEAD % b"no-NUMBER" + _OPEN, port, OPEN_BODIES, seen),
     "open-bodies": lambda port, _, seen: hang(_HEAD % b"scale" + _OPEN, port, OPEN_BODIES, seen),

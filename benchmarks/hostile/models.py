@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tests.integration.bundles import artifact, publish
+from tests.integration.bundles import artifact, publish, table
 
 from enginehouse.contract.bundle import MANIFEST
 from enginehouse.contract.manifest import Manifest, SignatureRecord
@@ -59,6 +59,8 @@ def _publish(
         signature=SignatureRecord.of(Signature((spec[0],), (spec[1],))),
         max_batch=MAX_BATCH,
         artifacts=(artifact(folder, "onnx"),),
+        # Else a replica would time it with as many rows.
+        latency=(table("onnxruntime-cpu", 1.0),),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     target.publish(folder, name, "1")

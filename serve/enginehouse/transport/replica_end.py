@@ -51,6 +51,8 @@ class Listener:
         #: Demand that routers reported with their calls since the start, in engine milliseconds.
         self.demand_ms = 0.0
         self.is_draining = False
+        #: Whether it listens on all interfaces of its machine.
+        self.is_everywhere = False
         self.calls: set[asyncio.Task[None]] = set()
         self.connections: set[Accepted] = set()
         #: Those that have not proven the key yet, oldest first.
@@ -64,10 +66,12 @@ class Listener:
             self._server = await self._listen(host)
         except OSError:
             # Not an address of this machine, for instance that of a container's host: listen on all interfaces.
-            self._server = await self._listen(None)
+            # One family, of which routers know the address: each would have a port of its own.
+            self._server = await self._listen("::" if ":" in host else "0.0.0.0")
+            self.is_everywhere = True
         return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self.key.hex())
 
-    def _listen(self, host: str | None) -> asyncio.Task[asyncio.Server]:
+    def _listen(self, host: str) -> asyncio.Task[asyncio.Server]:
         loop = asyncio.get_running_loop()
         # An empty context: else all work of connections would count as part of the Serve request that runs now.
         return loop.create_task(
