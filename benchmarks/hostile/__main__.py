@@ -105,7 +105,7 @@ def _beside(server: LocalServer, kind: str, seconds: float) -> dict[str, object]
     quiet = asyncio.run(good(server.url, min(seconds, 20)))
     processes = _processes(server)
     routers = sorted(pid for pid, name in processes.items() if name == "Router")
-    ports = [str(port) for pid, name in processes.items() if name.endswith("-cpu") for port in _ports(pid)]
+    replicas = [place for pid, name in processes.items() if name.endswith("-cpu") for place in _listening(pid)]
     before, peak, stop = _memory(processes), Counter[str](), threading.Event()
 
     def watch() -> None:
@@ -116,7 +116,7 @@ def _beside(server: LocalServer, kind: str, seconds: float) -> dict[str, object]
     watching = threading.Thread(target=watch)
     watching.start()
     hostile = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.hostile.clients", kind, str(server.port), str(seconds + 5), *ports],
+        [sys.executable, "-m", "benchmarks.hostile.clients", kind, str(server.port), str(seconds + 5), *replicas],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -187,9 +187,10 @@ def _processes(server: LocalServer) -> dict[int, str]:
     return found
 
 
-def _ports(pid: int) -> list[int]:
-    """Where routers reach a replica: of its ports, what Ray's own are is no secret to a hostile client either."""
-    return sorted({c.laddr.port for c in psutil.Process(pid).net_connections("tcp4") if c.status == psutil.CONN_LISTEN})
+def _listening(pid: int) -> list[str]:
+    """All that a replica listens on, where routers reach it among others."""
+    found = psutil.Process(pid).net_connections("tcp4")
+    return sorted({f"{c.laddr.ip}:{c.laddr.port}" for c in found if c.status == psutil.CONN_LISTEN})
 
 
 def _memory(processes: dict[int, str]) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""The hostile clients, each a process: `python -m benchmarks.hostile.clients KIND PORT SECONDS [OTHER PORTS]`.
+"""The hostile clients, each a process: `python -m benchmarks.hostile.clients KIND PORT SECONDS [HOST:PORT ...]`.
 
 Each does its worst with two connections at a time where the requests cost work, and with as many as the row says where
 it is the connections that cost. At its end it prints, as JSON, what became of its connections or requests.
@@ -127,7 +127,7 @@ async def _answer_to(request: bytes, port: int) -> str:
 
 
 async def hang(
-    begin: bytes, port: int, count: int, seen: Seen, every_s: float = 0, more: bytes = b"", reads: bool = True
+    begin: bytes, port: int, count: int, seen: Seen, every_s: float = 0, more: bytes = b"", host: str = _HOST
 ) -> None:
     """Keep `count` connections open that have said `begin` and say `more` from time to time; one that is lost anew."""
 
@@ -136,7 +136,7 @@ async def hang(
         await asyncio.sleep(number / 2000)
         while True:
             try:
-                reader, writer = await asyncio.open_connection(_HOST, port, limit=1 << 12)
+                reader, writer = await asyncio.open_connection(host, port, limit=1 << 12)
             except OSError as error:
                 seen[f"refused: {type(error).__name__}"] += 1
                 await asyncio.sleep(1)
@@ -145,20 +145,14 @@ async def hang(
             seen["open"] += 1
             try:
                 writer.write(begin.replace(b"NUMBER", b"%d" % number))
-                if reads:
-                    said = asyncio.create_task(reader.read(4096))
-                    while not (await asyncio.wait([said], timeout=every_s or None))[0]:
-                        writer.write(more)
-                    text = said.result()
-                    seen[text.split()[1].decode() if text.startswith(b"HTTP") else "closed"] += 1
-                    # Who is answered stays until he is sent away.
-                    while await reader.read(4096):
-                        pass
-                else:
-                    writer.transport.pause_reading()
-                    while not writer.transport.is_closing():
-                        await asyncio.sleep(1)
-                        writer.write(b"")
+                said = asyncio.create_task(reader.read(4096))
+                while not (await asyncio.wait([said], timeout=every_s or None))[0]:
+                    writer.write(more)
+                text = said.result()
+                seen[text.split()[1].decode() if text.startswith(b"HTTP") else "answered" if text else "closed"] += 1
+                # Who is answered stays until he is sent away.
+                while await reader.read(4096):
+                    pass
             except OSError:
                 seen["connection lost"] += 1
             finally:
@@ -201,16 +195,17 @@ async def slow_readers(port: int, seen: Seen) -> None:
     await asyncio.gather(*(one() for _ in range(SLOW_READERS)))
 
 
-async def half_handshakes(ports: list[int], seen: Seen) -> None:
+async def half_handshakes(replicas: list[str], seen: Seen) -> None:
     """Connect to replicas, and say half a proof, or nothing."""
     halves = [b"", b"\3\0\0\0\x66\0\0\0"]
-    each = HALF_HANDSHAKES // len(ports) // len(halves)
-    await asyncio.gather(*(hang(half, port, each, seen) for port in ports for half in halves))
+    each = HALF_HANDSHAKES // len(replicas) // len(halves)
+    places = [replica.rpartition(":") for replica in replicas]
+    await asyncio.gather(*(hang(half, int(port), each, seen, host=host) for host, _, port in places for half in halves))
 
 
 _HEAD = b"POST /v2/models/%s/infer HTTP/1.1\r\nhost: a\r\n"
 _OPEN = b"content-length: 1000\r\n\r\n{"
-KINDS: dict[str, Callable[[int, list[int], Seen], Awaitable[None]]] = {
+KINDS: dict[str, Callable[[int, list[str], Seen], Awaitable[None]]] = {
     "large-json": lambda port, _, seen: work(large_json(), port, seen),
     "strings": lambda port, _, seen: work(strings(), port, seen),
     "classes": lambda port, _, seen: work(classes(), port, seen),
@@ -222,20 +217,20 @@ KINDS: dict[str, Callable[[int, list[int], Seen], Awaitable[None]]] = {
     "half-heads": lambda port, _, seen: hang(_HEAD % b"scale", port, HALF_HEADS, seen),
     "trickled-heads": lambda port, _, seen: hang(_HEAD % b"scale" + b"a", port, HALF_HEADS, seen, 2.0, b"a"),
     "slow-readers": lambda port, _, seen: slow_readers(port, seen),
-    "half-handshakes": lambda _, ports, seen: half_handshakes(ports, seen),
+    "half-handshakes": lambda _, replicas, seen: half_handshakes(replicas, seen),
 }
 
 
-async def main(kind: str, port: int, seconds: float, *ports: int) -> None:
+async def main(kind: str, port: int, seconds: float, *replicas: str) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Whoever is hostile has a machine of his own.
     os.nice(10)
     seen: Seen = Counter()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(KINDS[kind](port, list(ports), seen), seconds)
+        await asyncio.wait_for(KINDS[kind](port, list(replicas), seen), seconds)
     print(json.dumps(+seen))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]))

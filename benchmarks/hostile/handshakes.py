@@ -63,7 +63,7 @@ async def _run(count: int) -> bool:
     listener = Listener("pool", echo, 8)
     address = await listener.start("127.0.0.1")
     rng, seen, marks = np.random.default_rng(0), Counter[str](), list[float]()
-    files = len(list(Path("/proc/self/fd").iterdir()))
+    files = _files()
     began = time.monotonic()
     for number in range(count // TOGETHER):
         seen.update(await asyncio.gather(*(_say(address, _proof(rng), bool(rng.integers(4))) for _ in range(TOGETHER))))
@@ -72,7 +72,7 @@ async def _run(count: int) -> bool:
             marks.append(_mib())
     await asyncio.sleep(3)
     gc.collect()
-    left = len(listener.connections), len(listener.strangers), len(list(Path("/proc/self/fd").iterdir())) - files
+    left = len(listener.connections), len(listener.strangers), _files() - files
     channel = Channel("pool")
     await channel.open(address)
     outputs, _ = await channel.infer("m@1", [{"x": np.ones(2)}], 1, 5)
@@ -83,6 +83,10 @@ async def _run(count: int) -> bool:
     print(f"left: {left[0]} connections, {left[1]} unproven, {left[2]} files; memory {marks} MiB, then {grown:+.1f}")
     print(f"a router that has the key: {outputs}")
     return left == (0, 0, 0) and not seen["HELD"] and grown <= MOST_MIB and bool((outputs["x"] == 1).all())
+
+
+def _files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _mib() -> float:
