@@ -163,8 +163,9 @@ async def hang(
 
 
 async def slow_readers(port: int, seen: Seen) -> None:
-    """Ask for answers of 15 MB, and take nothing of them."""
-    (request,) = numbers()
+    """Ask for answers of 16 MB with 64 KiB, and take nothing of them."""
+    rows = 4096
+    request = _binary("grow", "FP32", [rows, 4], np.ones((rows, 4), np.float32).tobytes(), binary_data=True)
 
     async def one() -> None:
         while True:

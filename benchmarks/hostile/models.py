@@ -16,14 +16,17 @@ from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 
 CLASSES = 1000
 #: Rows: a replica that loads a model times it with as many, and strings take it minutes.
-MOST_ROWS = {"wide": 1 << 14, "text": 256}
+MOST_ROWS = {"wide": 1 << 14, "text": 256, "grow": 4096}
 
 
 def publish_all(store: Path) -> None:
-    """`scale` (y = 2 x, 4 numbers a row), `wide` (y = 2 x, a thousand), `text` (y = x + "!")."""
+    """`scale` (y = 2 x, 4 numbers a row), `wide` (y = 2 x, a thousand), `grow` (of 4 a thousand), `text` (y = x + "!")."""
     publish(store, "scale", "1", 2)
     two = numpy_helper.from_array(np.array([2], np.float32), "two")
     _publish(store, "wide", "FP32", TensorProto.FLOAT, [CLASSES], helper.make_node("Mul", ["x", "two"], ["y"]), two)
+    ones = numpy_helper.from_array(np.ones((4, CLASSES), np.float32), "ones")
+    grow = helper.make_node("MatMul", ["x", "ones"], ["y"])
+    _publish(store, "grow", "FP32", TensorProto.FLOAT, [4], grow, ones, [CLASSES])
     mark = helper.make_tensor("mark", TensorProto.STRING, [1], [b"!"])
     _publish(
         store,
@@ -37,14 +40,21 @@ def publish_all(store: Path) -> None:
 
 
 def _publish(
-    store: Path, name: str, kind: str, element: int, shape: list[int], node: onnx.NodeProto, constant: onnx.TensorProto
+    store: Path,
+    name: str,
+    kind: str,
+    element: int,
+    shape: list[int],
+    node: onnx.NodeProto,
+    constant: onnx.TensorProto,
+    made: list[int] | None = None,
 ) -> None:
-    spec = [TensorSpec(tensor, DTYPES[kind], (None, *shape)) for tensor in "xy"]
+    shapes = {"x": shape, "y": made or shape}
+    spec = [TensorSpec(tensor, DTYPES[kind], (None, *of)) for tensor, of in shapes.items()]
     graph = helper.make_graph(
         [node],
         name,
-        [helper.make_tensor_value_info("x", element, ["rows", *shape])],
-        [helper.make_tensor_value_info("y", element, ["rows", *shape])],
+        *([helper.make_tensor_value_info(tensor, element, ["rows", *of])] for tensor, of in shapes.items()),
         [constant],
     )
     target = Store(store)
