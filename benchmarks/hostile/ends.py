@@ -79,20 +79,18 @@ class Place:
 
     def __init__(self, name: str, factor: int) -> None:
         self.factor = factor
+        # As long as it may be for the sockets in it.
         self.folder = Path(tempfile.mkdtemp(prefix=f"e{name}", dir="/tmp"))
-        self.temporary = self.folder / "t"
-        self.temporary.mkdir(mode=0o700)
         publish(self.folder / "store", "scale", "1", factor)
 
     def start(self) -> LocalServer:
-        # Short enough for the folder of sockets.
-        server = LocalServer(self.folder, self.folder / "store", TMPDIR="/tmp", RAY_TMPDIR=str(self.temporary))
+        server = LocalServer(self.folder, self.folder / "store", TMPDIR=str(self.folder))
         server.wait_ready()
         return server
 
-
-def folders() -> set[Path]:
-    return set(Path("/tmp").glob("eh-*"))
+    def folders(self) -> set[Path]:
+        """Those of servers that run, or did."""
+        return set(self.folder.glob("eh-*"))
 
 
 def ended(way: str, times: int) -> bool:
@@ -100,11 +98,9 @@ def ended(way: str, times: int) -> bool:
     place, good, left_over = Place(way[:1], 2), True, set[Path]()
     try:
         for number in range(1, times + 1):
-            before = folders() - left_over
             server = place.start()
             # Those of the one before are gone with this start.
-            stayed = left_over & folders()
-            own = folders() - before - stayed
+            stayed = left_over & place.folders()
             began = time.monotonic()
             with load(server.url, place.factor) as seen:
                 time.sleep(CALM_S)
@@ -113,7 +109,7 @@ def ended(way: str, times: int) -> bool:
                 server.process.wait(60)
                 ended_s = time.monotonic() - signalled
                 gone_s = server.gone_after(10)
-            left_over = own & folders()
+            left_over = place.folders()
             lost = sum(count for what, count in seen.items() if what.startswith(("LOST", "500")))
             wrong = sum(count for what, count in seen.items() if what.startswith("WRONG"))
             good = good and not stayed and not wrong and (way == "kill" or not (lost or left_over))
@@ -125,8 +121,8 @@ def ended(way: str, times: int) -> bool:
             )
             server.stop()
         server = place.start()
-        print(f"{way}: folders after the next start: {len(left_over & folders())}", flush=True)
-        good = good and not left_over & folders()
+        print(f"{way}: folders after the next start: {len(left_over & place.folders())}", flush=True)
+        good = good and not left_over & place.folders()
         server.stop()
     finally:
         shutil.rmtree(place.folder, ignore_errors=True)

@@ -20,7 +20,7 @@ MOST_ROWS = {"wide": 1 << 14, "text": 256, "grow": 4096}
 
 
 def publish_all(store: Path) -> None:
-    """`scale` (y = 2 x, 4 numbers a row), `wide` (y = 2 x, a thousand), `grow` (of 4 a thousand), `text` (y = x + "!")."""
+    """`scale` (y = 2 x, 4 numbers a row), `wide` (y = 2 x, a thousand), `grow` (4 to 1000), `text` (y = x + "!")."""
     publish(store, "scale", "1", 2)
     two = numpy_helper.from_array(np.array([2], np.float32), "two")
     _publish(store, "wide", "FP32", TensorProto.FLOAT, [CLASSES], helper.make_node("Mul", ["x", "two"], ["y"]), two)
