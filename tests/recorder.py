@@ -47,13 +47,14 @@ class Recorder:
 
     def strangers(self) -> list[str]:
         """Whom they connected to that is not this machine, and what the process was."""
-        return sorted({line for line in self._lines() if not _is_here(line.partition("\t")[0])})
+        return sorted({line for line in self._lines() if not is_here(line.partition("\t")[0])})
 
     def _lines(self) -> list[str]:
         return self._record.read_text().splitlines() if self._record.exists() else []
 
 
-def _is_here(whom: str) -> bool:
+def is_here(whom: str) -> bool:
+    """Whether an address or a name is one of this machine."""
     if whom in ("", "localhost", socket.gethostname()):
         return True
     try:

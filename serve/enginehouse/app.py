@@ -23,6 +23,7 @@ from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
 from enginehouse.engines import allocator
 from enginehouse.faces.http import body, routes
+from enginehouse.faces.http.transfer import Transfers
 from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
@@ -47,7 +48,13 @@ class Ingress:
         self.config = AppConfig.parse(args)
         cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
         settings = self.config.router
-        self.limits = body.Limits(settings.max_body_bytes, settings.max_json_bytes)
+        self.limits = body.Limits(
+            settings.max_body_bytes,
+            settings.max_json_bytes,
+            # More of them are too many only where they are slow.
+            arriving=Transfers(settings.max_ongoing_requests // 4),
+            leaving=Transfers(settings.max_ongoing_requests, settings.max_ongoing_bytes // 4),
+        )
         self.max_strings = settings.max_strings
         self._residents = HostedModels(
             "a router",

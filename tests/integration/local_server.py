@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -16,9 +17,17 @@ from tests.integration.cluster import clean_env, descendants, describe, free_por
 
 
 class LocalServer:
-    """One that is started; its output is in a file in `folder`."""
+    """One that is started, `under` another program if need be; its output is in a file in `folder`."""
 
-    def __init__(self, folder: Path, store: Path, *options: str, host: str = "127.0.0.1", **env: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Path,
+        *options: str,
+        host: str = "127.0.0.1",
+        under: Sequence[str] = (),
+        **env: str,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         self.temporary = env.get("TMPDIR", "/tmp")
@@ -29,7 +38,7 @@ class LocalServer:
         with self._log.open("w") as output:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "enginehouse", "serve", str(store)),
+                    *(*under, sys.executable, "-m", "enginehouse", "serve", str(store)),
                     *("--host", host, "--port", str(self.port), *options),
                 ],
                 env={name: value for name, value in clean_env(**variables).items() if value != "unset"},

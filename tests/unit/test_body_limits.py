@@ -155,7 +155,8 @@ async def test_a_long_answer_is_sent_in_messages_of_a_size() -> None:
     async def receive() -> Any:
         raise AssertionError
 
-    await InParts(parts, [(b"a", b"b"), (b"content-type", b"application/json")])({"type": "http"}, receive, send)
+    headers = [(b"a", b"b"), (b"content-type", b"application/json")]
+    await InParts(parts, headers, LIMITS.leaving)({"type": "http"}, receive, send)
     start, *rest = sent
     size = sum(map(len, parts))
     assert (start["status"], dict(start["headers"])[b"content-length"]) == (200, str(size).encode())

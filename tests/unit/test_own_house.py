@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from httpx import ASGITransport, AsyncClient
 from ray.serve._private import haproxy_templates
 from ray.serve._private.haproxy import BackendConfig
 
-from enginehouse.cluster import haproxy_wrapper
+from enginehouse.cluster import haproxy, haproxy_wrapper
 from enginehouse.cluster.haproxy import serve_host
 from enginehouse.cluster.haproxy_wrapper import completed
 from enginehouse.contract.errors import ConfigError
@@ -70,6 +71,42 @@ def test_what_haproxy_answers_for_a_lost_router_can_be_tried_again() -> None:
     assert b"Retry-After: 1" in head
     assert f"Content-Length: {len(body)}".encode() in head
     assert "try again" in json.loads(body)["error"]
+
+
+def test_slow_and_many_clients_and_other_users_are_kept_off() -> None:
+    of_ray = (
+        "global\n    stats socket /r/admin.sock mode 666 level admin expose-fd listeners\n    maxconn 8000\n"
+        "defaults\n    timeout client 30s\n" + CONFIGURATION.partition("frontend prometheus")[1] + "\n"
+        "    bind :9101\nfrontend http_frontend\n    bind 127.0.0.1:8000\nbackend app\n    timeout client 30s\n"
+    )
+    text = completed(of_ray, "secret")
+    assert "    stats socket /r/admin.sock mode 600 level admin expose-fd listeners\n" in text
+    assert text.count("    timeout http-request 10s\n") == 1
+    front = text.partition("frontend http_frontend\n")[2].splitlines()
+    assert front[1:4] == [
+        "    stick-table type ipv6 size 64k expire 1m store conn_cur",
+        "    tcp-request connection track-sc0 src",
+        "    tcp-request connection reject if { sc0_conn_cur gt 6000 }",
+    ]
+
+
+@pytest.mark.parametrize(("most", "connections"), [(1024, 209), (20_000, 7800), (65_536, 8192), (-1, 8192)])
+def test_haproxy_has_as_many_connections_as_it_may_have_files(
+    most: int, connections: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, most))
+    environment = haproxy.environment(tmp_path)
+    assert environment["RAY_SERVE_HAPROXY_MAXCONN"] == str(connections)
+    assert environment["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "30"
+
+
+@pytest.mark.parametrize(
+    "line", ["timeout client {{", "stats socket {{ config.socket_path }} mode 666 ", "maxconn {{ config.maxconn }}"]
+)
+def test_ray_has_the_lines_that_they_are_put_into(line: str) -> None:
+    assert f"    {line}" in haproxy_templates.HAPROXY_CONFIG_TEMPLATE.replace(
+        "{% if config.timeout_client_s is not none %}", ""
+    )
 
 
 def test_rays_configuration_has_the_lines_that_are_looked_for() -> None:

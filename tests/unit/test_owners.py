@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 from tests.unit.other_user import UID, needs_root
 
-from enginehouse.cluster.owners import cluster_of_this_user, clusters_of_this_machine
+from enginehouse.cluster import connect
+from enginehouse.cluster.owners import (
+    TOKEN_VARIABLES,
+    cluster_of_this_user,
+    clusters_of_this_machine,
+    token_variables,
+)
 from enginehouse.contract.errors import ConfigError
 
 ME = os.getuid()
@@ -60,6 +66,71 @@ def pretending(tmp_path: Path) -> Iterator[str]:
         assert process.stdout and process.stdout.readline() == "up\n"
         yield address
         process.kill()
+
+
+@pytest.fixture
+def node() -> Iterator[str]:
+    """What looks like a node of this user with a token of its own: its address."""
+    address = f"127.0.0.8:{os.getpid()}"
+    code = (
+        "import ctypes, time; ctypes.CDLL(None).prctl(15, b'raylet', 0, 0, 0); print('up', flush=True); time.sleep(60)"
+    )
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/its/own", "RAY_OTHER": "1"}
+    command = [sys.executable, "-c", code, f"--gcs-address={address}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables) as process:
+        assert process.stdout and process.stdout.readline() == "up\n"
+        yield address
+        process.kill()
+
+
+def test_a_cluster_of_this_machine_has_the_token_that_it_was_started_with(node: str) -> None:
+    assert token_variables(node) == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/its/own"}
+    assert token_variables(f"{node}1") is None
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("is_ours", "given", "sent"),
+    [
+        # That of the home is for clusters of this user on this machine.
+        (True, {}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/its/own"}),
+        (False, {}, {}),
+        (False, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token"}),
+        (False, {"RAY_AUTH_TOKEN": "x"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}),
+        (True, {"RAY_AUTH_TOKEN": "x"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}),
+        (True, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": "/its/own"}),
+    ],
+)
+def test_the_token_of_the_home_goes_to_clusters_of_this_user_alone(
+    node: str,
+    is_ours: bool,
+    given: dict[str, str],
+    sent: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / ".ray").mkdir(0o700)
+    (tmp_path / ".ray" / "auth_token").write_text("of the home")
+    with monkeypatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            patch.delenv(name)
+        for name, value in {"HOME": str(tmp_path), **given}.items():
+            patch.setenv(name, value)
+        patch.setattr(connect, "check_ray_is_not_imported", lambda: None)
+
+        def stop(_: object) -> None:
+            raise Stopped({name: os.environ[name] for name in TOKEN_VARIABLES if name in os.environ})
+
+        # All that Ray reads is set when the proxies are.
+        patch.setattr(connect.proxies, "exceptions", stop)
+        # What is set below is put back.
+        patch.setattr(os, "environ", dict(os.environ))
+        with pytest.raises(Stopped) as caught, connect.connected(node if is_ours else "10.1.2.3:6379"):
+            pass
+    assert caught.value.args[0] == sent
 
 
 @needs_root

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from tests.unit.connections import Run, connected, pool
+from tests.unit.connections import Run, connected, echo, pool
 
 from enginehouse.contract.errors import EngineUnavailable
 from enginehouse.transport import frames
-from enginehouse.transport.replica_end import MAX_UNPROVEN
+from enginehouse.transport.replica_end import MAX_UNPROVEN, Listener
 from enginehouse.transport.router_end import Channel
 
 
@@ -139,6 +139,20 @@ def test_fuzzed_handshakes_leave_no_connection(run: Run, seed: int) -> None:
             await asyncio.sleep(0.05)
             assert not listener.strangers
             assert not listener.connections
+
+    run(work())
+
+
+def test_where_a_node_has_an_address_of_another_machine_it_listens_on_all_interfaces_and_says_so(run: Run) -> None:
+    async def work() -> None:
+        for host, is_everywhere in (("127.0.0.1", False), ("192.0.2.1", True)):
+            listener = Listener("pool", echo, 8)
+            address = await listener.start(host)
+            assert (address["host"], listener.is_everywhere) == (host, is_everywhere)
+            channel = Channel("pool")
+            await channel.open(address | {"host": "127.0.0.1"})
+            channel.close()
+            await listener.stop(0)
 
     run(work())
 

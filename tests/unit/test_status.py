@@ -54,3 +54,12 @@ def test_a_long_reason_is_one_line_that_ends_somewhere(capsys: pytest.CaptureFix
     assert line.endswith(" ...")
     assert len(line) <= LINE
     assert "the whole reasons: `enginehouse status --json`" in lines
+
+
+def test_a_replica_that_listens_on_all_interfaces_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    pools = [{"name": "ort", "everywhere": ["192.0.2.1:7"]}, {"name": "ov", "everywhere": []}, {"name": "old"}]
+    show({"store": "s3://models", "models": [], "pools": pools, "missing_flags": []})
+    told = [line for line in capsys.readouterr().out.splitlines() if "all interfaces" in line]
+    assert len(told) == 1
+    assert told[0].strip().startswith("ort: its replica for 192.0.2.1:7 listens on all interfaces")
+    assert told[0].endswith("--node-ip-address")

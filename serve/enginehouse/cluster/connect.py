@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 
 from enginehouse.cluster import light, proxies
-from enginehouse.cluster.home import has_token, private_token
-from enginehouse.cluster.owners import cluster_of_this_user, clusters_of_this_machine
+from enginehouse.cluster.home import has_token, private_token, token_is_given
+from enginehouse.cluster.owners import cluster_of_this_user, clusters_of_this_machine, token_variables
 from enginehouse.cluster.ports import answers
 from enginehouse.contract.config import SERVING_ENV
 from enginehouse.contract.errors import ConfigError
@@ -26,9 +26,11 @@ NO_OTHER_RAY = {"RAY_ENABLE_AUTO_CONNECT": "0"}
 def connected(address: str) -> Iterator[str]:
     """Connect this process to the running cluster at `address` for the context, which is told where that is.
 
-    `auto` is `RAY_ADDRESS`, or the one of this user on this machine. Raises ConfigError when there is none, or several
-    for `auto` or only other users', or one that asks for a token that is not there, and RuntimeError when Ray was
-    imported already.
+    `auto` is `RAY_ADDRESS`, or the one of this user on this machine. A cluster of which a node of this user runs here
+    is sent the token that this node has; any other one only what the environment names, or asks for with
+    `RAY_AUTH_MODE=token`: that of the home would let whoever gets it into this user's clusters. Raises ConfigError when
+    there is none, or several for `auto` or only other users', or one that asks for a token that it is not sent, and
+    RuntimeError when Ray was imported already.
     """
     check_ray_is_not_imported()
     wanted = SERVING_ENV | NO_OTHER_RAY
@@ -36,9 +38,12 @@ def connected(address: str) -> Iterator[str]:
     if address == "auto":
         # Not left to Ray, which takes any user's.
         address = os.environ.get("RAY_ADDRESS") or cluster_of_this_user(clusters_of_this_machine()) or address
+    ours = token_variables(address)
+    if ours is not None and not token_is_given():
+        os.environ.update({name: value for name, value in ours.items() if name not in os.environ})
     if has_token():
         private_token()
-        if address != "auto":
+        if ours is not None or token_is_given():
             # Ray uses the token by itself only with `auto`; a cluster without authentication ignores it.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     host, _, port = address.rpartition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -21,6 +22,8 @@ from enginehouse.contract.errors import ConfigError
 _WRAPPER = Path(haproxy_wrapper.__file__).with_suffix(".sh")
 #: For HAProxy's last answers, once routers have given theirs.
 _LAST_ANSWERS_S = 2.0
+#: Of clients, also of those that say nothing; Ray's default is half of it.
+_CONNECTIONS = 8192
 _BINARY_SETTING = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
@@ -43,11 +46,22 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000000",
         # The default of 4 threads suits machines with cores to spare.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, (os.cpu_count() or 1) // 4)),
+        # In which nothing of a request comes or nothing of an answer is taken, by default an hour; engines may take
+        # longer.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_most_connections()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
     }
+
+
+def _most_connections() -> int:
+    """As many connections of clients as this process may have files for: HAProxy takes 2.5 each, and does not start
+    where it may not have them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _CONNECTIONS if most == resource.RLIM_INFINITY else max(64, min(_CONNECTIONS, (most - 500) * 2 // 5))
 
 
 def serve_host(host: str) -> str:

@@ -5,8 +5,9 @@ freed ports of the routers. This one is replaced by `exec`, since Ray looks at t
 each change of the configuration, by haproxy_wrapper.sh, so it imports nothing but what starts in milliseconds.
 
 Before, it adds to the configuration what Ray has no setting for: every request and health check carries the key of the
-cluster, without which its routers answer nobody, the address may be one of IPv6, and what HAProxy itself answers where
-a router is lost is an error that can be tried again, as JSON, and not Ray's 500.
+cluster, without which its routers answer nobody, the address may be one of IPv6, what HAProxy itself answers where
+a router is lost is an error that can be tried again, as JSON, and not Ray's 500, the head of a request has to come
+within `HEAD_S`, one address may not have all connections, and nobody else may administrate it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 #: The real binary, and the process of `enginehouse serve`; the key and its header; where to listen instead.
 BINARY, SERVER, BIND = "ENGINEHOUSE_HAPROXY", "ENGINEHOUSE_SERVER_PID", "ENGINEHOUSE_BIND"
 KEY, HEADER = "ENGINEHOUSE_HOUSE_KEY", "x-house-key"
+#: Seconds for the head of a request, from its first byte or the connection on.
+HEAD_S = 10
 _PR_SET_PDEATHSIG = 1
 #: Where clients come in.
 _FRONTENDS = "frontend http_frontend", "frontend grpc_frontend"
@@ -62,26 +65,41 @@ def completed(text: str, key: str, bind: str | None = None, lost: str | None = N
 
 
 def _lines(text: str, key: str, bind: str | None, lost: str | None) -> Iterator[str]:
-    section = ""
+    section, most = "", 0
     for line in text.splitlines():
         if line and not line[0].isspace():
             section = line.strip()
         word = line.strip()
-        if word.startswith("errorfile ") and lost:
+        if word.startswith("maxconn ") and section == "global":
+            most = int(word.split()[1])
+        if word.startswith("stats socket "):
+            yield line.replace(" mode 666 ", " mode 600 ")
+        elif word.startswith("errorfile ") and lost:
             yield f"    errorfile {word.split()[1]} {lost}"
-            continue
-        is_front = section in _FRONTENDS and word.startswith("bind ")
-        if is_front and bind:
-            _, address, *options = word.split()
-            host, *more = bind.split()
-            # As Ray has it but for the host.
-            line = " ".join(["    bind", f"{host}:{address.rpartition(':')[2]}", *more, *options])
-        yield line
-        if is_front:
+        elif word.startswith("bind ") and section in _FRONTENDS:
+            if bind:
+                _, address, *options = word.split()
+                host, *more = bind.split()
+                # As Ray has it but for the host.
+                line = " ".join(["    bind", f"{host}:{address.rpartition(':')[2]}", *more, *options])
+            yield line
+            yield from _of_one_address(most * 3 // 4)
             # In the place of what the client has sent.
             yield f"    http-request set-header {HEADER} {key}"
+        else:
+            yield line
+        if word.startswith("timeout client ") and section == "defaults":
+            yield f"    timeout http-request {HEAD_S}s"
         elif word.startswith("option httpchk"):
             yield f"    http-check send hdr {HEADER} {key}"
+
+
+def _of_one_address(most: int) -> Iterator[str]:
+    """At most so many connections of one address."""
+    if most:
+        yield "    stick-table type ipv6 size 64k expire 1m store conn_cur"
+        yield "    tcp-request connection track-sc0 src"
+        yield f"    tcp-request connection reject if {{ sc0_conn_cur gt {most} }}"
 
 
 if __name__ == "__main__":

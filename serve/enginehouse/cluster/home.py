@@ -27,10 +27,15 @@ def home() -> Path | None:
 
 def has_token() -> bool:
     """Whether Ray finds a token to connect with."""
-    if os.environ.get(_TOKEN) or os.environ.get(TOKEN_FILE):
+    if token_is_given():
         return True
     kept = os.environ.get("HOME")
     return bool(kept) and (Path(kept or "") / ".ray" / "auth_token").is_file()
+
+
+def token_is_given() -> bool:
+    """Whether the environment says which token it is."""
+    return bool(os.environ.get(_TOKEN) or os.environ.get(TOKEN_FILE))
 
 
 def without_home(folder: Path) -> dict[str, str]:
@@ -51,7 +56,7 @@ def private_token() -> None:
     A token that is given otherwise is left alone. Raises ConfigError where another user made it, or its folder.
     """
     folder = home()
-    if os.environ.get(_TOKEN) or os.environ.get(TOKEN_FILE) or folder is None:
+    if token_is_given() or folder is None:
         return
     try:
         token = private_folder(folder / ".ray") / "auth_token"

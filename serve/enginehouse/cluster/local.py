@@ -55,9 +55,9 @@ _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
 
 class LocalCluster(NamedTuple):
-    """A cluster of this machine only: its address, the folder of its HAProxy, and the variable that lets others in.
+    """A cluster of this machine only: its address, the folder of its HAProxy, and the variable that lets Ray jobs in.
 
-    That is empty where they find the token in the user's home.
+    That is empty where they find the token in the user's home. Commands find it by themselves.
     """
 
     address: str

@@ -69,6 +69,7 @@ class Pool:
             "models": dict(self._hosted.reports),
             "address": self._address,
             "node": self._node,
+            "everywhere": self._listener.is_everywhere,
             "record": crashes.path_here(),
         }
 

@@ -47,6 +47,8 @@ class Replica:
     retry_at: float = 0.0
     #: Where its process records crashes, as far as it has said.
     record: str = ""
+    #: Whether it listens on all interfaces of its machine, since the node's address is none of them.
+    is_everywhere: bool = False
     #: Why the last try to connect has failed.
     error: str = ""
 
@@ -86,6 +88,7 @@ class KnownReplicas:
                     channel,
                     stats["node"],
                     record=stats.get("record", ""),
+                    is_everywhere=stats.get("everywhere", False),
                 )
 
 
@@ -126,6 +129,12 @@ def out_of_reach(app: str, pool: str) -> list[Replica]:
         for replica in list(known.by_id.values())
         if replica.is_listed and replica.error and not replica.channel.is_open and not replica.channel.is_draining
     ]
+
+
+def listening_everywhere(app: str, pool: str) -> list[str]:
+    """`host:port` of the replicas of a pool that listen on all interfaces, as routers know them."""
+    found = [replica.address for replica in of_pool(app, pool) if replica.is_everywhere]
+    return sorted(f"{address['host']}:{address['port']}" for address in found)
 
 
 def why_out_of_reach(apart: Sequence[Replica]) -> str:

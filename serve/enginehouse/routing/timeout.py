@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import Self
 
 from enginehouse.routing import timers
 
@@ -17,12 +18,17 @@ class Timeout:
         self._after_s = after_s
         self._is_late = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None, "a timeout cancels a task"
         self._task = task
         self._cancelling = task.cancelling()
-        self._timer = timers.call_later(self._after_s, self._expire)
+        self._restart(self._after_s)
+        return self
+
+    def _restart(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._timer = timers.call_later(after_s, self._expire)
 
     def _expire(self) -> None:
         self._is_late = True

@@ -109,6 +109,7 @@ class View:
                 "engine": pool.engine,
                 "nodes": self._nodes.get(name, 0),
                 "replicas": len(replicas.of_pool(APP_NAME, name)),
+                "everywhere": replicas.listening_everywhere(APP_NAME, name),
             }
             for name, pool in self._pools.items()
         ]

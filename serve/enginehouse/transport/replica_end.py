@@ -59,6 +59,8 @@ class Listener:
         #: Demand that routers reported with their calls since the start, in engine milliseconds.
         self.demand_ms = 0.0
         self.is_draining = False
+        #: Whether it listens on all interfaces of its machine.
+        self.is_everywhere = False
         self.calls: set[asyncio.Task[None]] = set()
         #: Those of them that are of the last priority.
         self.last_calls: set[asyncio.Task[None]] = set()
@@ -74,7 +76,9 @@ class Listener:
             self._server = await self._listen(host)
         except OSError:
             # Not an address of this machine, for instance that of a container's host: listen on all interfaces.
-            self._server = await self._listen(None)
+            # One family, of which routers know the address: each would have a port of its own.
+            self._server = await self._listen("::" if ":" in host else "0.0.0.0")
+            self.is_everywhere = True
         port = self._server.sockets[0].getsockname()[1]
         return Address(host=host, port=port, key=self.key.hex(), takes_last=True)
 
@@ -87,7 +91,7 @@ class Listener:
         taken = len(self.last_calls) if is_last else len(self.calls) - len(self.last_calls)
         return taken >= self.places(is_last)
 
-    def _listen(self, host: str | None) -> asyncio.Task[asyncio.Server]:
+    def _listen(self, host: str) -> asyncio.Task[asyncio.Server]:
         loop = asyncio.get_running_loop()
         # An empty context: else all work of connections would count as part of the Serve request that runs now.
         return loop.create_task(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from enginehouse.contract.elements import NUMBER_BYTES
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, RequestTooLarge, UnsupportedEncoding
 from enginehouse.faces import oip
-from enginehouse.routing.timeout import Timeout
+from enginehouse.faces.http.one_write import cycle_of
+from enginehouse.faces.http.transfer import CROWDED_RATE, LEAST_RATE, Transfer, Transfers, Whole
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 RAW_BINARY_HEADER = BINARY_HEADER.lower().encode()
@@ -29,10 +31,12 @@ _PIECE = 1 << 17
 
 
 class Limits(NamedTuple):
-    """Bytes that a body may have, and its JSON (see `RouterConfig`)."""
+    """Bytes that a body may have, and its JSON (see `RouterConfig`); bodies and answers under way in this process."""
 
     body: int
     json: int
+    arriving: Transfers = Transfers(256)
+    leaving: Transfers = Transfers(1 << 20, 256 << 20)
 
     def of(self, json_length: int | None) -> tuple[int, str]:
         """The limit of a body with such a header, and why it has that one. Raises RequestTooLarge."""
@@ -76,25 +80,27 @@ async def read(request: Request, head: Head, limits: Limits, take: Callable[[int
 
     `take` is called with the size of every chunk, and of every one that is decompressed; it may raise to refuse them.
     Raises RequestTooLarge before more than the limit is held, InvalidInput for a corrupt compressed body, BodyTimeout
-    after `BODY_TIMEOUT_S`, and ClientDisconnect.
+    after `BODY_TIMEOUT_S` or when it comes too slowly (see transfer.py), and ClientDisconnect.
     """
     limit, why = limits.of(head.json_length)
     if head.length is not None and head.length > limit:
         raise RequestTooLarge(f"the body of {head.length} bytes is larger than {limit} bytes{why}")
-    received = 0
+    receive = request.receive
+    cycle = cycle_of(receive)
+    is_there = cycle is not None and not cycle.more_body
+    transfer = Whole() if is_there else Transfer(limits.arriving, BODY_TIMEOUT_S)
     chunks = _Chunks(head)
     inflater = Inflater(head.encoding) if head.encoding != "identity" else None
-    receive = request.receive
     try:
-        with Timeout(BODY_TIMEOUT_S):
+        with transfer:
             more = True
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 chunk, more = message.get("body", b""), message.get("more_body", False)
-                received += len(chunk)
-                if received > limit:
+                transfer.moved += len(chunk)
+                if transfer.moved > limit:
                     raise RequestTooLarge(f"the body is larger than {limit} bytes{why}")
                 take(len(chunk))
                 if inflater is None:
@@ -108,10 +114,20 @@ async def read(request: Request, head: Head, limits: Limits, take: Callable[[int
                     if len(plain) == _PIECE:
                         await asyncio.sleep(0)
     except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({received} bytes so far)") from None
+        raise _too_slow(transfer) from None
     if inflater is not None:
         inflater.end()
     return await chunks.joined()
+
+
+def _too_slow(transfer: Transfer | Whole) -> BodyTimeout:
+    taken_s = time.monotonic() - transfer.began
+    if taken_s >= BODY_TIMEOUT_S:
+        return BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({transfer.moved} bytes so far)")
+    return BodyTimeout(
+        f"the body comes too slowly: {transfer.moved} bytes in {taken_s:.1f} s; at least {LEAST_RATE} bytes a second "
+        f"are waited for, and {CROWDED_RATE} while many others are under way; send it again"
+    )
 
 
 class _Chunks:

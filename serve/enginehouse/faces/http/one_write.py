@@ -20,8 +20,8 @@ def written(send: Any, status: int, headers: Sequence[tuple[bytes, bytes]], body
 
     That is where the server is not uvicorn, cannot write just now, or a header has a line break in it.
     """
-    cycle = getattr(send, "__self__", None)
-    if type(cycle) is not RequestResponseCycle or cycle.response_started or cycle.flow.write_paused:
+    cycle = cycle_of(send)
+    if cycle is None or cycle.response_started or cycle.flow.write_paused:
         return False
     if cycle.disconnected:
         return True
@@ -42,3 +42,9 @@ def written(send: Any, status: int, headers: Sequence[tuple[bytes, bytes]], body
         cycle.transport.close()
     cycle.on_response()
     return True
+
+
+def cycle_of(call: Any) -> RequestResponseCycle | None:
+    """What uvicorn keeps of the request whose `send` or `receive` this is; None where the server is not uvicorn."""
+    cycle = getattr(call, "__self__", None)
+    return cycle if type(cycle) is RequestResponseCycle else None

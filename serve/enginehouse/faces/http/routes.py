@@ -19,13 +19,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from enginehouse.contract.errors import EnginehouseError, Overloaded
+from enginehouse.contract.errors import BodyTimeout, EnginehouseError, Overloaded
 from enginehouse.contract.shown import OneLine
 from enginehouse.faces import oip, outward
 from enginehouse.faces.http import body
 from enginehouse.faces.http.foreign_paths import not_supported
-from enginehouse.faces.http.one_write import written
-from enginehouse.faces.http.responses import AtOnce, InParts
+from enginehouse.faces.http.one_write import cycle_of, written
+from enginehouse.faces.http.responses import AtOnce, InParts, answer_early
 from enginehouse.faces.interleaved import interleaved
 from enginehouse.faces.memory import made
 from enginehouse.routing import timers
@@ -123,6 +123,13 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
         response = await _any_error(request, error)
     finally:
         watch.stop()
+    cycle = cycle_of(send)
+    if cycle is not None and cycle.more_body and not cycle.disconnected:
+        if response.status_code != BodyTimeout.status:
+            await answer_early(response, receive, send, ingress.limits.arriving, body.BODY_TIMEOUT_S)
+            return
+        # It will not come.
+        cycle.keep_alive = False
     if isinstance(response, InParts) or not written(send, response.status_code, response.raw_headers, response.body):
         await response(scope, receive, send)
 
@@ -169,15 +176,15 @@ async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None]
         head = body.Head.of(request.scope["headers"])
         content = await body.read(request, head, ingress.limits, turn.take)
         on_body()
-        return await _respond(turn, name, content, head.json_length, headers, ingress.max_strings)
+        return await _respond(turn, name, content, head.json_length, headers, ingress)
 
 
 async def _respond(
-    turn: Turn, name: str, content: bytes | memoryview, length: int | None, hints: Mapping[str, str], max_strings: int
+    turn: Turn, name: str, content: bytes | memoryview, length: int | None, hints: Mapping[str, str], ingress: Ingress
 ) -> Response:
     signature = turn.signature
     json_bytes = len(content) if length is None else length
-    decoding = oip.decoding(content, length, signature, max_strings)
+    decoding = oip.decoding(content, length, signature, ingress.max_strings)
     # Python's objects take many times the memory of the text, which is not counted: there is one such text at a time.
     wanted = await interleaved(decoding, alone=json_bytes > oip.AT_ONCE_BYTES)
     turn.take(made(wanted.inputs))
@@ -194,7 +201,7 @@ async def _respond(
         ]
     if sum(map(len, encoded.parts)) <= AT_ONCE_BYTES:
         return AtOnce(b"".join(encoded.parts), headers)
-    return InParts(encoded.parts, headers)
+    return InParts(encoded.parts, headers, ingress.limits.leaving)
 
 
 @functools.cache

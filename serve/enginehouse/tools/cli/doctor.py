@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from enginehouse.cluster import connect
+from enginehouse.tools.cli.cluster import on_cluster
 from enginehouse.tools.cli.console import out
 from enginehouse.tools.doctor import Finding, judge_cluster, judge_member, judge_node, probe_node
 from enginehouse.tools.doctor.finding import Status
@@ -64,7 +64,7 @@ def _of_this_machine() -> Report:
 
 
 def _of_cluster(address: str) -> Report:
-    with connect.connected(address):
+    with on_cluster(address):
         from enginehouse.tools.cli.survey import survey
 
         seen = survey()

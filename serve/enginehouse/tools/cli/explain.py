@@ -9,9 +9,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from enginehouse.cluster import connect
 from enginehouse.contract.config import USUAL
 from enginehouse.contract.manifest import Precision
+from enginehouse.tools.cli.cluster import on_cluster
 from enginehouse.tools.cli.console import out
 from enginehouse.tools.cli.status import Address
 
@@ -29,7 +29,7 @@ def explain(
 ) -> None:
     """Show how a request would be routed now: the backends in the order in which they would be tried, and why."""
     name, _, version = model.partition("@")
-    with connect.connected(address):
+    with on_cluster(address):
         from enginehouse.faces.python.client import Client
 
         document = Client(is_embedded=False).explain(

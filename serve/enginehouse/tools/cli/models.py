@@ -10,6 +10,7 @@ from enginehouse.cluster import connect
 from enginehouse.contract.config import Catalog, ModelConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.contract.manifest import NumericsRule
+from enginehouse.tools.cli.cluster import on_cluster
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.options import seconds
 from enginehouse.tools.cli.serve import model_of, moved, wait_until_served
@@ -51,10 +52,9 @@ def add(
     `name` alone is the newest version, or the served one where the command names settings. What cannot be loaded, be
     it on one backend of those that are live now, leaves in place what was there.
     """
-    with connect.connected(address) as found:
+    with on_cluster(address):
         from enginehouse.cluster import deploy
 
-        say(f"on the cluster at {found}")
         before = deploy.live_catalog()
         old = before.find(name.partition("@")[0])
         named: dict[str, Any] = {
@@ -135,7 +135,7 @@ def remove(name: Annotated[str, typer.Argument(help="Model to stop serving.")], 
 @app.command("list")
 def list_models(address: Address = "auto") -> None:
     """List what the application has been told to serve."""
-    with connect.connected(address):
+    with on_cluster(address):
         from enginehouse.cluster import deploy
 
         catalog = deploy.live_catalog()

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from enginehouse.cluster import connect
 from enginehouse.contract.errors import ConfigError
+from enginehouse.tools.cli.cluster import on_cluster
 from enginehouse.tools.cli.console import err, out
 from enginehouse.tools.cli.status import Address
 
@@ -77,7 +77,7 @@ def score(
             return
         raise ConfigError("OUTPUT is missing: enginehouse score MODEL INPUT OUTPUT")
     started = time.monotonic()
-    with connect.connected(address):
+    with on_cluster(address):
         from enginehouse.faces.scoring import job, start
         from enginehouse.faces.scoring.mapping import Mapped
         from enginehouse.faces.scoring.results.top import labels as labels_in

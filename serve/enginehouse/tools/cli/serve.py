@@ -112,8 +112,8 @@ def serve(
             say("stopping")
             return
         drain = ending.Drain()
+        out.print(f"other commands: --address {cluster.address}", highlight=False, soft_wrap=True)
         token = f" with {cluster.variable}" if cluster.variable else ""
-        out.print(f"other commands: --address {cluster.address}{token}", highlight=False, soft_wrap=True)
         jobs = f"RAY_AUTH_MODE=token, ray.init({cluster.address!r}){token}"
         out.print(f"other Ray jobs: {jobs}", highlight=False, soft_wrap=True)
         out.print(f"Ctrl-C ends it when requests under way are answered, or after {grace:g} s; a second one at once.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -9,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from enginehouse.cluster import connect
+from enginehouse.tools.cli.cluster import on_cluster
 from enginehouse.tools.cli.console import out, say
 
 #: Characters of a line of reasons, and models that one names.
@@ -20,7 +21,7 @@ Address = Annotated[str, typer.Option(help="Ray cluster: `auto` for the one of t
 
 def status(address: Address = "auto", json: Annotated[bool, typer.Option(help="Print JSON.")] = False) -> None:
     """Show models, versions, backends, replicas, and why a backend is not live."""
-    with connect.connected(address):
+    with on_cluster(address):
         from enginehouse.faces.python.client import Client
 
         document = Client(is_embedded=False).status()
@@ -64,6 +65,7 @@ def show(document: dict[str, Any]) -> None:
             if backend and backend["inputs_only"]:
                 reasons.setdefault(f"{backend['pool']} answers {backend['inputs_only']} only", []).append(name)
     out.print(table)
+    notes += _listening_everywhere(document["pools"])
     lines = [f"{_names(names)}: {reason}" if names else reason for reason, names in reasons.items()]
     is_cut = False
     for line in [*lines, *notes]:
@@ -87,6 +89,16 @@ def say_what_failed(entry: dict[str, Any]) -> None:
     """One line for each backend that a model which answers is served without, because it failed to load it."""
     for backend in failing(entry) if entry["state"] == "ready" else ():
         say(f"{entry['name']}@{entry['wanted']} is served without {backend['pool']}, which failed to load it")
+
+
+def _listening_everywhere(pools: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{pool['name']}: its replica for {', '.join(pool['everywhere'])} listens on all interfaces of its machine, "
+        "which has no such address; keep others off by a firewall or start Ray with another --node-ip-address"
+        for pool in pools
+        # Routers of the release before do not say.
+        if pool.get("everywhere")
+    ]
 
 
 def _names(models: list[str]) -> str:

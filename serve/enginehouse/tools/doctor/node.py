@@ -34,6 +34,7 @@ def judge_node(node: Mapping[str, Any], label: Finding | None = None, runs_engin
         _haproxy(node),
         *[_port(port) for port in node["ports"]],
         *_open_addresses(node["listening"]),
+        *[_elsewhere(ip) for ip in node.get("elsewhere", ())],
         *judge_files(node.get("files", ())),
     ]
 
@@ -145,6 +146,12 @@ def _open_addresses(listening: Sequence[Mapping[str, Any]]) -> list[Finding]:
         remedy = "let only cluster nodes through the firewall: calls between them carry pickled Python objects"
         found.append(Finding("network", "warn", f"other machines can reach\n{_by_process(is_open)}", remedy))
     return found
+
+
+def _elsewhere(ip: str) -> Finding:
+    told = f"this node was given the address {ip}, which this machine does not have: replicas listen on all interfaces"
+    remedy = "keep others off by a firewall, or start Ray here with a --node-ip-address of this machine"
+    return Finding("network", "warn", told, remedy)
 
 
 def _by_process(listening: Sequence[Mapping[str, Any]]) -> str:

@@ -33,7 +33,8 @@ _DAEMONS = frozenset({"raylet", "gcs_server", "haproxy"})
 def probe_node(ports: Sequence[int] = PORTS, raylet: int | None = None) -> dict[str, Any]:
     """Engine libraries, hardware, labels, serving flags, `ports` and listening addresses of this node.
 
-    A listening address is `open` when other machines can reach it. `flags` has one entry per raylet: what it was
+    A listening address is `open` when other machines can reach it; addresses that nodes were given and that are none of
+    this machine's are `elsewhere`. `flags` has one entry per raylet: what it was
     started with is what its workers inherit. With the pid of a `raylet`, flags and GCS are those of its cluster only.
     Only processes that this user may look into are seen.
     """
@@ -53,6 +54,7 @@ def probe_node(ports: Sequence[int] = PORTS, raylet: int | None = None) -> dict[
         "gpus": asdict(hardware.probe_gpus()),
         "labels": hardware.node_labels(),
         "flags": [_flags(process) for process in raylets],
+        "elsewhere": [ip for ip in (_option(process, "--node_ip_address") for process in raylets) if not _is_here(ip)],
         "gcs": [_gcs(process) for process in directories],
         "ports": [_port(port, listening) for port in ports],
         "listening": listening,
@@ -126,6 +128,18 @@ def _option(process: psutil.Process, option: str) -> str:
     except psutil.Error:
         return ""
     return next((word.partition("=")[2] for word in command if word.startswith(f"{option}=")), "")
+
+
+def _is_here(ip: str) -> bool:
+    """Whether this machine can listen there; what is no address is none that is elsewhere."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+            probe.bind((str(ip_address(ip)), 0))
+    except ValueError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _gcs(process: psutil.Process) -> dict[str, Any]:
