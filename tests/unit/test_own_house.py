@@ -39,11 +39,16 @@ backend app
 def test_requests_and_health_checks_get_the_key_and_nothing_else_changes() -> None:
     text = completed(CONFIGURATION, "secret")
     added = [line for line in text.splitlines() if line not in CONFIGURATION.splitlines()]
-    added, requests = added[1:], added[0]
-    assert added == [requests, "    http-check send hdr x-house-key secret"]
+    keyed, stream, check = (
+        "    http-request set-header x-house-key secret",
+        "    timeout client 3600s",
+        "    http-check",
+    )
+    assert added == [keyed, keyed, stream, f"{check} send hdr x-house-key secret"]
     lines = text.splitlines()
-    assert lines[lines.index("    bind 127.0.0.1:8000") + 1] == added[0]
-    assert lines[lines.index("    option httpchk GET /-/healthz") + 1] == added[1]
+    assert lines[lines.index("    bind 127.0.0.1:8000") + 1] == keyed
+    assert lines[lines.index("    bind 127.0.0.1:8001 proto h2") + 1 :][:2] == [keyed, stream]
+    assert lines[lines.index("    option httpchk GET /-/healthz") + 1] == added[-1]
     assert [line for line in lines if line not in added] == CONFIGURATION.splitlines()
     # HAProxy may be started twice with one file.
     assert completed(text, "secret") == text

@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from enginehouse.cluster.ports import free_port, listen_error
+from enginehouse.cluster.ports import free_ports, listen_error
 
 LISTEN = """
 import socket, sys
@@ -43,12 +43,12 @@ def test_one_of_another_user_is_said_to_be_that(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_free_port_is_free_in_both_families() -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     assert listen_error("127.0.0.1", port) is None
     assert listen_error("0.0.0.0", port) is None
     assert listen_error("localhost", port) is None
 
 
 def test_an_address_that_this_machine_does_not_have_is_called_that() -> None:
-    assert "assign" in (listen_error("192.0.2.1", free_port()) or "")
-    assert "in use" not in (listen_error("no.such.name.invalid", free_port()) or "in use")
+    assert "assign" in (listen_error("192.0.2.1", free_ports(1)[0]) or "")
+    assert "in use" not in (listen_error("no.such.name.invalid", free_ports(1)[0]) or "in use")

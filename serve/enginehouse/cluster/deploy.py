@@ -102,7 +102,9 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
         _within(START_S, start)
     except RayError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"Serve does not start: {lines[-1].strip() if lines else type(error).__name__}") from error
+        # HAProxy says which port it is before it says that it gives up.
+        why = next((line for line in lines if "cannot bind" in line), lines[-1] if lines else type(error).__name__)
+        raise ConfigError(f"Serve does not start: {why.strip()}") from error
     (application,) = config["applications"]
     apply(functools.partial(_put, application | {"logging_config": config["logging_config"]}))
 

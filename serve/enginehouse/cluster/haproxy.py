@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from enginehouse.cluster import haproxy_wrapper
-from enginehouse.cluster.ports import free_port, free_range
+from enginehouse.cluster.ports import free_ports, free_range
 from enginehouse.contract.errors import ConfigError
 
 _WRAPPER = Path(haproxy_wrapper.__file__).with_suffix(".sh")
@@ -29,6 +29,7 @@ _BINARY_SETTING = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 def environment(folder: Path) -> dict[str, str]:
     """Variables for HAProxy in a local cluster: files and ports that no other cluster here uses."""
+    metrics, stats, fallback, fallback_grpc = free_ports(4)
     first, last = free_range()
     middle = (first + last) // 2
     return {
@@ -50,10 +51,10 @@ def environment(folder: Path) -> dict[str, str]:
         # longer.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_most_connections()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
     }
 
 

@@ -23,6 +23,8 @@ BINARY, SERVER, BIND = "ENGINEHOUSE_HAPROXY", "ENGINEHOUSE_SERVER_PID", "ENGINEH
 KEY, HEADER = "ENGINEHOUSE_HOUSE_KEY", "x-house-key"
 #: Seconds for the head of a request, from its first byte or the connection on.
 HEAD_S = 10
+#: Seconds for which the client of a gRPC stream may have nothing to say: it waits for an event, or watches health.
+STREAM_S = 3600
 _PR_SET_PDEATHSIG = 1
 #: Where clients come in.
 _FRONTENDS = "frontend http_frontend", "frontend grpc_frontend"
@@ -86,6 +88,8 @@ def _lines(text: str, key: str, bind: str | None, lost: str | None) -> Iterator[
             yield from _of_one_address(most * 3 // 4)
             # In the place of what the client has sent.
             yield f"    http-request set-header {HEADER} {key}"
+            if section == _FRONTENDS[1]:
+                yield f"    timeout client {STREAM_S}s"
         else:
             yield line
         if word.startswith("timeout client ") and section == "defaults":

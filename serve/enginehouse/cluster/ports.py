@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 
@@ -36,12 +37,10 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A free port to use later."""
-    while True:
-        port = random.choice(_SINGLE)
-        if listen_error("127.0.0.1", port) is None:
-            return port
+def free_ports(count: int) -> list[int]:
+    """So many free ports to use later, on any address."""
+    ports = random.sample(_SINGLE, len(_SINGLE))
+    return list(itertools.islice((port for port in ports if listen_error("0.0.0.0", port) is None), count))
 
 
 def free_range() -> tuple[int, int]:
