@@ -14,8 +14,8 @@ A message, integers in little-endian order:
     replica                                     router
     HELLO, WELCOME                       ─> <─  PROOF    see handshake.py
                                          <─     CALL [model key, rows, seconds left, Isolated, demand in ms, metas]
-                                         <─     CANCEL   the call's answer is no longer needed
                                                      and LAST for one of the last priority, if the replica takes it
+                                         <─     CANCEL   the call's answer is no longer needed
     ANSWER [timing, metas, backlog]      ─>     metas: `TensorMeta`s; backlog: ms that the model's queue takes
     FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
     FULL reason                          ─>     the call was refused
