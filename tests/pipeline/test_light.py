@@ -58,6 +58,7 @@ def test_each_artifact_is_within_its_gate_or_says_why_not(name: str, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_what_a_badly_conditioned_model_does_to_engines_is_explained(tmp_path: Path) -> None:
     # Its logits are equal and 1e10: whatever rounding separates decides the softmax alone.
     source = LIGHT / "light_squeezenet.onnx"

@@ -54,6 +54,7 @@ def test_a_build_that_leaves_nothing_of_the_declared_numerics_fails_with_the_rea
         build_onnx(linear, **int8 | {"limits": {"int8": 1e-9}}, numerics="int8")
 
 
+@pytest.mark.slow
 def test_the_last_lines_of_a_build_say_what_is_left_out_and_what_lets_it_in(
     linear: Path, int8: dict[str, Any], tmp_path: Path
 ) -> None:

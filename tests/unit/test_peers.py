@@ -117,6 +117,7 @@ def test_a_server_that_ends_says_why(conditions: Conditions) -> None:
         process.until_ready(b"", {})
 
 
+@pytest.mark.slow
 def test_processes_that_left_their_parent_are_found_and_ended(conditions: Conditions) -> None:
     daemon = "subprocess.Popen(['sleep', '600'], start_new_session=True)"
     leaving = f"import subprocess, time; subprocess.Popen([{sys.executable!r}, '-c', \"import subprocess; {daemon}\"])"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from enginehouse.routing.timeout import Timeout
+from enginehouse.routing.timers import Timeout
 
 
 async def test_what_takes_too_long_is_a_timeout_and_what_does_not_is_left_alone() -> None:

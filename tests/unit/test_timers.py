@@ -8,7 +8,7 @@ import threading
 import time
 
 from enginehouse.routing import timers
-from enginehouse.routing.timeout import Timeout
+from enginehouse.routing.timers import Timeout
 
 
 def _late(due: float, heard: list[float]) -> None:

@@ -14,7 +14,7 @@ from enginehouse.pools import crashes
 from enginehouse.pools.crashes import Death
 from enginehouse.pools.isolation import STILL_S
 from enginehouse.routing import replicas
-from enginehouse.routing.timeout import Timeout
+from enginehouse.routing.timers import Timeout
 from enginehouse.transport.frames import Isolated
 from enginehouse.transport.router_end import CRASHED, IN_COMPANY, ISOLATED, UNDER_WAY, Channel
 

@@ -35,7 +35,7 @@ from enginehouse.routing.failover import Failover
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.policy import Choice, Demand, FastestInTime, Policy, told_ms
 from enginehouse.routing.pool_call import PoolCall
-from enginehouse.routing.timeout import Timeout
+from enginehouse.routing.timers import Timeout
 from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import RESIDENT, ModelVersion, View
 from enginehouse.routing.waking import Waker

@@ -1,4 +1,4 @@
-"""Timers for the path of every request, which hardly ever expire.
+"""Timers and timeouts for the path of every request, which hardly ever expire.
 
 A request has four: for its body, its deadline, its place in a queue, and to see whether its client has gone. One of
 uvloop takes 2 us to set and to cancel, one of these 0.5: those that expire in the same `TICK_S` share one.
@@ -11,7 +11,8 @@ import contextvars
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 #: Seconds that one of these may be late.
 TICK_S = 0.05
@@ -102,3 +103,40 @@ class _Ticks:
 
 #: That of the loop that asked last: the only one, in most processes.
 _latest = _Ticks(None)
+
+
+class Timeout:
+    """`with Timeout(s):` cancels what the task awaits in the block after `s` seconds, and raises TimeoutError.
+
+    `asyncio.timeout` for the path of every request, at a third of its cost on uvloop.
+    """
+
+    __slots__ = ("_after_s", "_cancelling", "_is_late", "_task", "_timer")
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._is_late = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None, "a timeout cancels a task"
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._restart(self._after_s)
+        return self
+
+    def _restart(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._timer = call_later(after_s, self._expire)
+
+    def _expire(self) -> None:
+        self._is_late = True
+        self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        # Where another has cancelled the task as well, it stays cancelled.
+        if self._is_late and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error

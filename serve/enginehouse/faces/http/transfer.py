@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from enginehouse.routing import timers
-from enginehouse.routing.timeout import Timeout
+from enginehouse.routing.timers import Timeout
 
 #: Bytes a second that a transfer has to make in each `WINDOW_S`: as ASP.NET's Kestrel, less than any modem.
 LEAST_RATE, WINDOW_S = 240, 5.0

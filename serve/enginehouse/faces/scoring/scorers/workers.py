@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from enginehouse.cluster.head import Head
 from enginehouse.contract.errors import (
     ConfigError,
     EnginehouseError,
@@ -30,6 +29,7 @@ from enginehouse.faces.scoring.answering import ScorerPool
 from enginehouse.faces.scoring.ledger import Line
 from enginehouse.faces.scoring.scorers import caution as caution_of
 from enginehouse.faces.scoring.scorers.caution import Caution
+from enginehouse.faces.scoring.scorers.head import Head
 from enginehouse.faces.scoring.scorers.hosted import HostedScorer
 from enginehouse.faces.scoring.storage import Folder
 from enginehouse.faces.scoring.task import Task
