@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,29 @@ def test_ray_has_the_lines_that_they_are_put_into(line: str) -> None:
     assert f"    {line}" in haproxy_templates.HAPROXY_CONFIG_TEMPLATE.replace(
         "{% if config.timeout_client_s is not none %}", ""
     )
+
+
+@pytest.mark.parametrize(("parent", "becomes"), [("ray::HAProxyManager", True), ("python", False)])
+def test_only_a_process_of_ray_that_still_lives_gets_its_haproxy(tmp_path: Path, parent: str, becomes: bool) -> None:
+    """A server that ends while its HAProxy changes would leave one behind: nobody kills what is started after that."""
+    (tmp_path / "haproxy.cfg").write_text(CONFIGURATION)
+    binary = tmp_path / "haproxy"
+    binary.write_text(f"#!/bin/sh\ntouch {tmp_path}/became\n")
+    binary.chmod(0o700)
+    wrapper = Path(haproxy_wrapper.__file__).with_suffix(".sh")
+    start = f"import subprocess; print(subprocess.run(['{wrapper}', '-f', '{tmp_path}/haproxy.cfg']).returncode)"
+    env = os.environ | {
+        "ENGINEHOUSE_PYTHON": sys.executable,
+        haproxy_wrapper.BINARY: str(binary),
+        haproxy_wrapper.SERVER: str(os.getpid()),
+        haproxy_wrapper.KEY: "secret",
+    }
+    done = subprocess.run(
+        [parent, "-c", start], executable=sys.executable, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert (tmp_path / "became").exists() == becomes
+    assert (done.stdout.strip() == "0") == becomes, done.stderr
+    assert ("of Ray that wanted HAProxy is gone" in done.stderr) != becomes
 
 
 def test_rays_configuration_has_the_lines_that_are_looked_for() -> None:

@@ -39,10 +39,12 @@ LOST = (
 def main() -> None:
     """Take the signal for the end of the process that started this one (Ray's actor), and become HAProxy."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Who ended before the signal was set is no parent any more: the one that adopted this process is not of Ray.
+    if not _is_of_ray(os.getppid()):
+        sys.exit("the process of Ray that wanted HAProxy is gone")
     try:
         os.kill(int(os.environ[SERVER]), 0)
     except ProcessLookupError:
-        # Killed before the signal was set.
         sys.exit("the server that wanted HAProxy is gone")
     arguments = sys.argv[1:]
     # In place: Ray knows its HAProxy by this path, and writes the file anew before each start.
@@ -56,6 +58,14 @@ def main() -> None:
         file.truncate()
         file.write(text)
     os.execv(os.environ[BINARY], [os.environ[BINARY], *arguments])
+
+
+def _is_of_ray(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/cmdline", "rb") as command:  # noqa: PTH123
+            return command.read(5) == b"ray::"
+    except OSError:
+        return False
 
 
 def completed(text: str, key: str, bind: str | None = None, lost: str | None = None) -> str:
