@@ -64,19 +64,26 @@ def publish(store: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.INT64, ["rows", 1])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
+    publish_graph(store, NAME, graph, Signature(*spec), MAX_BATCH, source="y = -2**63 / (x - 7)")
+
+
+def publish_graph(
+    store: Path, name: str, graph: onnx.GraphProto, signature: Signature, max_batch: int, source: str = ""
+) -> None:
+    """Publish `graph` as version 1 of a model that has nothing but its ONNX."""
     target = Store(store)
     folder = target.staging()
     (folder / "onnx-fp32").mkdir()
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), folder / "onnx-fp32" / "model.onnx")
     manifest = Manifest(
-        name=NAME,
+        name=name,
         version="1",
         created="2026-01-01T00:00:00Z",
-        source="y = -2**63 / (x - 7)",
-        signature=SignatureRecord.of(Signature(*spec)),
-        max_batch=MAX_BATCH,
+        source=source or name,
+        signature=SignatureRecord.of(signature),
+        max_batch=max_batch,
         artifacts=(artifact(folder, "onnx"),),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())
-    target.publish(folder, NAME, "1")
+    target.publish(folder, name, "1")

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tests.integration.bundles import artifact, publish
+from tests.integration.bundles import publish
 
-from enginehouse.contract.bundle import MANIFEST
-from enginehouse.contract.manifest import Manifest, SignatureRecord
-from enginehouse.contract.store import Store
+from benchmarks.faults.model import publish_graph
 from enginehouse.contract.tensors import DTYPES, Signature, TensorSpec
 
 CLASSES = 1000
@@ -57,19 +55,4 @@ def _publish(
         *([helper.make_tensor_value_info(tensor, element, ["rows", *of])] for tensor, of in shapes.items()),
         [constant],
     )
-    target = Store(store)
-    folder = target.staging()
-    (folder / "onnx-fp32").mkdir()
-    opset = helper.make_opsetid("", 20)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), folder / "onnx-fp32" / "model.onnx")
-    manifest = Manifest(
-        name=name,
-        version="1",
-        created="2026-01-01T00:00:00Z",
-        source=name,
-        signature=SignatureRecord.of(Signature((spec[0],), (spec[1],))),
-        max_batch=MOST_ROWS[name],
-        artifacts=(artifact(folder, "onnx"),),
-    )
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
-    target.publish(folder, name, "1")
+    publish_graph(store, name, graph, Signature((spec[0],), (spec[1],)), MOST_ROWS[name])
