@@ -167,15 +167,29 @@ async def test_a_request_is_expected_to_take_what_its_own_size_takes(known: Back
     assert one.queue.least_s == 0.001
 
 
+@pytest.mark.parametrize(("lanes", "replicas"), [(1, 1), (2, 1), (2, 3)])
+async def test_jobs_keep_every_lane_busy_while_their_next_calls_are_on_the_way(
+    lanes: int, replicas: int, known: Backends, pool: Pool
+) -> None:
+    """Also of a model that is faster than the way to it, whose other requests are sent together."""
+    model = served(max_batch_size=1)
+    (state,) = known.states(model, [backend("p", (1, 0.01))._replace(lanes=lanes, replicas=replicas)])
+    one = known.get(model, state)
+    for priority, most in (USUAL, 1), (LAST, 2 * lanes * replicas):
+        pool.most = 0
+        await asyncio.gather(*(one.infer(X, 1, time.monotonic() + 10, priority) for _ in range(50)))
+        assert pool.most == most
+
+
 async def test_who_waits_behind_a_request_does_not_make_it_late(known: Backends, pool: Pool) -> None:
     model = served(max_batch_size=1)
     live = [backend("p", *TIMES)]
     one = known.get(model, known.states(model, live)[0])
-    tasks = [asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, priority)) for priority in (USUAL, LAST, LAST)]
-    tasks.append(asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, USUAL)))
+    asked = USUAL, LAST, LAST, LAST, USUAL
+    tasks = [asyncio.create_task(one.infer(X, 1, time.monotonic() + 10, priority)) for priority in asked]
     await asyncio.sleep(0)
     queued = {priority: known.states(model, live, priority)[0].queued_rows for priority in (FIRST, USUAL, LAST)}
-    # One of the last priority is under way in a slot of its own.
+    # Two of the last priority are under way in slots of their own.
     assert queued == {FIRST: 0, USUAL: 1, LAST: 2}
     await asyncio.gather(*tasks)
 

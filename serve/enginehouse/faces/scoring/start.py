@@ -35,7 +35,7 @@ NICE = 19
 MOST = 4
 #: A request to the application: at most so many full batches, within so many milliseconds of computing. While nobody
 #: asks online they are computed together, and the first who does has to wait for that.
-REQUEST_BATCHES, REQUEST_MS = 8, 5.0
+REQUEST_BATCHES, REQUEST_MS = 32, 20.0
 #: Seconds of computing in a unit, at most.
 UNIT_S = 10.0
 

@@ -18,8 +18,8 @@ _TRIES = 5
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 #: Seconds for which rows are sent again that there is no room or no time for, because others ask: a job has to wait.
 _BUSY_S = 600.0
-#: Requests of one scorer at a time: one is computed while the next is on its way.
-_IN_FLIGHT = 4
+#: Requests of one scorer at a time: some are computed while the next ones are on their way.
+_IN_FLIGHT = 8
 #: A request that took longer than this is followed by smaller ones: what is lost on its way is computed again.
 _SLOW_S = 2.0
 
