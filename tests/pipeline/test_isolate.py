@@ -25,6 +25,11 @@ BOUNDS = Bounds(seconds=30, memory_mib=4096)
 
 
 @pytest.fixture
+def quickly() -> None:
+    """Processes are started as users have them started."""
+
+
+@pytest.fixture
 def call(tmp_path: Path) -> Callable[..., Any]:
     def run_it(function: Callable[..., Any], *arguments: Any, bounds: Bounds = BOUNDS) -> Any:
         return run(function, *arguments, log=tmp_path / "log", bounds=bounds)
