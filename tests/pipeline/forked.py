@@ -41,6 +41,8 @@ class Forked(WorkerProcess):
             )
             begun.start()
         self.process = _Popen(begun)  # type: ignore[assignment]
+        # From here on it can be killed with its group.
+        self._connection.recv_bytes()
 
 
 class _Popen:
@@ -80,5 +82,6 @@ def _work(
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+    connection.send_bytes(b"begun")
     worker_process.begin = lambda: Parent(connection, arguments)
     worker_process.serve(importlib.import_module(module)._work)
