@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from enginehouse.contract.errors import ConversionFailed
+from enginehouse.contract.errors import BuildError, ConversionFailed, EnginehouseError
 from enginehouse.contract.manifest import EngineKind
 from enginehouse_build.inputs.last_words import telling
 from enginehouse_build.judge import stopwatch
@@ -141,14 +141,20 @@ class Glance:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._engine.close()
+        """The engine ends with the process of the step."""
 
     def wait_until_loaded(self) -> None:
-        self._bundle, self._samples, self._engine = stopwatch.loaded(*self._what, self._order)
+        try:
+            self._bundle, self._samples, self._engine = stopwatch.loaded(*self._what, self._order)
+        except EnginehouseError as error:
+            raise BuildError(f"{type(error).__name__}: {error}") from None
 
     def window(self, cell: stopwatch.Cell) -> stopwatch.Window:
         if cell not in self._seen:
             began = time.perf_counter()
-            self._engine.infer(stopwatch.request(self._bundle, self._samples, cell))
+            try:
+                self._engine.infer(stopwatch.request(self._bundle, self._samples, cell))
+            except EnginehouseError as error:
+                raise BuildError(f"{type(error).__name__}: {error}") from None
             self._seen[cell] = stopwatch.Window([time.perf_counter() - began])
         return self._seen[cell]
