@@ -75,7 +75,7 @@ def build(house: House, folder: Path, name: str, proto: onnx.ModelProto, *format
     built = pipeline.build(
         Recipe.of(
             source=str(source), name=name, store=str(house.store), formats=formats, precisions=("fp32",), threads=1,
-            max_batch=8,
+            max_batch=8, quick=True,
         )
     )  # fmt: skip
     # Which of two engines is faster for a model this small is chance; here it has to be known.

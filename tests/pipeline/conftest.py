@@ -17,8 +17,10 @@ from enginehouse.contract.bundle import Bundle
 from enginehouse_build import pipeline
 from enginehouse_build.inputs.recipe import PRECISIONS, Recipe
 from enginehouse_build.pipeline import build
+from enginehouse_build.steps import isolate
 
 from . import steps
+from .forked import Forked
 
 
 @dataclass
@@ -48,12 +50,13 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What these builds are looked at for is not how fast something is, which took most of their time.
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these builds are looked at for is not how fast something is, nor how a process begins: most of their time.
 
-    `digits`, which all tests share, and builds by the command measure as ever; so does test_profile.
+    Of these two, test_profile and test_isolate are, and builds in a process of their own start their steps as ever.
     """
     monkeypatch.setattr(pipeline, "measured_beside", steps.measure_once)
+    monkeypatch.setattr(isolate, "WorkerProcess", Forked)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +66,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Built:
     recipe = Recipe.of(
         source="examples.digits:digits", name="digits", store=str(store), threads=2, precisions=PRECISIONS
     )
-    return Built(build(recipe, progress), store, progress)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "measured_beside", steps.measure_three_rounds)
+        return Built(build(recipe, progress), store, progress)
 
 
 @pytest.fixture

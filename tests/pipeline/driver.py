@@ -71,13 +71,17 @@ class Driver:
 
 
 def _main() -> None:
+    from enginehouse_build import pipeline
     from enginehouse_build.inputs.recipe import Recipe
-    from enginehouse_build.pipeline import build
+
+    from . import steps
+
+    pipeline.measured_beside = steps.measure_once
 
     def tell(stage: str, outcome: str, detail: str = "") -> None:
         print(json.dumps([stage, outcome, detail]), flush=True)
 
-    build(Recipe.from_file(Path(sys.argv[1])), tell)
+    pipeline.build(Recipe.from_file(Path(sys.argv[1])), tell)
 
 
 if __name__ == "__main__":

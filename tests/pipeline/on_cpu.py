@@ -31,7 +31,7 @@ def build(source: str, samples: str, store: str) -> None:
 
     from . import steps
 
-    pipeline._measure = steps.measure_once
+    pipeline.measured_beside = steps.measure_once
     recipe = Recipe.of(
         source=source, name="m", store=store, samples=samples, threads=1, max_batch=4,
         formats=("onnx", "openvino"), precisions=("fp32", "int8"),

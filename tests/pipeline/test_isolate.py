@@ -25,6 +25,12 @@ BOUNDS = Bounds(seconds=30, memory_mib=4096)
 
 
 @pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes begin as those of users do."""
+    monkeypatch.setattr(pipeline, "measured_beside", steps.measure_once)
+
+
+@pytest.fixture
 def call(tmp_path: Path) -> Callable[..., Any]:
     def run_it(function: Callable[..., Any], *arguments: Any, bounds: Bounds = BOUNDS) -> Any:
         return run(function, *arguments, log=tmp_path / "log", bounds=bounds)

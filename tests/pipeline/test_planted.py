@@ -22,7 +22,7 @@ def tiny():
 
 
 def _built(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
-    options = ["--formats", "onnx,openvino", "--precisions", "fp32", "--max-batch", "2", "--threads", "1"]
+    options = ["--formats", "onnx,openvino", "--precisions", "fp32", "--max-batch", "2", "--threads", "1", "--quick"]
     return subprocess.run(
         [sys.executable, "-m", "enginehouse", "build", source, "--name", "tiny", "--store", "../store", *options],
         cwd=folder, env={**os.environ, "ENGINEHOUSE_CACHE": str(folder.parent / "cache")},

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from benchmarks import peers
 from benchmarks.peers import PEERS, Conditions, Enginehouse, NotRun, Peer, decode, encode
+from benchmarks.peers import process as process_module
 from benchmarks.peers.process import running
 from benchmarks.peers.table import invalid
 from benchmarks.peers.turn import Durations, Turn, take
@@ -118,7 +119,11 @@ def test_a_server_that_ends_says_why(conditions: Conditions) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_left_their_parent_are_found_and_ended(conditions: Conditions) -> None:
+def test_processes_that_left_their_parent_are_found_and_ended(
+    conditions: Conditions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where Ctrl-C is ignored, as of what a shell has in its background, it is waited for in vain.
+    monkeypatch.setattr(process_module, "_STOP_S", 2)
     daemon = "subprocess.Popen(['sleep', '600'], start_new_session=True)"
     leaving = f"import subprocess, time; subprocess.Popen([{sys.executable!r}, '-c', \"import subprocess; {daemon}\"])"
     stubborn = f"{leaving}; time.sleep(600)"

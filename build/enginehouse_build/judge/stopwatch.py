@@ -106,22 +106,28 @@ class Stopwatch:
         raise BuildError(f"no answer within {self._patience_s:g} s {stage}; the measuring process was ended")
 
 
+def loaded(kind: EngineKind, artifact: str, order: Path) -> tuple[Bundle, Tensors, Engine]:
+    """What `order` is about, its samples, and one engine."""
+    (samples,) = tensor_file.read(order)
+    path, threads = orjson.loads(order.with_name(_WHAT).read_bytes())
+    bundle = Bundle.open(Path(path))
+    return bundle, samples, load_engine(kind, bundle, bundle.manifest.artifact(artifact), threads=threads)
+
+
 def _work(parent: Parent) -> None:
     kind, artifact, order = parent.arguments
-    (samples,) = tensor_file.read(Path(order))
-    path, threads = orjson.loads(Path(order).with_name(_WHAT).read_bytes())
-    bundle = Bundle.open(Path(path))
-    engine = load_engine(kind, bundle, bundle.manifest.artifact(artifact), threads=threads)  # type: ignore[arg-type]
+    bundle, samples, engine = loaded(kind, artifact, Path(order))  # type: ignore[arg-type]
     parent.send("loaded")
     while True:
-        parent.send(_window(engine, _request(bundle, samples, parent.receive())))
+        parent.send(_window(engine, request(bundle, samples, parent.receive())))
 
 
-def _request(bundle: Bundle, samples: Mapping[str, np.ndarray], cell: Cell) -> Tensors:
+def request(bundle: Bundle, samples: Mapping[str, np.ndarray], cell: Cell) -> Tensors:
+    """What the engines of a bundle are asked at `cell`."""
     rows, size = cell
-    request = take(samples, 0, rows) if bundle.manifest.signature.batched else samples
+    asked = take(samples, 0, rows) if bundle.manifest.signature.batched else samples
     axes = bundle.manifest.axes
-    return request if size is None else resized(request, axes[0], size, axes)
+    return asked if size is None else resized(asked, axes[0], size, axes)
 
 
 def _window(engine: Engine, request: Tensors) -> tuple[list[float], float]:
