@@ -51,7 +51,7 @@ async def test_a_request_that_takes_no_time_ends_no_counting(
     """Ray's counters refuse to count nothing, and what they raise would end the only reports of the process."""
     monkeypatch.setattr(telemetry, "PERIOD_S", 0.01)
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
-        with pytest.raises(InvalidInput), asked.plane.refusals("tests"):
+        with pytest.raises(InvalidInput), asked.plane.refusals("tests", "m"):
             Hints(backend=3)  # type: ignore[arg-type]
         await until(lambda: not counted(asked))
         await asked.infer("m", X)

@@ -14,7 +14,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.config import APP_NAME, AppConfig
-from enginehouse.contract.errors import EngineUnavailable, ModelNotFound, NoBackend, ReplicaLost
+from enginehouse.contract.counts import ledger
+from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, ModelNotFound, NoBackend
 from enginehouse.contract.tensors import Tensors
 from enginehouse.pools import nodes
 from enginehouse.routing import replicas
@@ -30,6 +31,9 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds between rounds of connecting to new replicas, and of checking that this process is still in its Ray job.
 CONNECT_S = 0.1
+#: Errors of a request that the deployed routers then answer. Not ReplicaLost: it may have crashed that replica, which
+#: they would not know.
+HANDED_OVER = frozenset({ModelNotFound, NoBackend, EngineUnavailable})
 #: Seconds until the deployed routers are polled again after a failure.
 RETRY_S = 1.0
 
@@ -100,10 +104,9 @@ class LocalRouter:
             try:
                 answer = await self._plane.infer("python", model, inputs, hints, version)
                 return {"outputs": answer.outputs, **answer.origin()}
-            except ReplicaLost:
-                # It may have crashed that replica, which the deployed routers would not know.
-                raise
-            except (ModelNotFound, NoBackend, EngineUnavailable) as error:
+            except EnginehouseError as error:
+                if type(error) not in HANDED_OVER:
+                    raise
                 logger.info("the deployed routers take over: %s", error)
         result: dict[str, Any] = await (await self._deployed()).answer.remote(model, dict(inputs), hints, version)
         return result
@@ -152,7 +155,9 @@ class LocalRouter:
                 if published["args"] != args:
                     args, versions = published["args"], RemoteVersions()
                     config = AppConfig.parse(args)
-                    view = View(config.pools, None, nodes.own_id())
+                    node = nodes.own_id()
+                    ledger.begin(node)
+                    view = View(config.pools, None, node)
                     handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
                     await self._shut_handles()
                     self._handles = list(handles.values())
@@ -162,6 +167,7 @@ class LocalRouter:
                         config.router.max_ongoing_requests,
                         config.router.max_ongoing_bytes,
                     )
+                    self._plane.hands_over = HANDED_OVER
                 versions.receive(published)
                 await view.count_nodes()
                 # `served` waits for a change, but not while deployed routers differ: then they answer in turns at once.
