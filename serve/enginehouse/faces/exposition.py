@@ -114,7 +114,7 @@ def _batches(rows: Rows) -> Iterator[Metric]:
     total: Counter[Key] = Counter()
     ns: Counter[Key] = Counter()
     for (model, version, pool, size), values in _of("batches", rows):
-        key = model, version, pool
+        key: Key = (model, version, pool)
         place = next((place for place, bound in enumerate(_ROWS) if int(size) <= bound), len(_ROWS))
         counts[key][place] += values[Batches.COUNT]
         total[key] += int(size) * values[Batches.COUNT]

@@ -4,7 +4,7 @@
     CACHE/counts/<node>/<process>-<n>.counts   the rows, `WIDTH` numbers each, in this machine's byte order
     CACHE/counts/<node>/dead.json              the rows of processes that have ended, added up
 
-A process writes the first two (`ledger`), and holds a lock on the second for as long as it lives, which the system takes
+A process writes the first two (`ledger`), and holds a lock on the second while it lives, which the system takes
 back however it ends. Whoever is asked on a node reads those of all its processes, and adds what
 dead ones left to the last (`node`). So nothing is lost with a process, nor counted twice, however often one is asked.
 """

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 #: Numbers of a row.
 WIDTH = 16
+NOTHING: Sequence[int] = (0,) * WIDTH
 
 Key: TypeAlias = tuple[str, ...]
 Rows: TypeAlias = Mapping[Key, Sequence[int]]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from enginehouse.contract.counts.rows import WIDTH, Batches, Requests, Rows
-
-_NOTHING: Sequence[int] = (0,) * WIDTH
+from enginehouse.contract.counts.rows import NOTHING, WIDTH, Batches, Requests, Rows
 
 
 def model_statistics(model: str, version: str, rows: Rows) -> dict[str, Any]:
     """An entry of `model_stats`. Nothing is cached here, and no model answers a request more than once."""
-    counted = rows.get(("requests", model, version), _NOTHING)
+    counted = rows.get(("requests", model, version), NOTHING)
     success = counted[Requests.SUCCESS]
     failed = sum(counted[reason] for reason in (Requests.REJECTED, Requests.CANCELED, Requests.BACKEND, Requests.OTHER))
     batches = batches_by_rows(model, version, rows)

@@ -27,8 +27,6 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds for which other processes may take to answer.
 WITHIN_S = 1.0
-#: Seconds for which what was gathered is told again: several that ask at once cost no more than one.
-FRESH_S = 0.05
 
 
 class Gathering:
@@ -38,6 +36,7 @@ class Gathering:
         self._ledger = ledger
         self._here = here
         self._pools = list(pools)
+        self._has_cleared = False
         self._known: dict[str, Told] = {}
         self._routers: DeploymentHandle | None = None
         self._under_way: asyncio.Task[Mapping[Key, list[int]]] | None = None
@@ -73,7 +72,13 @@ class Gathering:
 
     async def _read_own(self) -> None:
         # In a thread, for the folder may be slow.
-        await self._learn(asyncio.to_thread(lambda: [node.read(self._ledger, self._here)]))
+        await self._learn(asyncio.to_thread(self._own))
+
+    def _own(self) -> list[Told]:
+        if not self._has_cleared:
+            self._has_cleared = True
+            node.remove_left_over(self._ledger)
+        return [node.read(self._ledger, self._here)]
 
     async def _ask(self, replica: replicas.Replica) -> None:
         async def asked() -> list[Told]:
