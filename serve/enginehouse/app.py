@@ -19,9 +19,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, USUAL, AppConfig, Catalog, PoolConfig, missing_flags
-from enginehouse.contract.counts import ledger
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
+from enginehouse.counts import ledger
 from enginehouse.engines import allocator
 from enginehouse.faces.http import body, routes
 from enginehouse.faces.http.transfer import Transfers
@@ -90,6 +90,7 @@ class Ingress:
         catalog = Catalog.parse(user_config)
         self.versions.apply(catalog)
         self._residents.follow(catalog)
+        self.counts.begin()
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""
@@ -145,6 +146,10 @@ class Ingress:
     async def counted(self, known: list[str]) -> list[Any]:
         """For another router: what this one knows to be counted, anew on its own node unless that is `known`."""
         return await self.counts.told(known)
+
+    async def learn(self, counts: list[Any]) -> None:
+        """For routers in other processes: take what one has counted."""
+        self.counts.learn(counts)
 
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one answers for, once that is not what `tag` stands for."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from enginehouse.contract.counts import ledger, node
-from enginehouse.contract.counts.engines import BatchCounts
 from enginehouse.contract.tensors import Timing
-from enginehouse.routing.counting.requests import Counted
+from enginehouse.counts import ledger, node
+from enginehouse.counts.engines import BatchCounts
+from enginehouse.counts.requests import Counted
 
 
 def main(name: str) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from enginehouse.contract.counts import ledger, node, rows
-from enginehouse.contract.counts.engines import BatchCounts
-from enginehouse.contract.counts.ledger import Ledger
-from enginehouse.contract.counts.node import Told
-from enginehouse.contract.counts.rows import Batches, Requests
 from enginehouse.contract.errors import DeadlineExceeded, InferenceFailed, InvalidInput, Overloaded
 from enginehouse.contract.tensors import Timing
-from enginehouse.routing.counting.requests import Counted, reason_of
+from enginehouse.counts import ledger, node, rows
+from enginehouse.counts.engines import BatchCounts
+from enginehouse.counts.ledger import Ledger
+from enginehouse.counts.node import Told
+from enginehouse.counts.requests import Counted, reason_of
+from enginehouse.counts.rows import Batches, Requests
 
 REQUESTS, BATCHES = ("requests", "m", "1"), ("batches", "m", "1", "pool", "3")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from enginehouse.contract.counts.rows import NOTHING
 from enginehouse.contract.errors import ModelNotFound, NoBackend
+from enginehouse.counts.rows import NOTHING, Key
 from enginehouse.faces import exposition
 from enginehouse.faces.oip.statistics import model_statistics
 from enginehouse.routing.counting.gathering import Gathering
@@ -48,9 +49,11 @@ async def statistics(ingress: Ingress, model: str = "", version: str | None = No
 
 async def metrics(ingress: Ingress) -> bytes:
     """The text of `GET /metrics`: what all processes have counted, and what this router sees of backends."""
-    served = [("requests", each.config.name, each.config.version) for each in ingress.versions.answering]
     # Zeros too: a rate needs the number before the first one.
-    rows = {**dict.fromkeys(served, NOTHING), **await ingress.counts.all()}
+    rows: dict[Key, Sequence[int]] = {
+        ("requests", each.config.name, each.config.version): NOTHING for each in ingress.versions.answering
+    }
+    rows.update(await ingress.counts.all())
     status = ingress.versions.status(ingress.plane.answers)
     # In a thread: of many models it is long.
     return await asyncio.to_thread(exposition.text, rows, status)

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from enginehouse.contract.counts.rows import BOUNDS_NS, Batches, Key, Loads, Requests, Rows
+from enginehouse.counts.rows import BOUNDS_NS, Batches, Key, Loads, Requests, Rows
 
 #: The media type of `text`.
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

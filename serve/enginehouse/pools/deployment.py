@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from enginehouse.contract.config import Catalog, PoolConfig
-from enginehouse.contract.counts import ledger, node
 from enginehouse.contract.tensors import Computed, Tensors
+from enginehouse.counts import ledger, node
 from enginehouse.engines import allocator
 from enginehouse.pools import crashes, nodes
 from enginehouse.pools.autoscaling import BUSY, DEMAND, MODELS

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from enginehouse.contract.counts.engines import BatchCounts
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
+from enginehouse.counts.engines import BatchCounts
 from enginehouse.engines import Engine
 from enginehouse.engines.padding import Padder
 from enginehouse.pools import isolation

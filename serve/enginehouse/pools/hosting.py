@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from enginehouse.contract.config import Catalog, ModelConfig
-from enginehouse.contract.counts import ledger
-from enginehouse.contract.counts.rows import Loads
 from enginehouse.contract.errors import (
     ArtifactMissing,
     DeadlineExceeded,
@@ -24,6 +22,8 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
 from enginehouse.contract.shown import redacted
+from enginehouse.counts import ledger
+from enginehouse.counts.rows import Loads
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.loading import LOAD_WITHIN_S, Loader

@@ -11,11 +11,11 @@ from contextlib import suppress
 
 from enginehouse.contract.choice import choose_artifact
 from enginehouse.contract.config import ModelConfig
-from enginehouse.contract.counts.engines import BatchCounts
 from enginehouse.contract.errors import ArtifactMissing, BundleError, EngineUnavailable
 from enginehouse.contract.manifest import ACCELERATOR_OF, Artifact, EngineKind, Manifest
 from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.store import Store
+from enginehouse.counts.engines import BatchCounts
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
 from enginehouse.engines.padding import Padder

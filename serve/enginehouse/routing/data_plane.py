@@ -17,16 +17,17 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from enginehouse.contract.config import USUAL
-from enginehouse.contract.counts import ledger
 from enginehouse.contract.errors import ModelNotFound, NoBackend
 from enginehouse.contract.signature_record import check_extents
 from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
+from enginehouse.counts import ledger
+from enginehouse.counts.ledger import Ledger
+from enginehouse.counts.requests import Counted, RequestCounts
 from enginehouse.routing.admission import Admission, Admitted
 from enginehouse.routing.answer import Answer, Explained
-from enginehouse.routing.counting.requests import Counted, RequestCounts
+from enginehouse.routing.counting.telemetry import RequestMetrics
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.router import Router
-from enginehouse.routing.telemetry import RequestMetrics
 from enginehouse.routing.versions import Versions
 from enginehouse.routing.view import ModelVersion
 
@@ -34,15 +35,17 @@ from enginehouse.routing.view import ModelVersion
 class DataPlane:
     """The one way from any face to an answer; one per process, with the admission and the statistics of that process.
 
-    `versions` says which version answers for a name.
+    `versions` says which version answers for a name. Requests are counted in `counts`, by default the process's ledger.
     """
 
-    def __init__(self, router: Router, versions: Versions, max_requests: int, max_bytes: int) -> None:
+    def __init__(
+        self, router: Router, versions: Versions, max_requests: int, max_bytes: int, counts: Ledger | None = None
+    ) -> None:
         self.router = router
         self.versions = versions
         self.admission = Admission(max_requests, max_bytes)
         self.metrics = RequestMetrics()
-        self.counted = Counted(ledger.here())
+        self.counted = Counted(counts or ledger.here())
         #: Errors with which a request goes on to another router, which counts it then.
         self.hands_over: frozenset[type[BaseException]] = frozenset()
         #: Whether the server is ending: not ready, but it answers as ever until it `refuses` new requests.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from enginehouse.contract.counts.rows import NOTHING, WIDTH, Batches, Requests, Rows
+from enginehouse.counts.rows import NOTHING, WIDTH, Batches, Requests, Rows
 
 
 def model_statistics(model: str, version: str, rows: Rows) -> dict[str, Any]:

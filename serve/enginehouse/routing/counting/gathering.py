@@ -2,14 +2,16 @@
 
 It reads what its own node has counted, asks a replica of each other node, and every router, which tells all that it
 knows. What does not answer in time is taken as it was last known: so what is told never goes down, and a node that is
-gone counts as far as any router has heard of it.
+gone counts as far as any router has heard of it, which is until about a second before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
+import time
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from typing import Any
 
@@ -17,16 +19,21 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.config import APP_NAME
-from enginehouse.contract.counts import node
-from enginehouse.contract.counts.ledger import Ledger
-from enginehouse.contract.counts.node import Told
-from enginehouse.contract.counts.rows import Key, total
+from enginehouse.counts import node
+from enginehouse.counts.ledger import Ledger
+from enginehouse.counts.node import Told
+from enginehouse.counts.rows import Key, total
 from enginehouse.routing import ray_private, replicas
 
 logger = logging.getLogger("ray.serve")
 
 #: Seconds for which other processes may take to answer.
 WITHIN_S = 1.0
+#: Seconds between two looks at what other nodes have counted, which may be gone the next; and every so many looks at all
+#: routers, wherever they are.
+EVERY_S, ALL_ROUTERS = 1.0, 60
+#: Seconds after which a node that was not heard of counts as gone.
+GONE_S = 10.0
 
 
 class Gathering:
@@ -38,8 +45,33 @@ class Gathering:
         self._pools = list(pools)
         self._has_cleared = False
         self._known: dict[str, Told] = {}
+        # By place: when it was last told of anew.
+        self._heard_at: dict[str, float] = {}
+        self._keeper: asyncio.Task[None] | None = None
         self._routers: DeploymentHandle | None = None
         self._under_way: asyncio.Task[Mapping[Key, list[int]]] | None = None
+
+    def begin(self) -> None:
+        """From now on know what other nodes have counted, whoever asks."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), context=contextvars.Context())
+
+    async def _keep(self) -> None:
+        for turn in itertools.count():
+            await asyncio.sleep(EVERY_S)
+            elsewhere = self._elsewhere()
+            works: list[Coroutine[Any, Any, None]] = [self._ask(replica) for replica in elsewhere]
+            if turn % ALL_ROUTERS == 0 or self._has_routers_beyond({replica.node for replica in elsewhere}):
+                works.append(self._ask_routers())
+            await _within(works)
+
+    def _has_routers_beyond(self, nodes: set[str]) -> bool:
+        """Whether there are routers on other nodes than this one and these, which have replicas that are asked."""
+        lately = time.monotonic() - GONE_S
+        return any(
+            place not in nodes and place != self._here and "/" not in place and heard_at > lately
+            for place, heard_at in self._heard_at.items()
+        )
 
     async def all(self) -> Mapping[Key, list[int]]:
         """Everything that is counted, by row, within about WITHIN_S seconds. Those who ask at once get one answer."""
@@ -59,10 +91,7 @@ class Gathering:
         works: list[Coroutine[Any, Any, None]] = [self._read_own()]
         works += [self._ask(replica) for replica in self._elsewhere()]
         works.append(self._ask_routers())
-        tasks = [asyncio.create_task(work) for work in works]
-        _, late = await asyncio.wait(tasks, timeout=WITHIN_S)
-        for task in late:
-            task.cancel()
+        await _within(works)
         return total(told.rows for told in self._known.values())
 
     def _elsewhere(self) -> list[replicas.Replica]:
@@ -109,7 +138,24 @@ class Gathering:
         except Exception as error:
             logger.info("some counts are not known anew: %s: %s", type(error).__name__, error)
             return
+        self._take(several)
+
+    def learn(self, plain: Any) -> None:
+        """Take what another process tells of its own accord."""
+        self._take([Told.of(plain)])
+
+    def _take(self, several: Iterable[Told]) -> None:
         for told in several:
             before = self._known.get(told.place)
             if before is None or before.at < told.at:
                 self._known[told.place] = told
+                self._heard_at[told.place] = time.monotonic()
+
+
+async def _within(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of this, as far as it ends in time."""
+    tasks = [asyncio.create_task(work) for work in works]
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=WITHIN_S)
+        for task in late:
+            task.cancel()

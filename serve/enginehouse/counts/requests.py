@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 
-from enginehouse.contract.counts.ledger import Ledger
-from enginehouse.contract.counts.rows import BOUNDS_NS, Reason, Requests
 from enginehouse.contract.errors import CapacityError, RequestError
 from enginehouse.contract.tensors import Timing
+from enginehouse.counts.ledger import Ledger
+from enginehouse.counts.rows import BOUNDS_NS, Reason, Requests
 
 # Plain numbers: what is looked up for every request takes its time.
 (

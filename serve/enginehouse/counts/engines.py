@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from enginehouse.contract.counts import ledger
-from enginehouse.contract.counts.rows import Batches
+from enginehouse.counts import ledger
+from enginehouse.counts.rows import Batches
 
 
 class BatchCounts:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from enginehouse.contract.counts.ledger import Ledger
-from enginehouse.contract.counts.rows import WIDTH, Key, Rows, ended, total
+from enginehouse.counts.ledger import Ledger
+from enginehouse.counts.rows import WIDTH, Key, Rows, ended, total
 
 #: Seconds for which the counts of a node are kept that nobody reads and whose processes have all ended.
 KEPT_S = 24 * 3600.0

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import orjson
 
-from enginehouse.contract.counts.rows import WIDTH, Key
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.store.cache import private_cache
+from enginehouse.counts.rows import WIDTH, Key
 
 logger = logging.getLogger("ray.serve")
 
