@@ -29,8 +29,8 @@ logger = logging.getLogger("ray.serve")
 
 #: Seconds for which other processes may take to answer.
 WITHIN_S = 1.0
-#: Seconds between two looks at what other nodes have counted, which may be gone the next; and every so many looks at all
-#: routers, wherever they are.
+#: Seconds between two looks at what other nodes have counted, which may be gone the next; and every so many looks, all
+#: routers are asked, wherever they are.
 EVERY_S, ALL_ROUTERS = 1.0, 60
 #: Seconds after which a node that was not heard of counts as gone.
 GONE_S = 10.0
