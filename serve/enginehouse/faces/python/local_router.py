@@ -189,9 +189,9 @@ class LocalRouter:
         told: Rows = {}
         while ray_job() == self.job:
             await asyncio.sleep(TELL_S)
-            if (rows := self._counts.rows()) == told or ray_job() != self.job:
+            if (rows := ended(self._counts.rows())) == told or ray_job() != self.job:
                 continue
-            plain = node_counts.read(self._counts, self._node)._replace(rows=ended(rows)).plain()
+            plain = node_counts.read(self._counts, self._node)._replace(rows=rows).plain()
             try:
                 answers = (
                     (await self._deployed())

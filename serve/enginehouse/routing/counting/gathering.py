@@ -49,7 +49,9 @@ class Gathering:
         self._heard_at: dict[str, float] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._routers: DeploymentHandle | None = None
-        self._under_way: asyncio.Task[Mapping[Key, list[int]]] | None = None
+        # The gathering under way, or the last one; and the one that follows it, if anyone waits for that.
+        self._present: asyncio.Task[Mapping[Key, list[int]]] | None = None
+        self._next: asyncio.Task[Mapping[Key, list[int]]] | None = None
 
     def begin(self) -> None:
         """From now on know what other nodes have counted, whoever asks."""
@@ -74,11 +76,11 @@ class Gathering:
         )
 
     async def all(self) -> Mapping[Key, list[int]]:
-        """Everything that is counted, by row, within about WITHIN_S seconds. Those who ask at once get one answer."""
-        if self._under_way is None or self._under_way.done():
+        """Everything that is counted, by row, what was counted right before included; within WITHIN_S, or twice that."""
+        if self._next is None:
             # A context of its own: it belongs to none of the requests that wait for it.
-            self._under_way = asyncio.create_task(self._gathered(), context=contextvars.Context())
-        return await asyncio.shield(self._under_way)
+            self._next = asyncio.create_task(self._gathered(self._present), context=contextvars.Context())
+        return await asyncio.shield(self._next)
 
     async def told(self, known: Iterable[str]) -> list[Any]:
         """What is known here, as plain data: of this node what it has counted by now, unless it is `known`."""
@@ -87,7 +89,11 @@ class Gathering:
             await self._read_own()
         return [told.plain() for told in self._known.values() if told.place not in known]
 
-    async def _gathered(self) -> Mapping[Key, list[int]]:
+    async def _gathered(self, before: asyncio.Task[Mapping[Key, list[int]]] | None) -> Mapping[Key, list[int]]:
+        if before is not None:
+            await asyncio.wait([before])
+        # Who asks from here on may have been answered something after this began.
+        self._present, self._next = self._next, None
         works: list[Coroutine[Any, Any, None]] = [self._read_own()]
         works += [self._ask(replica) for replica in self._elsewhere()]
         works.append(self._ask_routers())
