@@ -76,7 +76,7 @@ class Gathering:
         )
 
     async def all(self) -> Mapping[Key, list[int]]:
-        """Everything that is counted, by row, what was counted right before included; within WITHIN_S, or twice that."""
+        """Everything that is counted, by row, up to what was counted right before; within WITHIN_S, or twice that."""
         if self._next is None:
             # A context of its own: it belongs to none of the requests that wait for it.
             self._next = asyncio.create_task(self._gathered(self._present), context=contextvars.Context())
