@@ -202,6 +202,8 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     ledger = Ledger(None)
     plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT, ledger)
     counts = Gathering(ledger, "here", ())
+    # There are none.
+    monkeypatch.setattr(counts, "_ask_routers", lambda: asyncio.sleep(0))
     ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100, counts=counts)
     monkeypatch.setattr(routes, "_ingress", lambda: ingress)
     versions.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
@@ -311,7 +313,6 @@ async def test_a_server_that_ends_says_everywhere_that_it_is_not_ready(
 
 @pytest.mark.parametrize("path", ["/v2/models/stats", "/v2/models/cold/stats", "/v2/models/cold/versions/1/stats"])
 async def test_what_is_not_warm_yet_has_statistics_too(client: AsyncClient, path: str) -> None:
-    """No other router is there to be asked: what is known here is told."""
     for _ in range(2):
         assert (await client.post("/v2/models/cold/infer", json={"inputs": []})).status_code == 503
     (known,) = (await client.get(path)).json()["model_stats"]
