@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from enginehouse.contract.config import ACCELERATOR_LABEL, ROUTER, USUAL, AppConfig, Catalog, PoolConfig, missing_flags
 from enginehouse.contract.errors import EnginehouseError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Precision
+from enginehouse.counts import ledger
 from enginehouse.engines import allocator
 from enginehouse.faces.http import body, routes
 from enginehouse.faces.http.transfer import Transfers
@@ -28,6 +29,7 @@ from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import remote_versions, router
+from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.versions import LiveVersions
@@ -46,6 +48,9 @@ class Ingress:
         allocator.keep_freed()
         allocator.collect_less()
         self.config = AppConfig.parse(args)
+        node = nodes.own_id()
+        # Before anything that counts.
+        counts = ledger.begin(node)
         cpu_engines = [pool.engine for pool in self.config.pools.values() if ACCELERATOR_OF[pool.engine] == "cpu"]
         settings = self.config.router
         self.limits = body.Limits(
@@ -65,7 +70,7 @@ class Ingress:
             router=True,
         )
         pools = {name: handles[_keyword(name)] for name in self.config.pools}
-        view = View(self.config.pools, self._residents, nodes.own_id())
+        view = View(self.config.pools, self._residents, node)
         waker = Waker(pools)
         self.versions = LiveVersions(view, waker.wake)
         self.plane = DataPlane(
@@ -74,6 +79,7 @@ class Ingress:
             settings.max_ongoing_requests,
             settings.max_ongoing_bytes,
         )
+        self.counts = Gathering(counts, node, list(self.config.pools))
 
     async def enginehouse_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: an inference request, handed over by shortcut.py."""
@@ -84,6 +90,7 @@ class Ingress:
         catalog = Catalog.parse(user_config)
         self.versions.apply(catalog)
         self._residents.follow(catalog)
+        self.counts.begin()
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""
@@ -107,7 +114,7 @@ class Ingress:
         each with the text `Class: message`: a class of ours could not be unpickled where this package is missing.
         """
         try:
-            with self.plane.refusals("handle"):
+            with self.plane.refusals("handle", model, version):
                 known = {"deadline_s": deadline_s, "priority": priority, "backend": backend}
                 hints = Hints.named(known | {"min_precision": min_precision} | others)
             answer = await self.plane.infer("handle", model, inputs, hints, version)
@@ -135,6 +142,14 @@ class Ingress:
     async def drain(self, refuse: bool) -> int:
         """For `enginehouse serve`, which ends: see `DataPlane.drain`."""
         return self.plane.drain(refuse)
+
+    async def counted(self, known: list[str]) -> list[Any]:
+        """For another router: what this one knows to be counted, anew on its own node unless that is `known`."""
+        return await self.counts.told(known)
+
+    async def learn(self, counts: list[Any]) -> None:
+        """For routers in other processes: take what one has counted."""
+        self.counts.learn(counts)
 
     async def served(self, tag: str) -> dict[str, Any]:
         """For routers in other processes: what this one answers for, once that is not what `tag` stands for."""

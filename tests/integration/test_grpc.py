@@ -211,7 +211,7 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(address: str, client:
                 ask(data)
             assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT, refused.value
         with pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")(b"")
+            channel.unary_unary("/inference.GRPCInferenceService/LogSettings")(b"")
         assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -14,6 +14,7 @@ from tests.integration.bundles import WIDTH
 from tests.integration.cluster import Node, wait_for
 from tests.integration.conftest import House
 from tests.integration.load import body, by_http, load
+from tests.integration.test_counts import metrics
 
 from enginehouse.contract.config import ACCELERATOR_LABEL
 
@@ -48,6 +49,12 @@ def pids_of(node: Node) -> set[int]:
     return {process.pid for process in node.processes()}
 
 
+def executions(house: House) -> float:
+    """Engine calls on the GPU node so far."""
+    counted = metrics(house)["enginehouse_batch_rows_count"]
+    return sum(count for (_, pool, _), count in counted.items() if pool == "gpu-pool")
+
+
 def test_replicas_are_where_their_label_says(house: House) -> None:
     (gpu,), (cpu,) = house.cluster.replicas("gpu-pool"), house.cluster.replicas("cpu-pool")
     routers = house.cluster.replicas("Router")
@@ -62,8 +69,11 @@ def test_a_dead_node_of_the_preferred_pool_costs_no_request(whole: House) -> Non
     with load("scale by HTTP", by_http(whole.url, "scale"), [2], callers=4) as report:
         time.sleep(2)
         assert report.backends["gpu-pool"], "the victim serves"
+        executed = executions(whole)
         killed = time.monotonic()
         whole.cluster.kill(whole.gpu)
+        # What was told once stays told, whichever router is asked.
+        assert min(executions(whole) for _ in range(6)) >= executed > 0
         wait_dead(whole.gpu)
         noticed = time.monotonic()
         wait_for(lambda: whole.state("scale", "gpu-pool") == "no-hardware", 30, "status says no-hardware")

@@ -186,7 +186,7 @@ def test_a_name_that_is_no_hint_is_told_those_there_are(ask: str) -> None:
 
 
 async def test_so_is_one_in_a_handle_call() -> None:
-    ingress: Any = SimpleNamespace(plane=SimpleNamespace(refusals=lambda _: contextlib.nullcontext()))
+    ingress: Any = SimpleNamespace(plane=SimpleNamespace(refusals=lambda *_: contextlib.nullcontext()))
     infer: Any = Ingress.infer
     with pytest.raises(ValueError, match="^InvalidInput: 'deadline_ms' is no hint; the hints are deadline_s="):
         await infer(ingress, "m", {}, deadline_ms=5)

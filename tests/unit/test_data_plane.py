@@ -11,7 +11,7 @@ from tests.unit.test_router import KEY, Asked, Engine, X, routed
 
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import InvalidInput, ModelNotFound, NoBackend, Overloaded
-from enginehouse.routing import telemetry
+from enginehouse.routing.counting import telemetry
 from enginehouse.routing.hints import NO_HINTS, Hints
 
 
@@ -51,7 +51,7 @@ async def test_a_request_that_takes_no_time_ends_no_counting(
     """Ray's counters refuse to count nothing, and what they raise would end the only reports of the process."""
     monkeypatch.setattr(telemetry, "PERIOD_S", 0.01)
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
-        with pytest.raises(InvalidInput), asked.plane.refusals("tests"):
+        with pytest.raises(InvalidInput), asked.plane.refusals("tests", "m"):
             Hints(backend=3)  # type: ignore[arg-type]
         await until(lambda: not counted(asked))
         await asked.infer("m", X)

@@ -34,7 +34,7 @@ async def counting(load: Load, seconds: float, **settings: float) -> tuple[Loade
     model.engine = engine  # type: ignore[assignment]
     await model.infer([{"x": np.zeros((1, 2), np.int64)}], 1, 10)
     model.set_batching(ModelConfig.model_validate({"name": "m", "version": "1"} | settings))
-    engine.calls, engine.seconds, model._engine_calls.row_ms = [], seconds, 0.0
+    engine.calls, engine.seconds, model.engine_calls.row_ms = [], seconds, 0.0
     return model, engine
 
 

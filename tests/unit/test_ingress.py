@@ -20,10 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 
 from enginehouse.contract.config import AppConfig, Catalog
 from enginehouse.contract.errors import BodyTimeout, InvalidInput, Overloaded, RequestTooLarge, UnsupportedEncoding
+from enginehouse.counts.ledger import Ledger
 from enginehouse.faces.http import body as request_body
 from enginehouse.faces.http import routes
 from enginehouse.pools import nodes
 from enginehouse.routing.admission import Admission, Admitted
+from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.router import Router
 from enginehouse.routing.versions import LiveVersions
@@ -197,8 +199,12 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     config = AppConfig()
     view = View(config.pools, None, "here")
     versions = LiveVersions(view)
-    plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT)
-    ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100)
+    ledger = Ledger(None)
+    plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT, ledger)
+    counts = Gathering(ledger, "here", ())
+    # There are none.
+    monkeypatch.setattr(counts, "_ask_routers", lambda: asyncio.sleep(0))
+    ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100, counts=counts)
     monkeypatch.setattr(routes, "_ingress", lambda: ingress)
     versions.apply(Catalog.parse({"store": str(tmp_path), "models": [{"name": "cold", "version": "1"}]}))
     async with AsyncClient(transport=ASGITransport(routes.http), base_url="http://here") as client:
@@ -226,8 +232,6 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
         *(
             ("GET", path, {}, 404, f"'{path}' is not supported by this server, which has no {what}")
             for path, what in {
-                "/v2/models/cold/stats": "statistics; ",
-                "/v2/models/cold/versions/1/stats": "statistics",
                 "/v2/systemsharedmemory/status": "shared memory",
                 "/v2/cudasharedmemory/region/a/status": "shared memory",
                 "/v2/trace/setting": "traces$",
@@ -305,3 +309,15 @@ async def test_a_server_that_ends_says_everywhere_that_it_is_not_ready(
     assert refused.headers["retry-after"] == "1"
     # It lives: who restarts what does not live would cut off what is under way.
     assert (await client.get("/v2/health/live")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v2/models/stats", "/v2/models/cold/stats", "/v2/models/cold/versions/1/stats"])
+async def test_what_is_not_warm_yet_has_statistics_too(client: AsyncClient, path: str) -> None:
+    for _ in range(2):
+        assert (await client.post("/v2/models/cold/infer", json={"inputs": []})).status_code == 503
+    (known,) = (await client.get(path)).json()["model_stats"]
+    assert (known["name"], known["version"]) == ("cold", "1")
+    assert known["inference_stats"]["fail"]["count"] == 2
+    text = (await client.get("/metrics")).text
+    assert 'nv_inference_request_failure{model="cold",reason="REJECTED",version="1"} 2.0' in text
+    assert 'enginehouse_requests_failed_total{error="NoBackend",model="cold",version="1"} 2.0' in text

@@ -25,7 +25,7 @@ from enginehouse.contract.tensors import Computed, Tensors
 from enginehouse.faces.http import body as request_body
 from enginehouse.faces.http import routes
 from enginehouse.pools.hosting import HostedModels
-from enginehouse.routing import telemetry
+from enginehouse.routing.counting import telemetry
 from enginehouse.routing.hints import Hints
 
 LIMIT = 10_000

@@ -63,7 +63,7 @@ class LoadedModel:
         #: What crashes of its engine are recorded under (`crashes.engine_id`).
         self.identity = ""
         self._padder = padder
-        self._engine_calls = EngineCalls(kind, artifact, flag or nullcontext(), padder)
+        self.engine_calls = EngineCalls(kind, artifact, flag or nullcontext(), padder)
         self._is_shared, self._in_serve = is_shared, in_serve
         self._cores = cores or Cores(1)
         self._splits = splits
@@ -85,7 +85,7 @@ class LoadedModel:
         self._threads = EngineThreads(manifest.name, self.lanes, self._waiting_room, self._cores, self._lane)
 
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
-            return await self._threads.run(self._engine_calls.run, items)
+            return await self._threads.run(self.engine_calls.run, items)
 
         # Those that make a batch have waited together, and enter together: it never waits for more.
         self._batched: Queue = serve_queue(run, self.max_rows, self.lanes) if in_serve else Together(run)
@@ -128,17 +128,17 @@ class LoadedModel:
     @property
     def busy_s(self) -> float:
         """Seconds of computing so far; a call that has a share of the cores counts for that share."""
-        return self._engine_calls.busy_s
+        return self.engine_calls.busy_s
 
     @property
     def backlog_ms(self) -> float:
         """Predicted milliseconds until all but isolated and last calls are computed, by the average time per row."""
-        return self._pending_rows * self._engine_calls.row_ms
+        return self._pending_rows * self.engine_calls.row_ms
 
     @property
     def stuck_s(self) -> float:
         """Seconds for which the engine has been computing one call if it counts as stuck, else 0."""
-        return self._engine_calls.stuck_s
+        return self.engine_calls.stuck_s
 
     async def infer(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         """Outputs of `requests`, concatenated along dim 0, and their timing.
@@ -147,7 +147,7 @@ class LoadedModel:
         once when the backlog alone would take longer or the engine is stuck, DeadlineExceeded when the deadline passes
         in the queue, InferenceFailed, and EngineUnavailable once it is being closed.
         """
-        self._engine_calls.check_not_stuck()
+        self.engine_calls.check_not_stuck()
         if self.backlog_ms > budget_s * 1e3:
             raise Overloaded(
                 f"{self.kind} is busy for {self.backlog_ms:.3g} ms with what others sent", self.backlog_ms / 1e3
@@ -166,7 +166,7 @@ class LoadedModel:
 
     async def infer_last(self, requests: Sequence[Tensors], rows: int, budget_s: float) -> Computed:
         """As `infer`, after all others: see `yielding`. Waits as long as there is time."""
-        self._engine_calls.check_not_stuck()
+        self.engine_calls.check_not_stuck()
         self._begin_call()
         try:
             return await self._infer(requests, rows, budget_s, yields=True)
@@ -181,7 +181,7 @@ class LoadedModel:
         For a request that may crash the process: `begun` runs on the event loop right before the engine computes, with
         whether it is alone: the router must know. Skips the batch queue. Raises Overloaded when others take too long.
         """
-        self._engine_calls.check_not_stuck()
+        self.engine_calls.check_not_stuck()
         loop, now = asyncio.get_running_loop(), time.monotonic()
         item = Item(requests, rows, now, now + budget_s)
         answered: asyncio.Future[Computed | EnginehouseError] = loop.create_future()
@@ -197,7 +197,7 @@ class LoadedModel:
                 answered.set_result(answer)
 
         def run(lane: Lane, items: list[Item]) -> list[Computed | EnginehouseError]:
-            self._engine_calls.run_alone(
+            self.engine_calls.run_alone(
                 lane,
                 item,
                 company,
@@ -275,7 +275,7 @@ class LoadedModel:
     async def _queued(self, item: Item) -> Computed:
         self.last_used = time.monotonic()
         if not (self._is_shared or self._waits_for_batches):
-            (answer,) = await self._threads.run(self._engine_calls.run, [item])
+            (answer,) = await self._threads.run(self.engine_calls.run, [item])
             return _raised(answer)
         await self._enter(item)
         try:
@@ -294,7 +294,7 @@ class LoadedModel:
             if most < item.rows and self.engine.signature.batched:
                 piece = replace(item, requests=[first_rows(item.requests[0], most)], rows=most)
                 room.cut(item, piece)
-            (computed,) = await self._threads.run(self._engine_calls.run, [piece])
+            (computed,) = await self._threads.run(self.engine_calls.run, [piece])
             answer = _raised(computed)
             room.pieces.note(piece.rows, answer[1].compute_ms / 1e3)
             return piece.rows, answer
@@ -305,7 +305,7 @@ class LoadedModel:
         try:
             return await self._waiting_room.enter(item)
         except TimeoutError:
-            raise self._engine_calls.late(item, time.monotonic()) from None
+            raise self.engine_calls.late(item, time.monotonic()) from None
 
     def _lane(self, cores: int) -> Lane:
         """What a call with so many cores computes with; 0 is for those that do not share the engine."""

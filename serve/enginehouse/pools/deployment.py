@@ -6,6 +6,7 @@ through Serve's handles but through a Listener, whose address every replica publ
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import ray
 
 from enginehouse.contract.config import Catalog, PoolConfig
 from enginehouse.contract.tensors import Computed, Tensors
+from enginehouse.counts import ledger, node
 from enginehouse.engines import allocator
 from enginehouse.pools import crashes, nodes
 from enginehouse.pools.autoscaling import BUSY, DEMAND, MODELS
@@ -40,6 +42,8 @@ class Pool:
         threads = pool.threads or nodes.threads_per_engine(pool.num_cpus, pool.max_replicas)
         self._address: Address | None = None
         self._node = nodes.own_id()
+        # Before anything that counts.
+        self._counts = ledger.begin(self._node)
         self._demand = (time.monotonic(), 0.0)
         self._hosted = HostedModels(
             name,
@@ -55,6 +59,7 @@ class Pool:
             self.infer_isolated,
             self._hosted.backlog_ms,
             self.infer_last,
+            self._counted,
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -115,6 +120,10 @@ class Pool:
         began = time.monotonic()
         loaded = self._hosted.models.get(model_key) or await self._hosted.get(model_key, budget_s)
         return await loaded.infer_isolated(requests, rows, budget_s - (time.monotonic() - began), begun, company)
+
+    async def _counted(self) -> list[Any]:
+        # In a thread, for the folder may be slow.
+        return (await asyncio.to_thread(node.read, self._counts, self._node)).plain()
 
     async def __del__(self) -> None:
         """Drain: Serve awaits this before it stops a replica."""

@@ -13,6 +13,7 @@ import numpy as np
 from enginehouse.contract.errors import DeadlineExceeded, EnginehouseError, InferenceFailed, Overloaded
 from enginehouse.contract.manifest import Artifact, EngineKind
 from enginehouse.contract.tensors import Computed, Tensors, Timing, split, stack
+from enginehouse.counts.engines import BatchCounts
 from enginehouse.engines import Engine
 from enginehouse.engines.padding import Padder
 from enginehouse.pools import isolation
@@ -60,6 +61,8 @@ class EngineCalls:
     def __init__(
         self, kind: EngineKind, artifact: Artifact, flag: AbstractContextManager[None], padder: Padder | None = None
     ) -> None:
+        #: Where what is computed is counted, if anywhere.
+        self.counts: BatchCounts | None = None
         #: Seconds of computing so far, of all cores.
         self.busy_s = 0.0
         #: Milliseconds that all cores together lately took for a row.
@@ -139,8 +142,9 @@ class EngineCalls:
         try:
             requests = [request for item in items for request in item.requests]
             inputs = stack(requests) if self._padder is None else self._padder.joined(requests)
+            most, stacked = self._most_rows(lane, inputs), time.monotonic()
             with self._timed(started, lane.share, sum(rows)), self._flag:
-                outputs = _infer_in_pieces(lane.engine, self._most_rows(lane, inputs), inputs, sum(rows))
+                outputs = _infer_in_pieces(lane.engine, most, inputs, sum(rows))
         except Exception as error:
             if len(items) == 1:
                 if isinstance(error, EnginehouseError):
@@ -148,12 +152,16 @@ class EngineCalls:
                 return [InferenceFailed(f"{self._kind}: {type(error).__name__}: {error}")]
             # One item may have broken the batch: compute each by itself, so that the others get their answers.
             return [self._compute(lane, [item])[0] for item in items]
-        taken = time.monotonic() - started
+        computed = time.monotonic()
+        taken = computed - started
         self._note(taken * lane.share, sum(rows))
-        return [
+        answers: list[Computed | EnginehouseError] = [
             (self._cut(part, item), Timing((started - item.arrived) * 1e3, taken * 1e3, sum(rows)))
             for item, part in zip(items, split(outputs, rows), strict=True)
         ]
+        if self.counts is not None:
+            self.counts.computed(sum(rows), most, stacked - started, computed - stacked, time.monotonic() - computed)
+        return answers
 
     def _most_rows(self, lane: Lane, inputs: Tensors) -> int:
         padder = self._padder

@@ -22,6 +22,8 @@ from enginehouse.contract.errors import (
 )
 from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
 from enginehouse.contract.shown import redacted
+from enginehouse.counts import ledger
+from enginehouse.counts.rows import Loads
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.loading import LOAD_WITHIN_S, Loader
@@ -145,6 +147,7 @@ class HostedModels:
 
     async def _load(self, model_key: str) -> LoadedModel:
         self._report(model_key, "loading")
+        began = time.monotonic()
         notes: list[str] = []
 
         def report_progress(note: str) -> None:
@@ -166,12 +169,17 @@ class HostedModels:
             state: ModelState = "unavailable" if isinstance(error, ArtifactMissing) else "failed"
             self._report(model_key, state, f"{type(error).__name__}: {error}")
             self._retry_at[model_key] = time.monotonic() + RETRY_AFTER_S
+            if state == "failed":
+                self._counts(model_key)[Loads.FAILED] += 1
             if isinstance(error, EnginehouseError):
                 raise
             raise EngineUnavailable(self._name, f"{type(error).__name__}: {error}") from error
         # The present catalog: loading may have taken minutes.
         loaded.set_batching(self._configs[model_key])
         self.models[model_key] = loaded
+        counts = self._counts(model_key)
+        counts[Loads.LOADED] += 1
+        counts[Loads.LOAD_NS] += int((time.monotonic() - began) * 1e9)
         self.reports[model_key] = ModelReport(
             state="ready",
             reason="; ".join(notes),
@@ -232,7 +240,13 @@ class HostedModels:
                 self._unload(model_key)
             del self.reports[model_key]
 
+    def _counts(self, model_key: str) -> memoryview:
+        # The settings in a key are no part of what is counted.
+        name, _, version = model_key.partition("+")[0].partition("@")
+        return ledger.here().row("loads", name, version, self._loader.counted_as)
+
     def _unload(self, model_key: str) -> None:
+        self._counts(model_key)[Loads.UNLOADED] += 1
         task = asyncio.create_task(_close(model_key, self.models.pop(model_key)))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

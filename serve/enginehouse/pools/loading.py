@@ -15,6 +15,7 @@ from enginehouse.contract.errors import ArtifactMissing, BundleError, EngineUnav
 from enginehouse.contract.manifest import ACCELERATOR_OF, Artifact, EngineKind, Manifest
 from enginehouse.contract.numerics import rule_of, why_nothing
 from enginehouse.contract.store import Store
+from enginehouse.counts.engines import BatchCounts
 from enginehouse.engines import best_batch, load_engine, time_calls
 from enginehouse.engines.hardware import int8_products
 from enginehouse.engines.padding import Padder
@@ -52,6 +53,8 @@ class Loader:
         in_serve: bool = True,
     ) -> None:
         self._name = name
+        #: The pool under which it is counted.
+        self.counted_as = "resident" if router else name
         self._engines = engines
         self._threads = threads
         self._router = router
@@ -174,6 +177,7 @@ class Loader:
             in_serve=self._in_serve,
         )
         loaded.identity = identity
+        loaded.engine_calls.counts = BatchCounts(config.name, config.version, self.counted_as)
         return loaded
 
 

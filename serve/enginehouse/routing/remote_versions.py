@@ -38,6 +38,11 @@ class RemoteVersions:
             raise ModelNotFound(model, version, self.answering.ids())
         return found
 
+    def wanted(self, model: str) -> str:
+        """See `versions.Versions`."""
+        found = self.answering.get(model)
+        return found.config.version if found else ""
+
     def receive(self, published: Mapping[str, Any]) -> None:
         """Take what a router published: its tag and, if that has changed, the models."""
         if published["tag"] == self.tag:

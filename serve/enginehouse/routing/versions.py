@@ -51,6 +51,10 @@ class Versions(Protocol):
         """Raises ModelNotFound, or NoBackend for a version that is not warm yet."""
         ...
 
+    def wanted(self, model: str) -> str:
+        """The version that is to answer for a model of the catalog; "" where that is not known."""
+        ...
+
 
 class Answering:
     """Versions that answer, by model and version; for a model alone the one that answers when none is named."""
@@ -137,6 +141,15 @@ class LiveVersions:
         if wanted is not None and self.answering.get(model) is None:
             raise NoBackend(f"model {wanted.id!r} is not warm yet: {self._why_not(wanted)}")
         raise ModelNotFound(model, version, self.answering.ids())
+
+    def models(self) -> list[str]:
+        """The models of the catalog."""
+        return [model.name for model in self._catalog.models]
+
+    def wanted(self, model: str) -> str:
+        """See `Versions`."""
+        config = self._catalog.find(model)
+        return config.version if config else ""
 
     def status(self, answers: Callable[[ModelVersion], bool]) -> dict[str, Any]:
         """Models, versions, pools, backends and reasons, as plain data; `answers` says whether a request would be.

@@ -20,6 +20,7 @@ A message, integers in little-endian order:
     FAILURE [error, arguments, backlog]  ─>     name and arguments of an EnginehouseError
     FULL reason                          ─>     the call was refused
     BEGUN is alone                       ─>     the engine is about to compute an isolated call
+    COUNTS counts or null                ─> <─  COUNTS   what the replica's node has counted (`counts`)
     PONG                                 ─> <─  PING     heartbeat
     DRAINING                             ─>     send no more calls: the replica stops once those in flight are answered
 """
@@ -87,6 +88,7 @@ class Kind(IntEnum):
     WELCOME = 10
     FULL = 11
     BEGUN = 12
+    COUNTS = 13
 
 
 class Isolated(IntEnum):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from enginehouse.contract.config import LAST
 from enginehouse.contract.errors import EnginehouseError, InferenceFailed
@@ -38,7 +40,7 @@ class Listener:
 
     Only routers that prove `key` can call; it is random and part of the address. `backlog_ms` gives the milliseconds
     of computing that a model still holds: every answer carries it. Errors that `infer` raises go to the router; other
-    than EnginehouseError they arrive as InferenceFailed, naming `pool`.
+    than EnginehouseError they arrive as InferenceFailed, naming `pool`. `counted` gives the counts of its node.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class Listener:
         infer_isolated: InferIsolated | None = None,
         backlog_ms: Callable[[str], float] = lambda _: 0.0,
         infer_last: Infer | None = None,
+        counted: Callable[[], Awaitable[list[Any]]] | None = None,
     ) -> None:
         self.pool = pool
         self.infer = infer
         self.infer_isolated = infer_isolated
         self.infer_last = infer_last or infer
+        self.counted = counted
         self.max_calls = max_calls
         self.backlog_ms = backlog_ms
         #: Demand that routers reported with their calls since the start, in engine milliseconds.
@@ -80,7 +84,7 @@ class Listener:
             self._server = await self._listen("::" if ":" in host else "0.0.0.0")
             self.is_everywhere = True
         port = self._server.sockets[0].getsockname()[1]
-        return Address(host=host, port=port, key=self.key.hex(), takes_last=True)
+        return Address(host=host, port=port, key=self.key.hex(), takes_last=True, tells_counts=True)
 
     def places(self, is_last: bool) -> int:
         """How many calls there may be at a time, of the last priority or of all others."""
@@ -167,6 +171,10 @@ class Accepted(Connection):
                 task.cancel()
         elif message.kind == Kind.CALL:
             self._start(message)
+        elif message.kind == Kind.COUNTS:
+            telling = asyncio.create_task(self._tell_counts(message.call), context=contextvars.Context())
+            self._calls[message.call] = telling
+            telling.add_done_callback(lambda _: self._calls.pop(message.call, None))
 
     def lost(self, _: str) -> None:
         self._listener.connections.discard(self)
@@ -198,6 +206,13 @@ class Accepted(Connection):
         if not task.cancelled() and (error := task.exception()):
             # The answer could not be sent: closing the connection fails the call at the router.
             self.end(f"{type(error).__name__}: {error}")
+
+    async def _tell_counts(self, call: int) -> None:
+        counts = None
+        # Whoever asks has what was counted until the last time.
+        with contextlib.suppress(Exception):
+            counts = await self._listener.counted() if self._listener.counted else None
+        self.send(Kind.COUNTS, call, counts)
 
     async def _answer(self, message: Message) -> None:
         model_key, rows, budget_s, isolated, demand_ms, metas, *more = message.content

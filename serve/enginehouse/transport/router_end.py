@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from enginehouse.contract import errors
 from enginehouse.contract.config import LAST, USUAL
@@ -46,13 +46,15 @@ MAX_UNSENT_BYTES = 32 << 20
 class Address(TypedDict):
     """Where a replica listens, and the key that its callers must prove, as hexadecimal text.
 
-    Those of the release before, which a running application may still have, do not say `takes_last`, nor take it.
+    Those of the release before, which a running application may still have, do not say `takes_last` nor `tells_counts`,
+    and can do neither.
     """
 
     host: str
     port: int
     key: str
     takes_last: NotRequired[bool]
+    tells_counts: NotRequired[bool]
 
 
 @dataclass(slots=True)
@@ -82,7 +84,7 @@ class Channel(Connection):
         #: Whether the replica is stopping and refuses new calls.
         self.is_draining = False
         self._pool = pool
-        self._takes_last = False
+        self._takes_last = self._tells_counts = False
         self._handshake: RouterHandshake | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
@@ -105,6 +107,7 @@ class Channel(Connection):
         self._handshake = RouterHandshake(bytes.fromhex(address["key"]))
         self._handshaken = loop.create_future()
         self._takes_last = address.get("takes_last", False)
+        self._tells_counts = address.get("tells_counts", False)
         try:
             async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(lambda: self, address["host"], address["port"], ssl=tls(is_server=False))
@@ -212,6 +215,24 @@ class Channel(Connection):
         except Exception as error:
             raise InferenceFailed(f"{self._pool}: its answer cannot be read: {error}") from None
 
+    async def counts(self) -> Any:
+        """What the replica's node has counted, as plain data; None where it cannot tell.
+
+        The caller bounds the wait. Raises EngineUnavailable and ReplicaLost when the connection is or gets lost.
+        """
+        if not self._tells_counts:
+            return None
+        if not self.is_open:
+            raise EngineUnavailable(self._pool, "its replica is gone")
+        number = next(self._numbers)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        try:
+            self.send(Kind.COUNTS, number)
+            return (await answer).content
+        finally:
+            del self._calls[number]
+
     def received(self, message: Message) -> None:
         if self._handshake is None or self._handshaken is None:
             raise WireError("a message before open()")
@@ -229,7 +250,7 @@ class Channel(Connection):
             case Kind.BEGUN:
                 # A replica of the release before sends nothing with it, and computes alone only.
                 self._begun[message.call] = IN_COMPANY if message.content is False else ISOLATED
-            case Kind.ANSWER | Kind.FAILURE | Kind.FULL:
+            case Kind.ANSWER | Kind.FAILURE | Kind.FULL | Kind.COUNTS:
                 self._resolve(message)
 
     def _resolve(self, message: Message) -> None:

@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from enginehouse.faces.grpc import messages, wire
 from enginehouse.faces.interleaved import interleaved
 from enginehouse.faces.memory import made
+from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
@@ -30,6 +31,7 @@ class Ingress(Protocol):
 
     plane: DataPlane
     versions: LiveVersions
+    counts: Gathering
     limits: messages.Limits
     max_strings: int
 
@@ -90,7 +92,7 @@ async def _infer(
     plane = ingress.plane
     metadata = context.invocation_metadata() or ()
     given = headers_of((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
-    with plane.refusals("grpc"):
+    with plane.refusals("grpc", message.model_name, message.model_version or None):
         priority = Hints.of(given, {}).priority
     with plane.open("grpc", message.model_name, message.model_version or None, priority) as turn:
         turn.take(size)

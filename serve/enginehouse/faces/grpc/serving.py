@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from enginehouse.cluster.haproxy_wrapper import HEADER, KEY
 from enginehouse.contract.errors import EnginehouseError, ModelNotFound, NoBackend, Overloaded
-from enginehouse.faces import oip, outward
+from enginehouse.faces import counted, oip, outward
 from enginehouse.faces.grpc import health, inference
 from enginehouse.faces.grpc.inference import Context, Ingress
 
@@ -171,6 +171,11 @@ async def _config(ingress: Ingress, request: Any, _: Context) -> Any:
     return json_format.ParseDict({"config": document}, pb.ModelConfigResponse())
 
 
+async def _statistics(ingress: Ingress, request: Any, _: Context) -> Any:
+    document = await counted.statistics(ingress, request.name, request.version or None)
+    return json_format.ParseDict(document, pb.ModelStatisticsResponse())
+
+
 async def _index(ingress: Ingress, request: Any, _: Context) -> Any:
     models = oip.repository_index(ingress.versions.status(ingress.plane.answers)["models"])
     listed = [entry for entry in models if entry["state"] == "READY" or not request.ready]
@@ -184,5 +189,6 @@ _METHODS: dict[str, Unary] = {
     "ServerMetadata": _server,
     "ModelMetadata": _model,
     "ModelConfig": _config,
+    "ModelStatistics": _statistics,
     "RepositoryIndex": _index,
 }

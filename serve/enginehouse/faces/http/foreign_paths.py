@@ -9,7 +9,6 @@ _MODEL = r"/v2/models/[^/]+(?:/versions/[^/]+)?"
 _EXTENSIONS = {
     r"/v2/repository(?:/[^/]+)?/models/[^/]+/load": "loading by request: `enginehouse models add` loads",
     r"/v2/repository(?:/[^/]+)?/models/[^/]+/unload": "unloading by request: `enginehouse models remove` unloads",
-    f"(?:{_MODEL}|/v2/models)/stats": "statistics: Ray's metrics endpoint has enginehouse_requests",
     "/v2/(?:system|cuda|tpu|xpu)sharedmemory(?:/.*)?": "shared memory: send binary tensors in the body",
     f"(?:{_MODEL}|/v2)/trace(?:/.*)?": "traces",
     "/v2/logging": "log settings",

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from enginehouse.contract.errors import BodyTimeout, EnginehouseError, Overloaded
 from enginehouse.contract.shown import OneLine
-from enginehouse.faces import oip, outward
+from enginehouse.faces import counted, oip, outward
 from enginehouse.faces.http import body
 from enginehouse.faces.http.foreign_paths import not_supported
 from enginehouse.faces.http.one_write import cycle_of, written
@@ -29,6 +29,7 @@ from enginehouse.faces.http.responses import AtOnce, InParts, answer_early
 from enginehouse.faces.interleaved import interleaved
 from enginehouse.faces.memory import made
 from enginehouse.routing import timers
+from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions
@@ -49,6 +50,7 @@ class Ingress(Protocol):
 
     plane: DataPlane
     versions: LiveVersions
+    counts: Gathering
     limits: body.Limits
     max_strings: int
 
@@ -170,7 +172,7 @@ class _Watch:
 async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
     headers = headers_of(request.scope["headers"])
     name, version = _model_of(request)
-    with ingress.plane.refusals("http"):
+    with ingress.plane.refusals("http", name, version):
         priority = Hints.of(headers, {}).priority
     with ingress.plane.open("http", name, version, priority) as turn:
         head = body.Head.of(request.scope["headers"])
@@ -222,6 +224,19 @@ async def config(request: Request) -> Response:
 async def models(_: Request) -> Response:
     """The models of the catalog: OpenVINO Model Server and KServe have such a list."""
     return _json({"models": [model["name"] for model in _models()]})
+
+
+async def all_stats(_: Request) -> Response:
+    return _json(await counted.statistics(_ingress()))
+
+
+async def stats(request: Request) -> Response:
+    return _json(await counted.statistics(_ingress(), *_model_of(request)))
+
+
+async def metrics(_: Request) -> Response:
+    text = await counted.metrics(_ingress())
+    return Response(text, media_type=counted.TEXT)
 
 
 def _models() -> list[dict[str, Any]]:
@@ -283,9 +298,12 @@ http = Starlette(
         Route("/v2/", server),
         Route("/v2/repository/index", index, methods=["POST"]),
         Route("/v2/models", models),
+        Route("/v2/models/stats", all_stats),
         *_model_routes("", model, "GET"),
         *_model_routes("/config", config, "GET"),
         *_model_routes("/ready", model_ready, "GET"),
+        *_model_routes("/stats", stats, "GET"),
+        Route("/metrics", metrics),
         *_model_routes("/infer", infer, "POST"),
     ],
     exception_handlers={

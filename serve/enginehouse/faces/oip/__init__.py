@@ -32,6 +32,7 @@ from enginehouse.faces.oip.response import (
     repository_index,
     server_metadata,
 )
+from enginehouse.faces.oip.statistics import model_statistics
 
 __all__ = [
     "AT_ONCE_BYTES",
@@ -47,6 +48,7 @@ __all__ = [
     "in_bytes",
     "model_config",
     "model_metadata",
+    "model_statistics",
     "of_document",
     "output",
     "parse_header_length",

@@ -14,8 +14,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from enginehouse.contract.config import APP_NAME, AppConfig
-from enginehouse.contract.errors import EngineUnavailable, ModelNotFound, NoBackend, ReplicaLost
+from enginehouse.contract.errors import EnginehouseError, EngineUnavailable, ModelNotFound, NoBackend
 from enginehouse.contract.tensors import Tensors
+from enginehouse.counts import node as node_counts
+from enginehouse.counts.ledger import Ledger
+from enginehouse.counts.rows import Rows, ended
 from enginehouse.pools import nodes
 from enginehouse.routing import replicas
 from enginehouse.routing.data_plane import DataPlane
@@ -28,8 +31,13 @@ from enginehouse.routing.view import View
 
 logger = logging.getLogger("ray.serve")
 
+#: Seconds between two reports of what was counted here, while something is.
+TELL_S = 1.0
 #: Seconds between rounds of connecting to new replicas, and of checking that this process is still in its Ray job.
 CONNECT_S = 0.1
+#: Errors of a request that the deployed routers then answer. Not ReplicaLost: it may have crashed that replica, which
+#: they would not know.
+HANDED_OVER = frozenset({ModelNotFound, NoBackend, EngineUnavailable})
 #: Seconds until the deployed routers are polled again after a failure.
 RETRY_S = 1.0
 
@@ -54,6 +62,8 @@ class LocalRouter:
         self._lock = threading.Lock()
         self._under_way: set[Future[dict[str, Any]]] = set()
         self.is_up = True
+        # In memory: this process may be another user's, or on a machine without any router or replica.
+        self._counts, self._node = Ledger(None), ""
         # A daemon thread: it must not keep the process alive.
         threading.Thread(target=self._run, name="enginehouse-router", daemon=True).start()
 
@@ -100,10 +110,9 @@ class LocalRouter:
             try:
                 answer = await self._plane.infer("python", model, inputs, hints, version)
                 return {"outputs": answer.outputs, **answer.origin()}
-            except ReplicaLost:
-                # It may have crashed that replica, which the deployed routers would not know.
-                raise
-            except (ModelNotFound, NoBackend, EngineUnavailable) as error:
+            except EnginehouseError as error:
+                if type(error) not in HANDED_OVER:
+                    raise
                 logger.info("the deployed routers take over: %s", error)
         result: dict[str, Any] = await (await self._deployed()).answer.remote(model, dict(inputs), hints, version)
         return result
@@ -129,6 +138,7 @@ class LocalRouter:
 
     async def _live(self) -> None:
         following, connecting = asyncio.create_task(self._follow()), asyncio.create_task(self._connect())
+        telling = asyncio.create_task(self._tell_counts())
         while not following.done() and not connecting.done() and ray_job() == self.job:
             await asyncio.wait([following, connecting], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
         with self._lock:
@@ -136,8 +146,8 @@ class LocalRouter:
         self._plane = None
         await self._shut_handles()
         # Not cancelled: cancelling a call of a Ray that has shut down would start a new Ray.
-        following._log_destroy_pending = False  # type: ignore[attr-defined]
-        others = asyncio.all_tasks() - {asyncio.current_task(), following}
+        following._log_destroy_pending = telling._log_destroy_pending = False  # type: ignore[attr-defined]
+        others = asyncio.all_tasks() - {asyncio.current_task(), following, telling}
         for task in others:
             task.cancel()
         if others:
@@ -152,7 +162,8 @@ class LocalRouter:
                 if published["args"] != args:
                     args, versions = published["args"], RemoteVersions()
                     config = AppConfig.parse(args)
-                    view = View(config.pools, None, nodes.own_id())
+                    self._node = nodes.own_id()
+                    view = View(config.pools, None, self._node)
                     handles = {name: serve.get_deployment_handle(name, APP_NAME) for name in config.pools}
                     await self._shut_handles()
                     self._handles = list(handles.values())
@@ -161,7 +172,9 @@ class LocalRouter:
                         versions,
                         config.router.max_ongoing_requests,
                         config.router.max_ongoing_bytes,
+                        self._counts,
                     )
+                    self._plane.hands_over = HANDED_OVER
                 versions.receive(published)
                 await view.count_nodes()
                 # `served` waits for a change, but not while deployed routers differ: then they answer in turns at once.
@@ -170,6 +183,25 @@ class LocalRouter:
                 # For instance the polled router has died; another one answers the next poll.
                 logger.info("the deployed routers could not be polled: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+    async def _tell_counts(self) -> None:
+        """Tell the deployed routers what was counted here, all of them: one that is killed is none the only one."""
+        told: Rows = {}
+        while ray_job() == self.job:
+            await asyncio.sleep(TELL_S)
+            if (rows := ended(self._counts.rows())) == told or ray_job() != self.job:
+                continue
+            plain = node_counts.read(self._counts, self._node)._replace(rows=rows).plain()
+            try:
+                answers = (
+                    (await self._deployed())
+                    .broadcast("learn", plain)
+                    .results_async(timeout_s=RETRY_S, return_exceptions=True)
+                )
+                if not any(isinstance(answer, BaseException) for answer in await answers):
+                    told = rows
+            except Exception as error:
+                logger.info("what was counted here could not be told: %s", error)
 
     async def _shut_handles(self) -> None:
         """Stop the handles' pushing of metrics, which would start a new Ray once this one is gone (Ray Serve 2.60)."""
