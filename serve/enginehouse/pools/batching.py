@@ -82,7 +82,7 @@ class LoadedModel:
         self._closing = False
         self._no_calls = asyncio.Event()
         # One engine call at a time for each lane: a CPU engine already uses all of its threads.
-        self._threads = EngineThreads(manifest.name, self.lanes, self._waiting_room, self._cores, self._lane)
+        self._threads = EngineThreads(kind, manifest.name, self.lanes, self._waiting_room, self._cores, self._lane)
 
         async def run(items: list[Item]) -> list[Computed | EnginehouseError]:
             return await self._threads.run(self.engine_calls.run, items)

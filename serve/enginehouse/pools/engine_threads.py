@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeAlias
 
 from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.manifest import ACCELERATOR_OF, EngineKind
 from enginehouse.contract.tensors import Computed
 from enginehouse.pools.cores import Cores
 from enginehouse.pools.engine_calls import Lane
 from enginehouse.pools.line import Item
 from enginehouse.pools.waiting_room import WaitingRoom
 
+#: The least of priorities; Ray starts its workers with 15.
+NICE = 19
+
 #: Computes items on a lane.
 Run: TypeAlias = Callable[[Lane, list[Item]], list[Computed | EnginehouseError]]
 
 
 class EngineThreads:
-    """`count` threads; `lane_of` says what a call computes with that has so many cores. Used on one event loop."""
+    """`count` threads for engines of this `kind`. Used on one event loop.
 
-    def __init__(self, name: str, count: int, room: WaitingRoom, cores: Cores, lane_of: Callable[[int], Lane]) -> None:
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    `lane_of` says what a call computes with that has so many cores.
+    """
+
+    def __init__(
+        self, kind: EngineKind, name: str, count: int, room: WaitingRoom, cores: Cores, lane_of: Callable[[int], Lane]
+    ) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=step_back(kind))
         self._room = room
         self._cores = cores
         self._lane_of = lane_of
@@ -64,3 +76,19 @@ class EngineThreads:
         closed = self._pool.submit(close)
         self._pool.shutdown(wait=False)
         return closed
+
+
+def step_back(*kinds: EngineKind) -> Callable[[], None] | None:
+    """Has a thread of such engines, and those that it starts, compute behind whoever passes requests on.
+
+    What routers and event loops do for a request takes microseconds, and would wait for milliseconds of computing. None
+    for engines of GPUs, whose threads pass on as well.
+    """
+    if sys.platform != "linux" or any(ACCELERATOR_OF[kind] != "cpu" for kind in kinds):
+        return None
+
+    def step() -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+    return step

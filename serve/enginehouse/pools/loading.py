@@ -23,6 +23,7 @@ from enginehouse.engines.recheck import needs_recheck, pads_here
 from enginehouse.pools import crashes, isolation
 from enginehouse.pools.batching import LoadedModel
 from enginehouse.pools.cores import Cores
+from enginehouse.pools.engine_threads import step_back
 from enginehouse.pools.splitting import split_of
 
 logger = logging.getLogger("ray.serve")
@@ -62,7 +63,7 @@ class Loader:
         self._in_serve = in_serve
         self._places = asyncio.Semaphore(LOADS_AT_ONCE)
         # A thread for every place, and for every load that was given up, which ends when it ends.
-        self._pool = ThreadPoolExecutor(1024, thread_name_prefix="load")
+        self._pool = ThreadPoolExecutor(1024, thread_name_prefix="load", initializer=step_back(*engines))
         self._given_up: dict[str, Future[LoadedModel]] = {}
 
     async def load(
