@@ -96,7 +96,10 @@ def metrics(house: House) -> dict[str, dict[tuple[str, ...], float]]:
 
 def observed(house: House, model: str) -> Counter[str]:
     """In the form of what clients count; over /metrics, which must say what the statistics do."""
-    by_name = metrics(house)
+    entry = None
+    # Routers in clients may tell something in between.
+    while entry != (entry := stats(house)[f"{model}@1"]):
+        by_name = metrics(house)
     found = Counter(
         {
             "success": int(by_name["nv_inference_request_success_total"][model, "1"]),
@@ -105,7 +108,6 @@ def observed(house: House, model: str) -> Counter[str]:
     )
     for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER"):
         found[reason] = int(by_name["nv_inference_request_failure_total"].get((model, reason, "1"), 0))
-    entry = stats(house)[f"{model}@1"]
     assert entry["inference_count"] == found["rows"]
     assert entry["inference_stats"]["success"]["count"] == found["success"]
     failed = sum(found[reason] for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER"))
