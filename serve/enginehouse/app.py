@@ -28,6 +28,7 @@ from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import remote_versions, router
+from enginehouse.routing.callers import Callers
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.versions import LiveVersions
@@ -68,11 +69,13 @@ class Ingress:
         view = View(self.config.pools, self._residents, nodes.own_id())
         waker = Waker(pools)
         self.versions = LiveVersions(view, waker.wake)
+        self._served: Catalog | None = None
         self.plane = DataPlane(
             router.Router(self.config, self.versions, view, pools, self._residents, waker=waker),
             self.versions,
             settings.max_ongoing_requests,
             settings.max_ongoing_bytes,
+            Callers(settings.num_replicas),
         )
 
     async def enginehouse_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,8 +85,13 @@ class Ingress:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""
         catalog = Catalog.parse(user_config)
-        self.versions.apply(catalog)
-        self._residents.follow(catalog)
+        # First: what is new may not be for everybody.
+        self.plane.callers.follow(catalog.callers)
+        if (served := catalog.with_callers(None)) == self._served:
+            return
+        self._served = served
+        self.versions.apply(served)
+        self._residents.follow(served)
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""

@@ -1,6 +1,7 @@
 """The data plane: every request, from any face, goes through it and becomes an answer with its origin.
 
-    with plane.open("http", model, version, priority) as turn:     is there such a model; admission
+    caller = plane.callers.find(authorization)                     who asks
+    with plane.open(caller, "http", model, version, priority) as turn:     may it; is there such a model; admission
         turn.take(len(body))                                       bytes count while the turn lasts
         request = decode(body, turn.signature)
         answer = await turn.infer(request.inputs, request.rows, hints)
@@ -22,6 +23,7 @@ from enginehouse.contract.signature_record import check_extents
 from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
 from enginehouse.routing.admission import Admission, Admitted
 from enginehouse.routing.answer import Answer, Explained
+from enginehouse.routing.callers import ANYBODY, Caller, Callers
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.router import Router
 from enginehouse.routing.telemetry import RequestMetrics
@@ -32,12 +34,15 @@ from enginehouse.routing.view import ModelVersion
 class DataPlane:
     """The one way from any face to an answer; one per process, with the admission and the statistics of that process.
 
-    `versions` says which version answers for a name.
+    `versions` says which version answers for a name, `callers` who may ask over HTTP and gRPC.
     """
 
-    def __init__(self, router: Router, versions: Versions, max_requests: int, max_bytes: int) -> None:
+    def __init__(
+        self, router: Router, versions: Versions, max_requests: int, max_bytes: int, callers: Callers | None = None
+    ) -> None:
         self.router = router
         self.versions = versions
+        self.callers = callers or Callers()
         self.admission = Admission(max_requests, max_bytes)
         self.metrics = RequestMetrics()
         #: Whether the server is ending: not ready, but it answers as ever until it `refuses` new requests.
@@ -50,12 +55,12 @@ class DataPlane:
         self.refuses = self.refuses or refuse
         return self.admission.requests + self.admission.last.requests
 
-    def open(self, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
+    def open(self, caller: Caller, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
         """A turn for one request, before its body is read; a context manager, which begins when it is entered.
 
-        `face` is the way in: http, handle or python. Entering raises ModelNotFound and Overloaded.
+        `face` is the way in: http, grpc, handle or python. Entering raises PermissionDenied, ModelNotFound, Overloaded.
         """
-        return Turn(self, face, model, version, priority)
+        return Turn(self, caller, face, model, version, priority)
 
     @contextmanager
     def refusals(self, face: str) -> Iterator[None]:
@@ -67,10 +72,10 @@ class DataPlane:
             raise
 
     async def infer(self, face: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
-        """A whole turn for inputs that are decoded already. Raises EnginehouseError."""
+        """A whole turn, from inside of the cluster, for inputs that are decoded already. Raises EnginehouseError."""
         with self.refusals(face):
             checked_name(model)
-        with self.open(face, model, version, hints.priority) as turn:
+        with self.open(ANYBODY, face, model, version, hints.priority) as turn:
             turn.take(nbytes(checked_arrays(inputs)))
             return await turn.infer(inputs, turn.signature.check(inputs), hints)
 
@@ -102,6 +107,7 @@ class Turn:
         "_admitted",
         "_asked",
         "_began",
+        "_caller",
         "_face",
         "_is_settled",
         "_name",
@@ -111,8 +117,11 @@ class Turn:
         "_version",
     )
 
-    def __init__(self, plane: DataPlane, face: str, model: str, version: str | None, priority: int) -> None:
+    def __init__(
+        self, plane: DataPlane, caller: Caller, face: str, model: str, version: str | None, priority: int
+    ) -> None:
         self._plane = plane
+        self._caller = caller
         self._face = face
         self._asked = model, version
         self._priority = priority
@@ -126,7 +135,10 @@ class Turn:
 
     def __enter__(self) -> Turn:
         try:
-            # Authentication belongs here: before anything is revealed, counted or read.
+            # Before anything is revealed, counted or read.
+            if self._caller is not ANYBODY:
+                self._caller.check("infer", self._asked[0])
+                self._caller.begin()
             if self._plane.refuses:
                 raise NoBackend("this server is ending; send the request again, to another one or when it is back")
             try:
@@ -167,6 +179,7 @@ class Turn:
         assert self._version is not None and self._is_settled, "signature was not read"
         # The metric leaves out the time to read and decode the body.
         self._began = time.monotonic()
+        self._caller.take(rows)
         answer = await self._plane.router.infer(self._version, inputs, rows, hints)
         self._pool = answer.choice.backend.pool
         return answer
