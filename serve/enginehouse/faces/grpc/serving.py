@@ -51,7 +51,7 @@ def add_to_server(_: object, server: Any) -> None:
     for service, handlers in ((SERVICE, methods), (health.SERVICE, checks)):
         server.add_passthrough_service(service)
         server.add_generic_rpc_handlers((asking.Asked(service, handlers, _of_this_process, _refuse_unread),))
-        server.add_registered_method_handlers(service, handlers)
+        # Not as registered handlers, of which grpc asks no service: it would read a message before anybody looks at it.
 
 
 def _handler(name: str, answer: Unary) -> grpc.RpcMethodHandler:
