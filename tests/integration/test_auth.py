@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration import bundles
 from tests.integration.certificates import Authority
-from tests.integration.cluster import adopt_orphans, wait_for
+from tests.integration.cluster import adopt_orphans, clean_env, wait_for
 from tests.integration.local_server import LocalServer
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
@@ -373,3 +375,24 @@ def test_no_token_and_no_key_is_in_any_output_or_log(door: Door) -> None:
         text = log.read_bytes()
         assert b"0123456789abcdef" not in text, log
         assert b"PRIVATE KEY" not in text, log
+
+
+@pytest.mark.slow
+def test_off_loopback_a_token_is_made_and_shown_once(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    adopt_orphans()
+    store = tmp_path / "store"
+    bundles.publish(store, "scale", "1", 2)
+    server = LocalServer(tmp_path, store, host="0.0.0.0")
+    request.addfinalizer(server.stop)
+    server.wait_ready()
+    assert server.infer("scale").status_code == 401
+    shown = [line for line in server.said().splitlines() if "shown only this once" in line]
+    token = shown[0].rpartition(" ")[2]
+    assert server.said().count(token) == len(shown) == 1
+    variables = clean_env(HOME=str(tmp_path), ENGINEHOUSE_TOKEN=token)
+    for given, returned in ((variables, 0), (clean_env(HOME=str(tmp_path)), 1)):
+        command = [sys.executable, "-m", "enginehouse", "infer", "scale", '{"x": [[1, 2, 3, 4]]}', "--url", server.url]
+        done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == returned, done.stderr
+        assert ("[2.0, 4.0, 6.0, 8.0]" in done.stdout) == (not returned) == ("401" not in done.stderr)
+        assert token not in done.stdout + done.stderr

@@ -114,12 +114,12 @@ def serve(
             running = deploy.http_host()
             routers = deploy.grpc_port() if running else grpc_port or 0
             is_reached = access.is_reached(running or host, routers, is_local=False)
-            callers = access.chosen(tokens, no_auth, is_reached, _show, live)
-            catalog = catalog_of(store, models, resident, numerics, live).with_callers(callers)
+            catalog = catalog_of(store, models, resident, numerics, live)
+            catalog = catalog.with_callers(access.chosen(tokens, no_auth, is_reached, _show, live))
             _deploy(app, catalog, host, port, grpc_port or 0, timeout, started, live=live, force=force)
         return
-    callers = access.chosen(tokens, no_auth, access.is_reached(host), _show)
-    catalog = catalog_of(store, models, resident, numerics).with_callers(callers)
+    catalog = catalog_of(store, models, resident, numerics)
+    catalog = catalog.with_callers(access.chosen(tokens, no_auth, access.is_reached(host), _show))
     if grpc_port is None:
         grpc_port = _next_port(host, port)
     say("starting a local Ray")
