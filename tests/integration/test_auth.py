@@ -205,8 +205,6 @@ def test_grpc_asks_for_a_token_with_its_role_and_model(door: Door) -> None:
     asked = [
         ("", "ModelInfer", message(), "UNAUTHENTICATED"),
         ("wrong-0123456789abcdef", "ModelInfer", message(), "UNAUTHENTICATED"),
-        # Not read: larger than HAProxy and gRPC would hold of it.
-        ("", "ModelInfer", message(rows=1 << 22), "UNAUTHENTICATED"),
         (READ, "ModelInfer", message(), "PERMISSION_DENIED"),
         (SOME, "ModelInfer", message("other"), "PERMISSION_DENIED"),
         (SOME, "ModelInfer", message("nobody"), "PERMISSION_DENIED"),
@@ -237,6 +235,20 @@ def test_grpc_asks_for_a_token_with_its_role_and_model(door: Door) -> None:
         assert code(lambda: health.Check(scale, timeout=30)) == "UNAUTHENTICATED"
         assert code(lambda: next(health.Watch(scale, timeout=30))) == "UNAUTHENTICATED"
         assert health.Check(scale, metadata=of(READ), timeout=30).status == serving
+
+
+def test_the_message_of_a_stranger_is_not_waited_for(door: Door) -> None:
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(30)
+        yield message()
+
+    with door.channel() as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        for token, expected in (("", "UNAUTHENTICATED"), (READ, "PERMISSION_DENIED"), (INFER, "DEADLINE_EXCEEDED")):
+            assert code(lambda token=token: call(nothing(), metadata=of(token), timeout=3)) == expected
+        never.set()
 
 
 def test_each_message_of_a_stream_is_asked(door: Door) -> None:

@@ -1,4 +1,4 @@
-"""TLS of a local server: its files are checked at start, copied in private, and passed on to HAProxy when they change."""
+"""TLS of a local server: its files are checked at start, copied in private, and passed to HAProxy when they change."""
 
 from __future__ import annotations
 
