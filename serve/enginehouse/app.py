@@ -138,7 +138,8 @@ class Ingress:
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, why a backend is not live, and flags that this process was started without."""
-        return {**self.versions.status(self.plane.answers), "missing_flags": missing_flags()}
+        facts = {"missing_flags": missing_flags(), "callers": self.plane.callers.tag}
+        return {**self.versions.status(self.plane.answers), **facts}
 
     async def drain(self, refuse: bool) -> int:
         """For `enginehouse serve`, which ends: see `DataPlane.drain`."""

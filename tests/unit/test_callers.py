@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from enginehouse.contract.access import ROLES, CallerConfig, digest, file, is_loopback
+from enginehouse.contract.access import ROLES, CallerConfig, digest, file, is_loopback, tag
 from enginehouse.contract.config import ROUTER, AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import (
     ConfigError,
@@ -352,3 +352,17 @@ def test_a_changed_file_is_followed_and_a_broken_one_changes_nothing(
     stop = threading.Event()
     stop.set()
     followed.wait(stop, tmp_path)
+
+
+def test_a_router_says_which_callers_it_knows_and_no_hash_of_theirs() -> None:
+    callers, entries = Callers(), (entry(), entry(name="other", sha256=digest(OTHER)))
+    seen = [callers.tag]
+    for given in (entries, entries[:1], ()):
+        callers.follow(given)
+        seen.append(callers.tag)
+        # As it came through a config.
+        assert callers.tag == tag(Catalog.parse(Catalog(store="/s", callers=given).user_config(ROUTER)).callers)
+    assert len(set(seen)) == 4
+    assert not any(each.sha256[:8] in callers.tag for each in entries)
+    callers.follow(None)
+    assert callers.tag == tag(None) == ""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from enginehouse.contract.access import CallerConfig, Role
+from enginehouse.contract.access import CallerConfig, Role, tag
 from enginehouse.contract.errors import ModelNotFound, PermissionDenied, RateExceeded, Unauthenticated
 
 _SCHEME = b"bearer "
@@ -25,6 +25,8 @@ class Callers:
         self._routers = routers
         #: By the sha256 of their tokens; None: nobody is asked for one.
         self._known: dict[bytes, Caller] | None = None
+        #: Which those are; see `access.tag`.
+        self.tag = ""
 
     @property
     def are_asked(self) -> bool:
@@ -33,6 +35,7 @@ class Callers:
 
     def follow(self, entries: Sequence[CallerConfig] | None) -> None:
         """Know these from now on; an entry that is as before keeps what is left of its rate."""
+        self.tag = tag(None if entries is None else tuple(entries))
         if entries is None:
             self._known = None
             return

@@ -38,6 +38,11 @@ def digest(token: str | bytes) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token).hexdigest()
 
 
+def tag(callers: tuple[CallerConfig, ...] | None) -> str:
+    """What differs where others may ask; "" where anybody may."""
+    return "" if callers is None else hashlib.sha256(repr(callers).encode()).hexdigest()[:16]
+
+
 def own_token() -> dict[str, str]:
     """The header that commands send over HTTP: with the token of the environment, if there is one."""
     token = os.environ.get(TOKEN, "").strip()

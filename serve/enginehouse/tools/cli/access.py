@@ -12,7 +12,7 @@ from enginehouse.contract.access import ROLES, CallerConfig, digest, is_loopback
 from enginehouse.contract.access import file as tokens_file
 from enginehouse.contract.config import Catalog
 from enginehouse.contract.errors import ConfigError, EnginehouseError
-from enginehouse.tools.cli.console import say
+from enginehouse.tools.cli.console import out, say
 
 #: Seconds between two looks at the files.
 LOOK_S = 1.0
@@ -49,6 +49,11 @@ def chosen(
     show(f"token, shown only this once: {token}")
     say("send it as `Authorization: Bearer TOKEN`; --tokens FILE has several, --no-auth wants none")
     return (CallerConfig(name="all", sha256=digest(token), roles=ROLES),)
+
+
+def on_stdout(text: str) -> None:
+    """Show a made token where results are."""
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 def is_reached(host: str, grpc_port: int = 0, is_local: bool = True) -> bool:

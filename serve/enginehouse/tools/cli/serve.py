@@ -15,6 +15,7 @@ import yaml
 from enginehouse.cluster import connect, local
 from enginehouse.cluster.moves import check_settings, pinned
 from enginehouse.cluster.ports import listen_error
+from enginehouse.contract.access import tag
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend, StoreUnavailable
 from enginehouse.contract.manifest import NumericsRule
@@ -115,11 +116,11 @@ def serve(
             routers = deploy.grpc_port() if running else grpc_port or 0
             is_reached = access.is_reached(running or host, routers, is_local=False)
             catalog = catalog_of(store, models, resident, numerics, live)
-            catalog = catalog.with_callers(access.chosen(tokens, no_auth, is_reached, _show, live))
+            catalog = catalog.with_callers(access.chosen(tokens, no_auth, is_reached, access.on_stdout, live))
             _deploy(app, catalog, host, port, grpc_port or 0, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
-    catalog = catalog.with_callers(access.chosen(tokens, no_auth, access.is_reached(host), _show))
+    catalog = catalog.with_callers(access.chosen(tokens, no_auth, access.is_reached(host), access.on_stdout))
     if grpc_port is None:
         grpc_port = _next_port(host, port)
     say("starting a local Ray")
@@ -214,8 +215,11 @@ def wait_until_served(
     timeout: float,
     stop: threading.Event | None = None,
     check: Callable[[], None] = lambda: None,
+    callers: str | None = None,
 ) -> dict[str, Any]:
     """Wait until every model is settled on every pool whose hardware is there, and return the status document.
+
+    With `callers`, the tag of those who may ask, also until routers know them.
 
     Raises NoBackend after `timeout` seconds, naming what is still missing, and what `check` raises, which is called
     once a second and before that.
@@ -244,6 +248,8 @@ def wait_until_served(
                 for model in catalog.models
                 if not _is_wanted(model, known.get(model.name)) or not _settled(known[model.name])
             ]
+            if callers is not None and document.get("callers", "") != callers:
+                waiting.append("who may ask")
             settled = 0 if waiting else settled + 1
             if not settled:
                 failed = None
@@ -303,7 +309,7 @@ def _deploy(
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
     deploy.deploy(app, catalog, serve_host(host), port, force, grpc_port)
-    document = wait_until_served(catalog, timeout, stop)
+    document = wait_until_served(catalog, timeout, stop, callers=tag(catalog.callers))
     if stop and stop.is_set():
         return
     show(document)
@@ -319,7 +325,3 @@ def _deploy(
     out.print(f"ready after {time.monotonic() - started:.1f} s: http{'s' if tls else ''}://{at}/v2/models/{ready[0]}")
     if grpc_port := deploy.grpc_port():
         out.print(f"gRPC: {at.rpartition(':')[0]}:{grpc_port}{' with TLS' if tls else ''}", highlight=False)
-
-
-def _show(text: str) -> None:
-    out.print(text, highlight=False, soft_wrap=True)
