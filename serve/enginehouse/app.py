@@ -28,7 +28,7 @@ from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import remote_versions, router
-from enginehouse.routing.callers import Callers
+from enginehouse.routing.admission.callers import Callers
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
 from enginehouse.routing.versions import LiveVersions

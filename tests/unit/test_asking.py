@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from httpx import ASGITransport, AsyncClient
 
-from enginehouse.contract.access import CallerConfig, digest
 from enginehouse.contract.config import AppConfig, Catalog
+from enginehouse.contract.config.access import CallerConfig, digest
 from enginehouse.faces.http import body, routes
 from enginehouse.pools import nodes
-from enginehouse.routing.callers import Callers
+from enginehouse.routing.admission.callers import Callers
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.router import Router
 from enginehouse.routing.versions import LiveVersions

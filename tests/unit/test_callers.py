@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from enginehouse.contract.access import ROLES, CallerConfig, digest, file, is_loopback, tag
 from enginehouse.contract.config import ROUTER, AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.config import tokens_file as file
+from enginehouse.contract.config.access import ROLES, CallerConfig, digest, is_loopback, tag
 from enginehouse.contract.errors import (
     ConfigError,
     ModelNotFound,
@@ -20,8 +21,8 @@ from enginehouse.contract.errors import (
     RateExceeded,
     Unauthenticated,
 )
-from enginehouse.routing import callers as module
-from enginehouse.routing.callers import ANYBODY, Callers
+from enginehouse.routing.admission import callers as module
+from enginehouse.routing.admission.callers import ANYBODY, Callers
 from enginehouse.tools.cli import access
 
 TOKEN = "5f0c7d6b3a9e48d2b1c0a7e6f5d4c3b2"

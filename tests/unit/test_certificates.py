@@ -13,7 +13,7 @@ from tests.integration.certificates import Authority
 from tests.unit.test_own_house import CONFIGURATION
 
 from enginehouse.cluster import haproxy_wrapper
-from enginehouse.cluster.certificates import Certificates
+from enginehouse.cluster.haproxy.certificates import Certificates
 from enginehouse.contract.errors import ConfigError, NoBackend
 from enginehouse.tools.cli import access
 

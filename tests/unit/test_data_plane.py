@@ -12,7 +12,7 @@ from tests.unit.test_router import KEY, Asked, Engine, X, routed
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import InvalidInput, ModelNotFound, NoBackend, Overloaded
 from enginehouse.routing import telemetry
-from enginehouse.routing.callers import ANYBODY
+from enginehouse.routing.admission.callers import ANYBODY
 from enginehouse.routing.hints import NO_HINTS, Hints
 
 

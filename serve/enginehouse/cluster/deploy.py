@@ -21,8 +21,8 @@ from ray.serve.handle import DeploymentHandle
 
 from enginehouse.cluster import moves, ray_private, tokens
 from enginehouse.cluster.ray_private import Applications
-from enginehouse.contract.access import CallerConfig
 from enginehouse.contract.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.config.access import CallerConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
 
 Change = Callable[[Applications], Applications]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import psutil
 
 from enginehouse.cluster import haproxy, home, light, proxies
-from enginehouse.cluster.certificates import Certificates
 from enginehouse.cluster.connect import NO_OTHER_RAY, check_ray_is_not_imported, quiet
+from enginehouse.cluster.haproxy.certificates import Certificates
 from enginehouse.cluster.keeper import MARK, Keeper
 from enginehouse.cluster.own_folder import own_folder
 from enginehouse.cluster.ports import listen_error

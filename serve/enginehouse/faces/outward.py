@@ -8,7 +8,7 @@ import uuid
 
 from enginehouse.contract.errors import EnginehouseError, ModelNotFound
 from enginehouse.contract.shown import placeless
-from enginehouse.routing.callers import ANYBODY, Caller
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 
 logger = logging.getLogger("ray.serve")

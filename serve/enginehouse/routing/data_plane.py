@@ -22,8 +22,8 @@ from enginehouse.contract.errors import NoBackend
 from enginehouse.contract.signature_record import check_extents
 from enginehouse.contract.tensors import Signature, Tensors, checked_arrays, checked_name, nbytes
 from enginehouse.routing.admission import Admission, Admitted
+from enginehouse.routing.admission.callers import ANYBODY, Caller, Callers
 from enginehouse.routing.answer import Answer, Explained
-from enginehouse.routing.callers import ANYBODY, Caller, Callers
 from enginehouse.routing.hints import Hints
 from enginehouse.routing.router import Router
 from enginehouse.routing.telemetry import RequestMetrics

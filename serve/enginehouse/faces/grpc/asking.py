@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from enginehouse.contract.access import Role
+from enginehouse.contract.config.access import Role
 from enginehouse.contract.errors import EnginehouseError
-from enginehouse.routing.callers import ANYBODY, Caller
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 from enginehouse.routing.data_plane import DataPlane
 
 if TYPE_CHECKING:

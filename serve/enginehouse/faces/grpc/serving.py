@@ -25,7 +25,7 @@ from enginehouse.contract.errors import EnginehouseError, ModelNotFound, NoBacke
 from enginehouse.faces import oip, outward
 from enginehouse.faces.grpc import asking, health, inference
 from enginehouse.faces.grpc.inference import Context, Ingress
-from enginehouse.routing.callers import ANYBODY, Caller
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 #: Characters of an error: HTTP/2 has it in a header, of which HAProxy takes 16 KiB with all others.

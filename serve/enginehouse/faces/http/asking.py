@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from enginehouse.contract.access import Role
+from enginehouse.contract.config.access import Role
 from enginehouse.contract.errors import EnginehouseError
-from enginehouse.routing.callers import ANYBODY, Caller
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 from enginehouse.routing.data_plane import DataPlane
 
 #: What load balancers and clients ask before they have a token; none of it names a model.
@@ -29,7 +29,7 @@ _MODEL = re.compile(r"/v2/models/([^/]+)(?:/.*)?")
 _INFER = re.compile(r"/v2/models/[^/]+(?:/versions/[^/]+)?/infer")
 _LOADS = re.compile(r"/v2/repository(?:/[^/]+)?/models/([^/]+)/(?:load|unload)")
 #: Where a scope has its caller.
-_CALLER = "enginehouse.caller"
+_CALLER = "caller"
 
 
 def find(plane: DataPlane, scope: Scope) -> Caller:

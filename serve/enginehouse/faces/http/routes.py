@@ -30,7 +30,7 @@ from enginehouse.faces.http.responses import AtOnce, InParts, answer_early
 from enginehouse.faces.interleaved import interleaved
 from enginehouse.faces.memory import made
 from enginehouse.routing import timers
-from enginehouse.routing.callers import ANYBODY, Caller
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
 from enginehouse.routing.versions import LiveVersions

@@ -11,7 +11,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.contract.access import own_token
+from enginehouse.contract.config.access import own_token
 from enginehouse.engines.worker_process import Parent, serve
 from enginehouse.tools.bench import answers
 from enginehouse.tools.bench.generator import Order, Result, Sent

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from enginehouse.contract.access import own_token
+from enginehouse.contract.config.access import own_token
 from enginehouse.contract.errors import InvalidInput, NoBackend, ParityFailed
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Tensors

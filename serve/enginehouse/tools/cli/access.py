@@ -7,10 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from enginehouse.cluster.certificates import Certificates
-from enginehouse.contract.access import ROLES, CallerConfig, digest, is_loopback
-from enginehouse.contract.access import file as tokens_file
-from enginehouse.contract.config import Catalog
+from enginehouse.cluster.haproxy.certificates import Certificates
+from enginehouse.contract.config import Catalog, tokens_file
+from enginehouse.contract.config.access import ROLES, CallerConfig, digest, is_loopback
 from enginehouse.contract.errors import ConfigError, EnginehouseError
 from enginehouse.tools.cli.console import out, say
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from enginehouse.contract.access import own_token
+from enginehouse.contract.config.access import own_token
 from enginehouse.contract.elements import BINARY_ONLY, to_bytes
 from enginehouse.contract.errors import DeadlineExceeded, InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised

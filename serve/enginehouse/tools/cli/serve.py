@@ -15,8 +15,8 @@ import yaml
 from enginehouse.cluster import connect, local
 from enginehouse.cluster.moves import check_settings, pinned
 from enginehouse.cluster.ports import listen_error
-from enginehouse.contract.access import tag
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.config.access import tag
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend, StoreUnavailable
 from enginehouse.contract.manifest import NumericsRule
 from enginehouse.contract.shown import redacted

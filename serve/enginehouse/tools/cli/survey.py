@@ -10,8 +10,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from enginehouse.cluster import deploy, ray_private
-from enginehouse.contract.access import is_loopback
 from enginehouse.contract.config import ACCELERATOR_LABEL, AppConfig
+from enginehouse.contract.config.access import is_loopback
 from enginehouse.contract.errors import ConfigError
 from enginehouse.tools.doctor import ANSWER_S, PORTS, Member, Survey, probe_from_worker
 

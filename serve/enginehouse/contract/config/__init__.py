@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from enginehouse.contract.access import CallerConfig
+from enginehouse.contract.config.access import CallerConfig
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKind, NumericsRule
 

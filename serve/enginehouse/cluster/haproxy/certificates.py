@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from enginehouse.cluster import haproxy
-from enginehouse.contract.access.file import signature
+from enginehouse.contract.config.tokens_file import signature
 from enginehouse.contract.errors import ConfigError, NoBackend
 
 _SERVER, _CLIENTS = "server.pem", "clients.pem"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from enginehouse.contract.access import CallerConfig, Role, tag
+from enginehouse.contract.config.access import CallerConfig, Role, tag
 from enginehouse.contract.errors import ModelNotFound, PermissionDenied, RateExceeded, Unauthenticated
 
 _SCHEME = b"bearer "

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from enginehouse.contract.access import CallerConfig, digest
+from enginehouse.contract.config.access import CallerConfig, digest
 from enginehouse.contract.errors import ConfigError
 
 #: What HTTP allows in a bearer token (RFC 6750), and so many characters that it cannot be found by trying: only then
