@@ -29,6 +29,7 @@ from enginehouse.pools import nodes
 from enginehouse.pools.deployment import Pool
 from enginehouse.pools.hosting import HostedModels
 from enginehouse.routing import remote_versions, router
+from enginehouse.routing.admission.callers import Callers
 from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.hints import NO_HINTS, Hints
@@ -73,11 +74,13 @@ class Ingress:
         view = View(self.config.pools, self._residents, node)
         waker = Waker(pools)
         self.versions = LiveVersions(view, waker.wake)
+        self._served: Catalog | None = None
         self.plane = DataPlane(
             router.Router(self.config, self.versions, view, pools, self._residents, waker=waker),
             self.versions,
             settings.max_ongoing_requests,
             settings.max_ongoing_bytes,
+            Callers(settings.num_replicas),
         )
         self.counts = Gathering(counts, node, list(self.config.pools))
 
@@ -88,9 +91,14 @@ class Ingress:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new catalog; returns at once."""
         catalog = Catalog.parse(user_config)
-        self.versions.apply(catalog)
-        self._residents.follow(catalog)
+        # First: what is new may not be for everybody.
+        self.plane.callers.follow(catalog.callers)
         self.counts.begin()
+        if (served := catalog.with_callers(None)) == self._served:
+            return
+        self._served = served
+        self.versions.apply(served)
+        self._residents.follow(served)
 
     def check_health(self) -> None:
         """Fail, and so be replaced, when the catalog is no longer followed."""
@@ -137,7 +145,8 @@ class Ingress:
 
     async def status(self) -> dict[str, Any]:
         """Models, versions, backends, why a backend is not live, and flags that this process was started without."""
-        return {**self.versions.status(self.plane.answers), "missing_flags": missing_flags()}
+        facts = {"missing_flags": missing_flags(), "callers": self.plane.callers.tag}
+        return {**self.versions.status(self.plane.answers), **facts}
 
     async def drain(self, refuse: bool) -> int:
         """For `enginehouse serve`, which ends: see `DataPlane.drain`."""

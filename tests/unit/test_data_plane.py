@@ -11,6 +11,7 @@ from tests.unit.test_router import KEY, Asked, Engine, X, routed
 
 from enginehouse.contract.config import ModelConfig
 from enginehouse.contract.errors import InvalidInput, ModelNotFound, NoBackend, Overloaded
+from enginehouse.routing.admission.callers import ANYBODY
 from enginehouse.routing.counting import telemetry
 from enginehouse.routing.hints import NO_HINTS, Hints
 
@@ -30,9 +31,9 @@ async def test_each_request_is_counted_once_by_what_became_of_it(cluster: Cluste
         for name in ("invented", "names", "without end"):
             with pytest.raises(ModelNotFound):
                 await asked.infer(name, X)
-        with asked.plane.open("tests", "m") as turn, pytest.raises(Overloaded):
+        with asked.plane.open(ANYBODY, "tests", "m") as turn, pytest.raises(Overloaded):
             asked.plane.admission.max_bytes = 10
-            with asked.plane.open("tests", "m"):
+            with asked.plane.open(ANYBODY, "tests", "m"):
                 turn.take(100)
         assert counted(asked) == {
             ("m", "1", "ort", "ok"): 1,
@@ -63,16 +64,16 @@ async def test_a_request_that_takes_no_time_ends_no_counting(
 
 async def test_an_unknown_model_and_a_full_house_are_refused_before_the_body(cluster: Cluster, store: Path) -> None:
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
-        with pytest.raises(ModelNotFound), asked.plane.open("tests", "nobody"):
+        with pytest.raises(ModelNotFound), asked.plane.open(ANYBODY, "tests", "nobody"):
             pytest.fail("the body would be read")
-        with pytest.raises(ModelNotFound, match="version '7'"), asked.plane.open("tests", "m", "7"):
+        with pytest.raises(ModelNotFound, match="version '7'"), asked.plane.open(ANYBODY, "tests", "m", "7"):
             pytest.fail("the body would be read")
         asked.plane.admission.max_requests = 1
-        with asked.plane.open("tests", "m"):
-            with pytest.raises(Overloaded, match="1 requests are under way"), asked.plane.open("tests", "m"):
+        with asked.plane.open(ANYBODY, "tests", "m"):
+            with pytest.raises(Overloaded, match="1 requests are under way"), asked.plane.open(ANYBODY, "tests", "m"):
                 pytest.fail("the body would be read")
             assert asked.plane.admission.by_model == {KEY: 1}
-        with asked.plane.open("tests", "m") as turn:
+        with asked.plane.open(ANYBODY, "tests", "m") as turn:
             assert (await turn.infer(X, turn.signature.check(X), NO_HINTS)).choice.backend.pool == "ort"
 
 
@@ -81,7 +82,7 @@ async def test_a_model_that_gets_warm_while_the_body_arrives_is_answered(cluster
         versions = asked.plane.versions
         versions.answering = type(versions.answering)()  # type: ignore[attr-defined]
         versions._coming.clear()  # type: ignore[attr-defined]
-        with asked.plane.open("tests", "m") as turn:
+        with asked.plane.open(ANYBODY, "tests", "m") as turn:
             with pytest.raises(NoBackend, match="'m@1' is not warm yet"):
                 _ = turn.signature
             await until(lambda: answers(versions) == "1")  # type: ignore[arg-type]
@@ -92,7 +93,7 @@ async def test_a_model_that_gets_warm_while_the_body_arrives_is_answered(cluster
 async def test_the_version_is_the_one_that_answers_when_the_body_is_there(cluster: Cluster, store: Path) -> None:
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
         (replica,) = cluster.replicas["ort"]
-        with asked.plane.open("tests", "m") as turn:
+        with asked.plane.open(ANYBODY, "tests", "m") as turn:
             second = ModelConfig(name="m", version="2", numerics="any")
             replica.reports = {**replica.reports, second.key: replica.reports[KEY]}
             asked.plane.versions.apply(catalog(store, "2", numerics="any"))  # type: ignore[attr-defined]
@@ -107,7 +108,7 @@ async def test_a_server_that_ends_is_first_not_ready_and_then_refuses_whom_it_di
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
         plane = asked.plane
         assert plane.is_ready("m")
-        with plane.open("tests", "m") as turn:
+        with plane.open(ANYBODY, "tests", "m") as turn:
             assert plane.drain(refuse=False) == 1
             assert not plane.is_ready("m")
             # Who has not heard of it yet is answered.
@@ -118,7 +119,7 @@ async def test_a_server_that_ends_is_first_not_ready_and_then_refuses_whom_it_di
             assert caught.value.retryable
             # There is no way back.
             assert plane.drain(refuse=False) == 1
-            with pytest.raises(NoBackend), plane.open("tests", "m"):
+            with pytest.raises(NoBackend), plane.open(ANYBODY, "tests", "m"):
                 pytest.fail("the body would be read")
             # Under way is under way.
             await turn.infer(X, turn.signature.check(X), NO_HINTS)

@@ -27,8 +27,8 @@ HEAD = member("head", head=True, cpus=0, probe=IN_REDIS)
 CPU = member("one", "cpu")
 
 
-def faults(*members: Member, pools: Mapping[str, PoolConfig] | None = None, serve_problem: str = "") -> list[Finding]:
-    found = judge_cluster(Survey(members, pools or AppConfig().pools, serve_problem))
+def faults(*members: Member, pools: Mapping[str, PoolConfig] | None = None, **others: str) -> list[Finding]:
+    found = judge_cluster(Survey(members, pools or AppConfig().pools, **others))
     return [finding for finding in found if finding.status != "ok"]
 
 
@@ -129,3 +129,9 @@ def test_a_head_needs_no_engines_and_a_labelled_node_does() -> None:
     none = {"engines": {}}
     assert {finding.status for finding in judge_member(member("head", cpus=0, probe=none))} == {"ok"}
     assert "fail" in {finding.status for finding in judge_member(member("one", "cpu", probe=none))}
+
+
+def test_a_server_that_anybody_asks_from_elsewhere_is_a_warning() -> None:
+    (finding,) = faults(HEAD, CPU, reached_at="0.0.0.0:8000")
+    assert (finding.status, finding.area) == ("warn", "callers")
+    assert "0.0.0.0:8000" in finding.text and "--tokens" in finding.remedy

@@ -188,7 +188,7 @@ def test_requests_that_are_still_answered_are_known_by_their_age(
 0x3: proto=tcpv4 src=1:3 fe=http_frontend be=b srv=s ts=00 epoch=0 age=0s calls=1
 0x4: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00 epoch=0x2 age=9s calls=1
 """
-    monkeypatch.setattr(haproxy, "_asked", lambda folder, command: shown)
+    monkeypatch.setattr(haproxy, "asked", lambda folder, command: shown)
     assert [haproxy.answering(tmp_path, since) for since in (0.5, 1.5, 63, 64)] == [2, 1, 1, 0]
 
 

@@ -89,7 +89,7 @@ async def test_http_answers_every_error_with_its_status_and_counts_it(
     cls: type[EnginehouseError],
     way: str,
 ) -> None:
-    error = Overloaded("full", 3) if cls is Overloaded else example(cls)
+    error = cls("full", 3) if issubclass(cls, Overloaded) else example(cls)
     async with routed(cluster, store, {"ort": Engine()}) as (asked, _):
         ingress = Ingress(asked, monkeypatch)
 

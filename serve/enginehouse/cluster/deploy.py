@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from enginehouse.cluster import moves, ray_private, tokens
 from enginehouse.cluster.ray_private import Applications
 from enginehouse.contract.config import APP_NAME, ROUTER, AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.config.access import CallerConfig
 from enginehouse.contract.errors import ConfigError, NoBackend
 
 Change = Callable[[Applications], Applications]
@@ -82,8 +83,7 @@ def deploy(app: AppConfig, catalog: Catalog, host: str, port: int, force: bool =
     take over with what lives.
     """
     if force:
-        forced = tuple(model.model_copy(update={"forced": True}) for model in catalog.models)
-        catalog = Catalog(store=catalog.store, models=forced)
+        catalog = catalog.with_models(*(model.model_copy(update={"forced": True}) for model in catalog.models))
     for model in catalog.models:
         if model.numerics or model.max_batch_size:
             moves.check_settings(catalog.store, model)
@@ -114,6 +114,11 @@ def grpc_port() -> int:
     return _within(ASK_S, ray_private.grpc_port)
 
 
+def http_host() -> str | None:
+    """Host of Serve's HTTP on this cluster; None while Serve does not run."""
+    return _within(ASK_S, ray_private.http_host)
+
+
 def http_address() -> tuple[str, int]:
     """Host and port of Serve's HTTP on this cluster."""
     options = _within(ASK_S, ray_private.http_options)
@@ -140,6 +145,14 @@ def remove_model(name: str) -> None:
     if catalog.find(name) is None:
         raise ConfigError(f"model {name!r} is not served; served: {', '.join(m.id for m in catalog.models) or 'none'}")
     apply(functools.partial(_change_catalog, functools.partial(_without_model, name)))
+
+
+def set_callers(callers: tuple[CallerConfig, ...] | None) -> None:
+    """Let these ask over HTTP and gRPC from now on; None: whoever reaches a router. No request under way is lost.
+
+    Raises ConfigError when nothing is deployed.
+    """
+    apply(functools.partial(_change_catalog, functools.partial(_with_callers, callers)))
 
 
 def take_back(model: ModelConfig, before: ModelConfig | None) -> None:
@@ -243,14 +256,21 @@ def _without_model(name: str, catalog: Catalog) -> Catalog:
     return catalog.without(name)
 
 
+def _with_callers(callers: tuple[CallerConfig, ...] | None, catalog: Catalog) -> Catalog:
+    return catalog.with_callers(callers)
+
+
 def _change_catalog(change: Callable[[Catalog], Catalog], live: Applications) -> Applications:
     if APP_NAME not in live:
         raise ConfigError(
             f"application {APP_NAME!r} is not deployed on this cluster; start it with `enginehouse serve`"
         )
     application = live[APP_NAME]
-    user_config = change(_catalog_of(application)).model_dump(mode="json", exclude_defaults=True)
-    deployments = [deployment | {"user_config": user_config} for deployment in application["deployments"]]
+    changed = change(_catalog_of(application))
+    deployments = [
+        deployment | {"user_config": changed.user_config(deployment["name"])}
+        for deployment in application["deployments"]
+    ]
     return live | {APP_NAME: application | {"deployments": deployments}}
 
 

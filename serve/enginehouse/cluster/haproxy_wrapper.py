@@ -5,9 +5,9 @@ freed ports of the routers. This one is replaced by `exec`, since Ray looks at t
 each change of the configuration, by haproxy_wrapper.sh, so it imports nothing but what starts in milliseconds.
 
 Before, it adds to the configuration what Ray has no setting for: every request and health check carries the key of the
-cluster, without which its routers answer nobody, the address may be one of IPv6, what HAProxy itself answers where
-a router is lost is an error that can be tried again, as JSON, and not Ray's 500, the head of a request has to come
-within `HEAD_S`, one address may not have all connections, and nobody else may administrate it.
+cluster, without which its routers answer nobody, the address may be one of IPv6, and have TLS, what HAProxy itself
+answers where a router is lost is an error that can be tried again, as JSON, and not Ray's 500, the head of a request
+has to come within `HEAD_S`, one address may not have all connections, and nobody else may administrate it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import signal
 import sys
 from collections.abc import Iterator
 
-#: The real binary, and the process of `enginehouse serve`; the key and its header; where to listen instead.
+#: The real binary, and the process of `enginehouse serve`; the key and its header; where to listen instead, and
+#: with which options for TLS.
+TLS = "ENGINEHOUSE_TLS"
 BINARY, SERVER, BIND = "ENGINEHOUSE_HAPROXY", "ENGINEHOUSE_SERVER_PID", "ENGINEHOUSE_BIND"
 KEY, HEADER = "ENGINEHOUSE_HOUSE_KEY", "x-house-key"
 #: Seconds for the head of a request, from its first byte or the connection on.
@@ -53,7 +55,7 @@ def main() -> None:
     with open(lost, "wb") as answer:  # noqa: PTH123
         answer.write(LOST)
     with open(path, "r+", encoding="utf-8") as file:  # noqa: PTH123
-        text = completed(file.read(), os.environ[KEY], os.environ.get(BIND), lost)
+        text = completed(file.read(), os.environ[KEY], os.environ.get(BIND), lost, os.environ.get(TLS))
         file.seek(0)
         file.truncate()
         file.write(text)
@@ -68,15 +70,15 @@ def _is_of_ray(process: int) -> bool:
         return False
 
 
-def completed(text: str, key: str, bind: str | None = None, lost: str | None = None) -> str:
+def completed(text: str, key: str, bind: str | None = None, lost: str | None = None, tls: str | None = None) -> str:
     """The configuration with the key in requests and health checks, listening at the host `bind` if that is given.
 
-    `lost` is the file of what HAProxy answers for a router that does not.
+    `lost` is the file of what HAProxy answers for a router that does not; `tls` are options for listening.
     """
-    return text if HEADER in text else "\n".join(_lines(text, key, bind, lost)) + "\n"
+    return text if HEADER in text else "\n".join(_lines(text, key, bind, lost, tls)) + "\n"
 
 
-def _lines(text: str, key: str, bind: str | None, lost: str | None) -> Iterator[str]:
+def _lines(text: str, key: str, bind: str | None, lost: str | None, tls: str | None) -> Iterator[str]:
     section, most = "", 0
     for line in text.splitlines():
         if line and not line[0].isspace():
@@ -94,7 +96,8 @@ def _lines(text: str, key: str, bind: str | None, lost: str | None) -> Iterator[
                 host, *more = bind.split()
                 # As Ray has it but for the host.
                 line = " ".join(["    bind", f"{host}:{address.rpartition(':')[2]}", *more, *options])
-            yield line
+            # gRPC is HTTP/2 alone.
+            yield f"{line} {tls} alpn {'h2,http/1.1' if section == _FRONTENDS[0] else 'h2'}" if tls else line
             yield from _of_one_address(most * 3 // 4)
             # In the place of what the client has sent.
             yield f"    http-request set-header {HEADER} {key}"

@@ -17,6 +17,7 @@ import psutil
 
 from enginehouse.cluster import haproxy, home, light, proxies
 from enginehouse.cluster.connect import NO_OTHER_RAY, check_ray_is_not_imported, quiet
+from enginehouse.cluster.haproxy.certificates import Certificates
 from enginehouse.cluster.keeper import MARK, Keeper
 from enginehouse.cluster.own_folder import own_folder
 from enginehouse.cluster.ports import listen_error
@@ -66,7 +67,9 @@ class LocalCluster(NamedTuple):
 
 
 @contextlib.contextmanager
-def local(host: str, port: int, app: AppConfig, grpc_port: int = 0) -> Iterator[LocalCluster]:
+def local(
+    host: str, port: int, app: AppConfig, grpc_port: int = 0, tls: Certificates | None = None
+) -> Iterator[LocalCluster]:
     """Run a Ray cluster on this machine only, for the context.
 
     It has the logical CPUs that all replicas of `app` and a scoring job take, even beyond the machine's cores: real CPU
@@ -93,7 +96,11 @@ def local(host: str, port: int, app: AppConfig, grpc_port: int = 0) -> Iterator[
             | home.without_home(folder)
         )
         os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-        os.environ.update(haproxy.wrapped(host) | proxies.exceptions(proxies.THIS_MACHINE) | {MARK: str(folder)})
+        os.environ.update(
+            haproxy.wrapped(host, tls.put(folder) if tls else "")
+            | proxies.exceptions(proxies.THIS_MACHINE)
+            | {MARK: str(folder)}
+        )
         keeper = Keeper(folder)
         light.without_pandas()
         import ray

@@ -68,6 +68,12 @@ def http_port() -> int | None:
     return int(client.http_config.port) if client else None
 
 
+def http_host() -> str | None:
+    """The host that Serve's HTTP listens on; None while Serve does not run."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return str(client.http_config.host) if client else None
+
+
 @contextlib.contextmanager
 def without_dashboard() -> Iterator[None]:
     """Have `ray.init` start no dashboard in the context, for a local cluster that asked for none.

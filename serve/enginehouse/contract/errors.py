@@ -3,12 +3,15 @@
     EnginehouseError
     ├── RequestError                the caller's mistake; the same request fails again
     │   ├── InvalidInput
+    │   ├── Unauthenticated
+    │   ├── PermissionDenied
     │   ├── ModelNotFound
     │   ├── BodyTimeout
     │   ├── RequestTooLarge
     │   └── UnsupportedEncoding
     ├── CapacityError               nothing wrong with the request; retryable
     │   ├── Overloaded
+    │   │   └── RateExceeded
     │   ├── NoBackend
     │   ├── StoreUnavailable
     │   └── DeadlineExceeded
@@ -93,6 +96,14 @@ class InvalidInput(RequestError):
     """
 
 
+class Unauthenticated(RequestError):
+    """The request has no token, or one that is not known here."""
+
+
+class PermissionDenied(RequestError):
+    """The token of the request does not allow it."""
+
+
 class ModelNotFound(RequestError):
     """No such model, or no such version of it, is served here."""
 
@@ -142,6 +153,10 @@ class Overloaded(CapacityError):
     def retry_after_s(self) -> float:
         """Seconds."""
         return float(self.args[1])
+
+
+class RateExceeded(Overloaded):
+    """The caller has asked for more than its rate allows; in `retry_after_s` seconds it may go on."""
 
 
 class NoBackend(CapacityError):
@@ -268,6 +283,8 @@ FAULTS: Mapping[type[EnginehouseError], Fault] = {
     EnginehouseError: _FAILED,
     RequestError: _REFUSED,
     InvalidInput: _REFUSED,
+    Unauthenticated: Fault(401, "UNAUTHENTICATED", "nothing", retryable=False),
+    PermissionDenied: Fault(403, "PERMISSION_DENIED", "nothing", retryable=False),
     # A replica has unloaded what another one still has.
     ModelNotFound: Fault(404, "NOT_FOUND", "another or later", retryable=False),
     BodyTimeout: Fault(408, "CANCELLED", "nothing", retryable=False),
@@ -275,6 +292,7 @@ FAULTS: Mapping[type[EnginehouseError], Fault] = {
     UnsupportedEncoding: Fault(415, "UNIMPLEMENTED", "nothing", retryable=False),
     CapacityError: _UNAVAILABLE,
     Overloaded: Fault(429, "RESOURCE_EXHAUSTED", "another or later", retryable=True),
+    RateExceeded: Fault(429, "RESOURCE_EXHAUSTED", "another or later", retryable=True),
     NoBackend: _UNAVAILABLE,
     # Outages last longer than requests wait.
     StoreUnavailable: Fault(503, "UNAVAILABLE", "another", retryable=True),

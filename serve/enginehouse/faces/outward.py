@@ -6,8 +6,9 @@ import logging
 import re
 import uuid
 
-from enginehouse.contract.errors import EnginehouseError
+from enginehouse.contract.errors import EnginehouseError, ModelNotFound
 from enginehouse.contract.shown import placeless
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 from enginehouse.routing.failover import THRICE_LOST, TWICE_LOST
 
 logger = logging.getLogger("ray.serve")
@@ -16,14 +17,16 @@ logger = logging.getLogger("ray.serve")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def told(error: Exception, given_id: str, where: str) -> str:
-    """The text for the client who asked for `where`.
+def told(error: Exception, given_id: str, where: str, caller: Caller = ANYBODY) -> str:
+    """The text for the client, this `caller`, who asked for `where`.
 
     Of our own errors it names the value and the way out, without the places of this machine where the fault is ours. Of
     any other, and of an engine's, it has the number under which the log says why: `given_id`, if that can be one.
     """
     if not isinstance(error, EnginehouseError) or error.status == 500:
         return _kept_inside(error, given_id, where)
+    if isinstance(error, ModelNotFound):
+        error = caller.shown(error)
     text = str(error) or type(error).__name__
     return placeless(text) if error.status > 500 else text
 

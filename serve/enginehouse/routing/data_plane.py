@@ -1,6 +1,7 @@
 """The data plane: every request, from any face, goes through it and becomes an answer with its origin.
 
-    with plane.open("http", model, version, priority) as turn:     is there such a model; admission
+    caller = plane.callers.find(authorization)                     who asks
+    with plane.open(caller, "http", model, version, priority) as turn:     may it; is there such a model; admission
         turn.take(len(body))                                       bytes count while the turn lasts
         request = decode(body, turn.signature)
         answer = await turn.infer(request.inputs, request.rows, hints)
@@ -24,6 +25,7 @@ from enginehouse.counts import ledger
 from enginehouse.counts.ledger import Ledger
 from enginehouse.counts.requests import Counted, RequestCounts
 from enginehouse.routing.admission import Admission, Admitted
+from enginehouse.routing.admission.callers import ANYBODY, Caller, Callers
 from enginehouse.routing.answer import Answer, Explained
 from enginehouse.routing.counting.telemetry import RequestMetrics
 from enginehouse.routing.hints import Hints
@@ -35,14 +37,22 @@ from enginehouse.routing.view import ModelVersion
 class DataPlane:
     """The one way from any face to an answer; one per process, with the admission and the statistics of that process.
 
-    `versions` says which version answers for a name. Requests are counted in `counts`, by default the process's ledger.
+    `versions` says which version answers for a name, `callers` who may ask over HTTP and gRPC. Requests are counted in
+    `counts`, by default the process's ledger.
     """
 
     def __init__(
-        self, router: Router, versions: Versions, max_requests: int, max_bytes: int, counts: Ledger | None = None
+        self,
+        router: Router,
+        versions: Versions,
+        max_requests: int,
+        max_bytes: int,
+        callers: Callers | None = None,
+        counts: Ledger | None = None,
     ) -> None:
         self.router = router
         self.versions = versions
+        self.callers = callers or Callers()
         self.admission = Admission(max_requests, max_bytes)
         self.metrics = RequestMetrics()
         self.counted = Counted(counts or ledger.here())
@@ -58,15 +68,15 @@ class DataPlane:
         self.refuses = self.refuses or refuse
         return self.admission.requests + self.admission.last.requests
 
-    def open(self, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
+    def open(self, caller: Caller, face: str, model: str, version: str | None = None, priority: int = USUAL) -> Turn:
         """A turn for one request, before its body is read; a context manager, which begins when it is entered.
 
-        `face` is the way in: http, handle or python. Entering raises ModelNotFound and Overloaded.
+        `face` is the way in: http, grpc, handle or python. Entering raises PermissionDenied, ModelNotFound, Overloaded.
         """
-        return Turn(self, face, model, version, priority)
+        return Turn(self, caller, face, model, version, priority)
 
     @contextmanager
-    def refusals(self, face: str, model: str, version: str | None = None) -> Iterator[None]:
+    def refusals(self, face: str, model: str = "", version: str | None = None) -> Iterator[None]:
         """Count a request that is refused in the context, before it can have a turn: for its hints."""
         try:
             yield
@@ -90,10 +100,10 @@ class DataPlane:
             return "", ""
 
     async def infer(self, face: str, model: str, inputs: Tensors, hints: Hints, version: str | None = None) -> Answer:
-        """A whole turn for inputs that are decoded already. Raises EnginehouseError."""
+        """A whole turn, from inside of the cluster, for inputs that are decoded already. Raises EnginehouseError."""
         with self.refusals(face, model, version):
             checked_name(model)
-        with self.open(face, model, version, hints.priority) as turn:
+        with self.open(ANYBODY, face, model, version, hints.priority) as turn:
             turn.take(nbytes(checked_arrays(inputs)))
             return await turn.infer(inputs, turn.signature.check(inputs), hints)
 
@@ -128,6 +138,7 @@ class Turn:
         "_asked",
         "_began",
         "_body_at",
+        "_caller",
         "_counts",
         "_face",
         "_is_settled",
@@ -138,8 +149,11 @@ class Turn:
         "_version",
     )
 
-    def __init__(self, plane: DataPlane, face: str, model: str, version: str | None, priority: int) -> None:
+    def __init__(
+        self, plane: DataPlane, caller: Caller, face: str, model: str, version: str | None, priority: int
+    ) -> None:
         self._plane = plane
+        self._caller = caller
         self._face = face
         self._asked = model, version
         self._priority = priority
@@ -156,7 +170,10 @@ class Turn:
 
     def __enter__(self) -> Turn:
         try:
-            # Authentication belongs here: before anything is revealed, counted or read.
+            # Before anything is revealed, counted or read.
+            if self._caller is not ANYBODY:
+                self._caller.check("infer", self._asked[0])
+                self._caller.begin()
             if self._plane.refuses:
                 self._name = self._plane.named(*self._asked)
                 raise NoBackend("this server is ending; send the request again, to another one or when it is back")
@@ -202,6 +219,7 @@ class Turn:
         assert self._version is not None and self._is_settled, "signature was not read"
         # The metric leaves out the time to read and decode the body.
         self._began = time.monotonic_ns()
+        self._caller.take(rows)
         self._answer = answer = await self._plane.router.infer(self._version, inputs, rows, hints)
         self._answered_at, self._rows = time.monotonic_ns(), rows
         return answer

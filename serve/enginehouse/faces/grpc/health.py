@@ -12,11 +12,11 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from enginehouse.contract.errors import ModelNotFound, NoBackend
+from enginehouse.faces.grpc.asking import SERVER
 from enginehouse.faces.grpc.inference import Context, Ingress
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 Request, Response = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-_SERVER = frozenset({"", "inference.GRPCInferenceService"})
 #: Seconds between two looks of who watches.
 WATCH_S = 1.0
 
@@ -50,7 +50,7 @@ async def watch(ingress: Ingress, request: Any) -> AsyncIterator[Any]:
 
 
 def _status(ingress: Ingress, service: str) -> Any:
-    if service in _SERVER:
+    if service in SERVER:
         ready = is_ready(ingress)
     else:
         try:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from enginehouse.faces.grpc import messages, wire
+from enginehouse.faces.grpc import asking, messages, wire
 from enginehouse.faces.interleaved import interleaved
 from enginehouse.faces.memory import made
 from enginehouse.routing.counting.gathering import Gathering
@@ -91,10 +91,12 @@ async def _infer(
 ) -> bytes:
     plane = ingress.plane
     metadata = context.invocation_metadata() or ()
+    # For each message of a stream anew: a token may have been taken back since the last one.
+    caller = asking.find(plane, metadata)
     given = headers_of((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
     with plane.refusals("grpc", message.model_name, message.model_version or None):
         priority = Hints.of(given, {}).priority
-    with plane.open("grpc", message.model_name, message.model_version or None, priority) as turn:
+    with plane.open(caller, "grpc", message.model_name, message.model_version or None, priority) as turn:
         turn.take(size)
         signature = turn.signature
         request = await interleaved(messages.decoding(message, raw, signature, ingress.max_strings))

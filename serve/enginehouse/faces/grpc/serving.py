@@ -21,10 +21,11 @@ from google.protobuf import json_format
 from tritonclient.grpc import service_pb2 as pb
 
 from enginehouse.cluster.haproxy_wrapper import HEADER, KEY
-from enginehouse.contract.errors import EnginehouseError, ModelNotFound, NoBackend, Overloaded
+from enginehouse.contract.errors import EnginehouseError, ModelNotFound, NoBackend, Overloaded, Unauthenticated
 from enginehouse.faces import counted, oip, outward
-from enginehouse.faces.grpc import health, inference
+from enginehouse.faces.grpc import asking, health, inference
 from enginehouse.faces.grpc.inference import Context, Ingress
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 #: Characters of an error: HTTP/2 has it in a header, of which HAProxy takes 16 KiB with all others.
@@ -49,8 +50,8 @@ def add_to_server(_: object, server: Any) -> None:
     }
     for service, handlers in ((SERVICE, methods), (health.SERVICE, checks)):
         server.add_passthrough_service(service)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        server.add_registered_method_handlers(service, handlers)
+        server.add_generic_rpc_handlers((asking.Asked(service, handlers, _of_this_process, _refuse_unread),))
+        # Not as registered handlers, of which grpc asks no service: it would read a message before anybody looks at it.
 
 
 def _handler(name: str, answer: Unary) -> grpc.RpcMethodHandler:
@@ -66,7 +67,9 @@ def _guarded(name: str, answer: Unary) -> Callable[[Any, Context], Awaitable[Any
 
     async def guarded(request: Any, context: Context) -> Any:
         try:
-            return await answer(await _ingress(context), request, context)
+            ingress = await _ingress(context)
+            asking.check(ingress.plane, name, request, context)
+            return await answer(ingress, request, context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -84,6 +87,10 @@ async def _stream(requests: AsyncIterator[bytes], context: Context) -> AsyncIter
 
 async def _watch(request: Any, context: Context) -> AsyncIterator[Any]:
     ingress = await _ingress(context)
+    try:
+        asking.check(ingress.plane, "Watch", request, context)
+    except EnginehouseError as error:
+        await _refuse(error, "Watch", context)
     async for response in health.watch(ingress, request):
         yield response
 
@@ -120,6 +127,12 @@ def _of_this_process() -> Ingress | None:
     return replica if hasattr(replica, "plane") else None
 
 
+async def _refuse_unread(error: Exception, name: str, context: Context) -> None:
+    # Whoever meant another server is told that first.
+    await _ingress(context)
+    await _refuse(error, name, context)
+
+
 async def _refuse(error: Exception, name: str, context: Context) -> None:
     text = _told(error, name, context)
     if not isinstance(error, EnginehouseError):
@@ -131,8 +144,17 @@ async def _refuse(error: Exception, name: str, context: Context) -> None:
 
 def _told(error: Exception, where: str, context: Context) -> str:
     metadata = dict(context.invocation_metadata() or ())
-    text = outward.told(error, str(metadata.get("x-request-id", "")), where)
+    text = outward.told(error, str(metadata.get("x-request-id", "")), where, _caller(context))
     return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1]}…"
+
+
+def _caller(context: Context) -> Caller:
+    """Who calls; ANYBODY where that is what the error is about."""
+    ingress = _of_this_process()
+    try:
+        return asking.find(ingress.plane, context.invocation_metadata()) if ingress else ANYBODY
+    except Unauthenticated:
+        return ANYBODY
 
 
 async def _live(_: Ingress, __: Any, ___: Context) -> Any:
@@ -176,9 +198,12 @@ async def _statistics(ingress: Ingress, request: Any, _: Context) -> Any:
     return json_format.ParseDict(document, pb.ModelStatisticsResponse())
 
 
-async def _index(ingress: Ingress, request: Any, _: Context) -> Any:
+async def _index(ingress: Ingress, request: Any, context: Context) -> Any:
     models = oip.repository_index(ingress.versions.status(ingress.plane.answers)["models"])
-    listed = [entry for entry in models if entry["state"] == "READY" or not request.ready]
+    caller = asking.find(ingress.plane, context.invocation_metadata())
+    listed = [
+        entry for entry in models if caller.sees(entry["name"]) and (entry["state"] == "READY" or not request.ready)
+    ]
     return json_format.ParseDict({"models": listed}, pb.RepositoryIndexResponse())
 
 

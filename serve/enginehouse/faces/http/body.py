@@ -22,6 +22,9 @@ BINARY_HEADER = "Inference-Header-Content-Length"
 RAW_BINARY_HEADER = BINARY_HEADER.lower().encode()
 #: Seconds that a client may take to send its body.
 BODY_TIMEOUT_S = 60.0
+#: Bodies of clients that have no token, of which nothing is read but what is under way: apart, so that they are no
+#: reason to end others, and for so many seconds.
+STRANGERS, STRANGERS_S = Transfers(64), 5.0
 #: Bytes; that of numpy's allocations, and enough for every datatype.
 _ALIGNMENT = 16
 #: Content-Encoding -> zlib's window bits.

@@ -14,21 +14,23 @@ import orjson
 from ray import serve
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from enginehouse.contract.errors import BodyTimeout, EnginehouseError, Overloaded
+from enginehouse.contract.errors import BodyTimeout, EnginehouseError, Overloaded, Unauthenticated
 from enginehouse.contract.shown import OneLine
 from enginehouse.faces import counted, oip, outward
-from enginehouse.faces.http import body
+from enginehouse.faces.http import asking, body
 from enginehouse.faces.http.foreign_paths import not_supported
 from enginehouse.faces.http.one_write import cycle_of, written
 from enginehouse.faces.http.responses import AtOnce, InParts, answer_early
 from enginehouse.faces.interleaved import interleaved
 from enginehouse.faces.memory import made
 from enginehouse.routing import timers
+from enginehouse.routing.admission.callers import ANYBODY, Caller
 from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane, Turn
 from enginehouse.routing.hints import PREFIX, Hints, headers_of
@@ -74,7 +76,7 @@ async def ready(_: Request) -> Response:
         return _json({"error": _ENDING}, 503)
     waiting = [model["name"] for model in _models() if not model["ready"]]
     if waiting:
-        return _json({"error": f"not ready: {', '.join(waiting)}"}, 400)
+        return _json({"error": f"not ready: {asking.without_names(_ingress().plane, waiting)}"}, 400)
     return Response(status_code=200)
 
 
@@ -128,7 +130,10 @@ async def answer(ingress: Ingress, scope: Scope, receive: Receive, send: Send) -
     cycle = cycle_of(send)
     if cycle is not None and cycle.more_body and not cycle.disconnected:
         if response.status_code != BodyTimeout.status:
-            await answer_early(response, receive, send, ingress.limits.arriving, body.BODY_TIMEOUT_S)
+            is_stranger = response.status_code == Unauthenticated.status
+            arriving = body.STRANGERS if is_stranger else ingress.limits.arriving
+            most_s = body.STRANGERS_S if is_stranger else body.BODY_TIMEOUT_S
+            await answer_early(response, receive, send, arriving, most_s)
             return
         # It will not come.
         cycle.keep_alive = False
@@ -172,9 +177,10 @@ class _Watch:
 async def _infer(ingress: Ingress, request: Request, on_body: Callable[[], None] = lambda: None) -> Response:
     headers = headers_of(request.scope["headers"])
     name, version = _model_of(request)
+    caller = asking.find(ingress.plane, request.scope)
     with ingress.plane.refusals("http", name, version):
         priority = Hints.of(headers, {}).priority
-    with ingress.plane.open("http", name, version, priority) as turn:
+    with ingress.plane.open(caller, "http", name, version, priority) as turn:
         head = body.Head.of(request.scope["headers"])
         content = await body.read(request, head, ingress.limits, turn.take)
         on_body()
@@ -211,9 +217,9 @@ def _header(fact: str) -> bytes:
     return (PREFIX + fact.replace("_", "-")).encode()
 
 
-async def index(_: Request) -> Response:
+async def index(request: Request) -> Response:
     """Triton's repository index: every model with its version, state and reason."""
-    return _json(oip.repository_index(_models()))
+    return _json(oip.repository_index(_models(asking.caller_of(request))))
 
 
 async def config(request: Request) -> Response:
@@ -221,9 +227,9 @@ async def config(request: Request) -> Response:
     return _json(oip.model_config(version.config.name, version.signature, version.max_batch))
 
 
-async def models(_: Request) -> Response:
+async def models(request: Request) -> Response:
     """The models of the catalog: OpenVINO Model Server and KServe have such a list."""
-    return _json({"models": [model["name"] for model in _models()]})
+    return _json({"models": [model["name"] for model in _models(asking.caller_of(request))]})
 
 
 async def all_stats(_: Request) -> Response:
@@ -239,10 +245,10 @@ async def metrics(_: Request) -> Response:
     return Response(text, media_type=counted.TEXT)
 
 
-def _models() -> list[dict[str, Any]]:
+def _models(caller: Caller = ANYBODY) -> list[dict[str, Any]]:
     ingress = _ingress()
     found: list[dict[str, Any]] = ingress.versions.status(ingress.plane.answers)["models"]
-    return found
+    return [model for model in found if caller.sees(model["name"])]
 
 
 def _model_of(request: Request) -> tuple[str, str | None]:
@@ -255,6 +261,8 @@ async def _our_error(request: Request, error: Exception) -> Response:
     # Who is late need not wait: it is the deadline that was too short.
     if error.retryable and error.status != 504:
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)) if isinstance(error, Overloaded) else 1)}
+    elif isinstance(error, Unauthenticated):
+        headers = {"WWW-Authenticate": "Bearer"}
     return _json({"error": _told(request, error)}, error.status, headers)
 
 
@@ -279,7 +287,7 @@ async def _any_error(request: Request, error: Exception) -> Response:
 
 
 def _told(request: Request, error: Exception) -> str:
-    return outward.told(error, request.headers.get("x-request-id", ""), request.url.path)
+    return outward.told(error, request.headers.get("x-request-id", ""), request.url.path, asking.caller_of(request))
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -312,4 +320,5 @@ http = Starlette(
         ClientDisconnect: _disconnected,
         Exception: _any_error,
     },
+    middleware=[Middleware(asking.WhoAsks, plane=lambda: _ingress().plane, refuse=_our_error)],
 )

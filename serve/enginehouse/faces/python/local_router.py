@@ -172,7 +172,7 @@ class LocalRouter:
                         versions,
                         config.router.max_ongoing_requests,
                         config.router.max_ongoing_bytes,
-                        self._counts,
+                        counts=self._counts,
                     )
                     self._plane.hands_over = HANDED_OVER
                 versions.receive(published)

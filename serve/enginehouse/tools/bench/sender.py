@@ -11,6 +11,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
+from enginehouse.contract.config.access import own_token
 from enginehouse.engines.worker_process import Parent, serve
 from enginehouse.tools.bench import answers
 from enginehouse.tools.bench.generator import Order, Result, Sent
@@ -55,7 +56,9 @@ class _Loop:
         import aiohttp
 
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+            headers=own_token(),
         )
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from enginehouse.contract.config.access import own_token
 from enginehouse.contract.errors import InvalidInput, NoBackend, ParityFailed
 from enginehouse.contract.parity import Limits
 from enginehouse.contract.tensors import Tensors
@@ -86,7 +87,7 @@ class Subject:
 def ask(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
     """POST once: content and headers of the answer. Raises InvalidInput with what the server said, or NoBackend."""
     try:
-        request = urllib.request.Request(url, body, dict(headers))
+        request = urllib.request.Request(url, body, {**headers, **own_token()})
         with _opener.open(request, timeout=_TIMEOUT_S) as response:
             return response.read(), dict(response.headers.items())
     except urllib.error.HTTPError as error:

