@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from enginehouse.contract.config.access import CallerConfig, digest
 from enginehouse.faces.http import body, routes
 from enginehouse.pools import nodes
 from enginehouse.routing.admission.callers import Callers
+from enginehouse.routing.counting.gathering import Gathering
 from enginehouse.routing.data_plane import DataPlane
 from enginehouse.routing.router import Router
 from enginehouse.routing.versions import LiveVersions
@@ -42,7 +44,10 @@ def _plane(monkeypatch: pytest.MonkeyPatch, store: Path) -> DataPlane:
     view = View(config.pools, None, "here")
     versions = LiveVersions(view)
     plane = DataPlane(Router(config, versions, view, {}), versions, 8, 80_000, Callers(2))
-    ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100)
+    counts = Gathering(plane.counted.ledger, "here", ())
+    # There are no others, and no Serve to find them by.
+    monkeypatch.setattr(counts, "_ask_routers", lambda: asyncio.sleep(0))
+    ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100, counts=counts)
     monkeypatch.setattr(routes, "_ingress", lambda: ingress)
     return plane
 

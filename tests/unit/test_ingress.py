@@ -200,9 +200,9 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     view = View(config.pools, None, "here")
     versions = LiveVersions(view)
     ledger = Ledger(None)
-    plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT, ledger)
+    plane = DataPlane(Router(config, versions, view, {}), versions, 8, 8 * LIMIT, counts=ledger)
     counts = Gathering(ledger, "here", ())
-    # There are none.
+    # There are no others, and no Serve to find them by.
     monkeypatch.setattr(counts, "_ask_routers", lambda: asyncio.sleep(0))
     ingress = SimpleNamespace(plane=plane, versions=versions, limits=LIMITS, max_strings=100, counts=counts)
     monkeypatch.setattr(routes, "_ingress", lambda: ingress)
