@@ -1,7 +1,7 @@
 """Steps of a build in processes that are forked from one that has imported the libraries: most of a step was importing.
 
 The processes are as apart, and end in the same ways, as those of `WorkerProcess`. Builds in processes of their own
-(`driver`, `on_cpu`, the session's `digits`) and the tests of `isolate` run steps as users do.
+(`driver`, `on_cpu`, the `digits` that tests share) and the tests of `isolate` run steps as users do.
 """
 
 from __future__ import annotations

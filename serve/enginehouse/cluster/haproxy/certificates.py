@@ -6,14 +6,13 @@ read the originals, and the same names for `set ssl cert` on its socket, which c
 
 from __future__ import annotations
 
-import os
 import ssl
-import tempfile
 from pathlib import Path
 
 from enginehouse.cluster import haproxy
 from enginehouse.contract.config.tokens_file import signature
 from enginehouse.contract.errors import ConfigError, NoBackend
+from enginehouse.contract.store.private import replace_private
 
 _SERVER, _CLIENTS = "server.pem", "clients.pem"
 
@@ -33,7 +32,7 @@ class Certificates:
     def put(self, folder: Path) -> str:
         """Put the copies into `folder`; the options for HAProxy's `bind` lines."""
         for name, text in self._texts.items():
-            _replace(folder / name, text)
+            replace_private(folder / name, text)
         clients = f' ca-file "{folder / _CLIENTS}" verify required' if self._client_ca else ""
         return f'ssl crt "{folder / _SERVER}"{clients}'
 
@@ -49,7 +48,7 @@ class Certificates:
         texts = self._read()
         for name, text in texts.items():
             # Those that start from now on read it; those that run are told.
-            _replace(folder / name, text)
+            replace_private(folder / name, text)
             self._tell(folder, name, text)
         self._seen, self._texts = seen, texts
         return True
@@ -103,11 +102,3 @@ def _text(option: str, path: Path) -> str:
         raise ConfigError(f"{option} {path}: {error.strerror or type(error).__name__}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{option} {path} is no PEM file") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put `text` there, for this user only, whole at any time."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-    Path(name).replace(path)

@@ -46,16 +46,30 @@ def tightened(path: Path) -> Path:
 
 def put_private(path: Path, text: str) -> bool:
     """Write a file that only this user may read, whole or not at all; False where there is one, which stays."""
+    made = _made_beside(path, text)
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        return False
+    finally:
+        made.unlink()
+    return True
+
+
+def replace_private(path: Path, text: str) -> None:
+    """As `put_private`, in the place of what is there."""
+    _made_beside(path, text).replace(path)
+
+
+def _made_beside(path: Path, text: str) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(text)
-        os.link(name, path)
-    except FileExistsError:
-        return False
-    finally:
+    except BaseException:
         Path(name).unlink()
-    return True
+        raise
+    return Path(name)
 
 
 def exposed(path: Path) -> list[str]:
